@@ -1,0 +1,10 @@
+"""The one place that knows the time of day; tests put a clock of their own here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def now() -> datetime:
+    """The present moment, aware, in UTC."""
+    return datetime.now(UTC)

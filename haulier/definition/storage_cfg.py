@@ -1,0 +1,108 @@
+"""Read Proxmox VE's `storage.cfg`: which storages there are, of what kind, and on which nodes.
+
+Keeps every kind, known or not: whether Haulier can use a storage is for another layer to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from haulier.definition.values import Reasons, clean_text, host_path, shown, storage_name
+from haulier.errors import Problem, Refused
+
+_HEADER = re.compile(r"([a-z][a-z0-9]*):\s*(\S+)\s*")
+_OPTION = re.compile(r"\s+([a-z][a-z0-9_-]*)(?:\s+(.*?))?\s*")
+# Kinds that Proxmox VE takes as shared whatever the file says, and those among them that it mounts below /mnt/pve.
+_SHARED_KINDS: Final = frozenset(
+    {"nfs", "cifs", "cephfs", "glusterfs", "rbd", "iscsi", "iscsidirect", "zfs", "pbs", "esxi"}
+)
+_MOUNTED_KINDS: Final = frozenset({"nfs", "cifs", "cephfs", "glusterfs"})
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSpec:
+    """One storage. `nodes` empty means every node; `options` holds the remaining keys as they stand."""
+
+    name: str
+    kind: str
+    path: str | None = None
+    shared: bool = False
+    nodes: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_disabled(self) -> bool:
+        return self.options.get("disable", "0") not in ("0", "no", "off", "false")
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What may be kept there, for example `images` and `iso`; empty when the file does not say."""
+        return tuple(word for word in re.split(r"[,;\s]+", self.options.get("content", "")) if word)
+
+
+@dataclass(slots=True)
+class _Section:
+    number: int
+    kind: str
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def read_storage_cfg(text: str, *, source: str) -> tuple[StorageSpec, ...]:
+    """Read the text of a `storage.cfg`; an empty one holds no storage.
+
+    Raises `Refused` with every fault of the text at once, each with its line number; `not_a_config` when the text is
+    something else altogether.
+    """
+    reasons = Reasons()
+    sections = _sections(text, source=source, reasons=reasons)
+    if reasons.problems and not sections:
+        message = f"{source}:1: this is no storage.cfg: no storage was found in it"
+        raise Refused(
+            "not_a_config", message, "write for example: dir: local, and below it, indented: path /var/lib/vz"
+        )
+    storages: dict[str, StorageSpec] = {}
+    for section in sections:
+        with reasons.at(f"{source}:{section.number}: {section.kind}"):
+            spec = _storage(section)
+            if spec.name in storages:
+                raise Refused("duplicate_storage", f"storage {spec.name} is there twice", "give each its own name")
+            storages[spec.name] = spec
+    reasons.raise_any()
+    return tuple(storages.values())
+
+
+def _sections(text: str, *, source: str, reasons: Reasons) -> list[_Section]:
+    sections: list[_Section] = []
+    for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        line = raw.removesuffix("\r")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if header := _HEADER.fullmatch(line):
+            sections.append(_Section(number, header.group(1), header.group(2)))
+        elif (option := _OPTION.fullmatch(line)) and sections:
+            with reasons.at(f"{source}:{number}: {option.group(1)}"):
+                # A key alone is a switch that is on.
+                sections[-1].options[option.group(1)] = clean_text(option.group(2) or "1")
+        else:
+            message = f"{source}:{number}: {shown(line)} is neither a storage nor an option of one"
+            reasons.problems.append(Problem("invalid_line", message, "indent the options of a storage"))
+    return sections
+
+
+def _storage(section: _Section) -> StorageSpec:
+    name, options = storage_name(section.name), section.options
+    path = options.pop("path", f"/mnt/pve/{name}" if section.kind in _MOUNTED_KINDS else None)
+    if section.kind == "dir" and path is None:
+        raise Refused("invalid_value", f"storage {name} has no path", "add an indented line: path /some/folder")
+    is_shared = options.pop("shared", "0") not in ("0", "no", "off", "false")
+    return StorageSpec(
+        name=name,
+        kind=section.kind,
+        path=None if path is None else host_path(path),
+        shared=is_shared or section.kind in _SHARED_KINDS,
+        nodes=tuple(node for node in re.split(r"[,;\s]+", options.pop("nodes", "")) if node),
+        options=options,
+    )

@@ -1,0 +1,173 @@
+"""Disks of a running VM: served by the target's QEMU over NBD, mirrored by the source's.
+
+Everything that is added to a QEMU has a name that begins with `haulier-`, so that an undo finds it without remembering
+it. The TPM's state is no disk: QEMU never has it open, and nothing here takes a volume's role for granted (`Mirror`
+refuses it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from haulier.errors import Refused, StepFailed
+from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.monitor import Event, Monitor
+from haulier.hypervisor.tls import OBJECT_ID
+
+PREFIX = "haulier-"
+
+
+def drive_node(device: str) -> str:
+    """The name of the block node that holds a device's image, on the source and on the target alike."""
+    return f"drive-{device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One disk on its way: the device, its role, and where the target serves it."""
+
+    device: str
+    role: str
+    server: NbdServer
+    tls: bool
+
+    def __post_init__(self) -> None:
+        require_mirrorable(self.device, self.role)
+
+    @property
+    def job(self) -> str:
+        return f"{PREFIX}{self.device}"
+
+
+def require_mirrorable(device: str, role: str) -> None:
+    """Raise Refused for a TPM's state: only swtpm has it open, a mirror of it would copy what QEMU never sees."""
+    if role == "tpmstate":
+        raise Refused(
+            "tpmstate_never_mirrored",
+            f"{device} holds a TPM's state and cannot be mirrored or exported",
+            "It crosses by the phase sync_tpm.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorProgress:
+    """How far one mirror is, in bytes; `total` grows while the guest writes."""
+
+    device: str
+    done: int
+    total: int
+
+
+async def serve_disks(monitor: Monitor, disks: Sequence[tuple[str, str]], *, server: NbdServer, tls: bool) -> None:
+    """On the target: open an NBD server and export the given (device, role) pairs for writing.
+
+    Raises StepFailed when the port is taken (nothing is served then) or an export fails.
+    """
+    for device, role in disks:
+        require_mirrorable(device, role)
+    await monitor.execute(
+        "nbd-server-start",
+        addr={"type": "inet", "data": {"host": server.address, "port": str(server.port)}},
+        tls_creds=OBJECT_ID if tls else None,
+    )
+    for device, _ in disks:
+        await monitor.execute(
+            "block-export-add",
+            type="nbd",
+            id=f"{PREFIX}{device}",
+            node_name=drive_node(device),
+            name=device,
+            writable=True,
+        )
+
+
+async def stop_serving(monitor: Monitor) -> None:
+    """On the target: close the NBD server with all exports, so that the guest's devices can take the disks over."""
+    await monitor.execute("nbd-server-stop")
+
+
+async def start_mirror(monitor: Monitor, mirror: Mirror) -> None:
+    """On the source: connect to the target's export and begin to copy the whole disk onto it."""
+    await monitor.execute_raw(
+        "blockdev-add",
+        {
+            "driver": "nbd",
+            "node-name": mirror.job,
+            "server": {"type": "inet", "host": mirror.server.address, "port": str(mirror.server.port)},
+            "export": mirror.device,
+            **({"tls-creds": OBJECT_ID} if mirror.tls else {}),
+        },
+    )
+    await monitor.execute(
+        "blockdev-mirror", job_id=mirror.job, device=drive_node(mirror.device), target=mirror.job, sync="full"
+    )
+
+
+async def wait_until_ready(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
+    """Wait until every mirror holds what its disk holds; from then on each write goes to both.
+
+    Raises StepFailed when a mirror ends before, with QEMU's words.
+    """
+    waiting = {mirror.job for mirror in mirrors}
+    waiting -= {job["device"] for job in await _jobs(monitor) if job["ready"]}
+    while waiting:
+        event = await monitor.wait_for(lambda event: event.data.get("device") in waiting and _is_about_jobs(event))
+        if event.name == "BLOCK_JOB_READY":
+            waiting.discard(event.data["device"])
+        else:
+            raise _failed(event)
+
+
+async def read_progress(monitor: Monitor) -> tuple[MirrorProgress, ...]:
+    """How far the mirrors are."""
+    return tuple(
+        MirrorProgress(job["device"].removeprefix(PREFIX), job["offset"], job["len"]) for job in await _jobs(monitor)
+    )
+
+
+async def finish_mirrors(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
+    """With the guest paused: bring the last writes over and let go, so that both sides hold the same.
+
+    Cancelling a ready mirror without force drains it and keeps the source on its own disk. Raises StepFailed when one
+    did not end well; the target's disk is then worth nothing.
+    """
+    waiting = {mirror.job for mirror in mirrors}
+    for job in waiting:
+        await monitor.execute("block-job-cancel", device=job)
+    while waiting:
+        event = await monitor.wait_for(
+            lambda event: event.name in _ENDINGS and event.data.get("device") in waiting,
+        )
+        if event.name != "BLOCK_JOB_COMPLETED" or event.data.get("error"):
+            raise _failed(event)
+        waiting.discard(event.data["device"])
+
+
+async def drop_mirrors(monitor: Monitor) -> None:
+    """On the source: cancel whatever mirror of ours still runs and remove the nodes. Safe to call twice."""
+    for job in await _jobs(monitor):
+        await monitor.execute("block-job-cancel", device=job["device"], force=True)
+    while remaining := {job["device"] for job in await _jobs(monitor)}:
+        await monitor.wait_for(lambda event: event.name in _ENDINGS and event.data.get("device") in remaining)
+    for node in await monitor.execute("query-named-block-nodes", flat=True):
+        if node["node-name"].startswith(PREFIX):
+            await monitor.execute("blockdev-del", node_name=node["node-name"])
+
+
+_ENDINGS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
+
+
+def _is_about_jobs(event: Event) -> bool:
+    return event.name in (*_ENDINGS, "BLOCK_JOB_READY", "BLOCK_JOB_ERROR")
+
+
+async def _jobs(monitor: Monitor) -> list[dict[str, Any]]:
+    return [job for job in await monitor.execute("query-block-jobs") if job["device"].startswith(PREFIX)]
+
+
+def _failed(event: Event) -> StepFailed:
+    device = str(event.data.get("device", "")).removeprefix(PREFIX)
+    words = event.data.get("error") or event.name
+    return StepFailed("mirror_failed", f"the mirror of {device} ended: {words}", "Is the target's storage full?")

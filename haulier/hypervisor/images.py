@@ -1,0 +1,186 @@
+"""Image files: made, measured and sent with QEMU's own tools; nothing here knows what a volume is for.
+
+A volume that no QEMU has open yet is received by a `qemu-storage-daemon` (the carrier), over the same TLS as every
+other byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haulier.errors import OutcomeUnknown, StepFailed
+from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.processes import end
+from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What `qemu-img info` says: sizes in bytes; `backing` is the base an overlay hangs on."""
+
+    format: str
+    size_bytes: int
+    used_bytes: int
+    backing: str | None
+    snapshots: int
+
+
+@dataclass(frozen=True, slots=True)
+class NbdServer:
+    """Where a server listens."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierExport:
+    """One volume that the carrier receives: the export's name, and the file with its format."""
+
+    name: str
+    path: Path
+    format: str
+
+
+def create_image(path: Path, *, format: str, size_bytes: int) -> None:
+    """Make an image that is not there yet, 0600. Raises StepFailed if it exists or cannot be made;
+    then nothing is left of it.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError as error:
+        raise StepFailed(
+            "volume_exists", f"{path} is there already", "Nothing is overwritten; move it away."
+        ) from error
+    except OSError as error:
+        raise StepFailed(
+            "volume_not_made", f"{path} cannot be made: {error.strerror}", "Look at the storage."
+        ) from error
+    try:
+        _qemu_img("create", "-q", "-f", format, os.fspath(path), str(size_bytes))
+    except StepFailed:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def remove_image(path: Path) -> None:
+    """Remove an image. Safe to call twice."""
+    path.unlink(missing_ok=True)
+
+
+def destroy_image(path: Path) -> None:
+    """Overwrite and remove a file that held secrets. Safe to call twice.
+
+    (A storage that copies on write may keep the old bytes.)
+    """
+    try:
+        with path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            for start in range(0, size, 1 << 20):
+                file.write(bytes(min(1 << 20, size - start)))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+    path.unlink(missing_ok=True)
+
+
+def image_info(path: Path) -> ImageInfo:
+    """Look at an image, also while QEMU has it open. Raises StepFailed when it is no image."""
+    found = json.loads(_qemu_img("info", "-U", "--output=json", os.fspath(path)))
+    return ImageInfo(
+        format=found["format"],
+        size_bytes=found["virtual-size"],
+        used_bytes=found.get("actual-size", 0),
+        backing=found.get("full-backing-filename"),
+        snapshots=len(found.get("snapshots", ())),
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free room of the file system under a folder that need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def start_carrier(
+    place: VmPlace, exports: Sequence[CarrierExport], *, server: NbdServer, keys: KeyFolder | None
+) -> None:
+    """Receive volumes on this node until `stop_carrier`. When it returns, the server listens.
+
+    Raises StepFailed with the daemon's words, for example when the port is taken; nothing runs then.
+    """
+    words = ["qemu-storage-daemon"]
+    listen = f"addr.type=inet,addr.host={server.address},addr.port={server.port}"
+    if keys:
+        words += ["--object", keys.as_option(server=True)]
+        listen += f",tls-creds={OBJECT_ID}"
+    words += ["--nbd-server", listen]
+    for export in exports:
+        file = {"driver": "file", "filename": os.fspath(export.path)}
+        node = {"driver": export.format, "node-name": f"node-{export.name}", "file": file}
+        words += ["--blockdev", json.dumps(node)]
+        words += ["--export", f"type=nbd,id={export.name},node-name=node-{export.name},name={export.name},writable=on"]
+    words += ["--pidfile", os.fspath(place.carrier.pid_file), "--daemonize"]
+    started = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    if started.returncode != 0:
+        raise StepFailed("carrier_not_started", " ".join(started.stderr.split())[-300:], "Is the port range free?")
+
+
+def stop_carrier(place: VmPlace) -> None:
+    """Make sure that no carrier of this VM runs here. Safe to call twice."""
+    end(place.carrier)
+
+
+async def send_image(
+    path: Path,
+    *,
+    format: str,
+    export: str,
+    server: NbdServer,
+    keys: KeyFolder | None,
+) -> None:
+    """Copy an image's contents into a carrier's export and flush it there.
+
+    Raises StepFailed when the copy failed; the target then holds some of it and is to be written again or freed.
+    """
+    target = f"driver=nbd,server.type=inet,server.host={server.address},server.port={server.port},export={export}"
+    words = ["qemu-img", "convert", "-n", "-f", format, "--target-image-opts"]
+    if keys:
+        words[2:2] = ["--object", keys.as_option(server=False)]
+        target += f",tls-creds={OBJECT_ID}"
+    process = await asyncio.create_subprocess_exec(
+        *words, os.fspath(path), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise StepFailed(
+            "copy_failed",
+            f"{path.name} could not be copied: {said.decode(errors='replace').strip()}",
+            "Look at both nodes.",
+        )
+
+
+def _qemu_img(*words: str) -> str:
+    try:
+        done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OutcomeUnknown("qemu_img_silent", f"qemu-img {words[0]} did not end") from error
+    if done.returncode != 0:
+        raise StepFailed("qemu_img_failed", done.stderr.strip().replace("\n", " "), f"qemu-img {words[0]}")
+    return done.stdout

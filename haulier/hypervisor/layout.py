@@ -1,0 +1,109 @@
+"""Where things lie on a node: one folder per VM for sockets, pid files, keys and logs; one for images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from haulier.hypervisor.processes import Daemon
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlace:
+    """The folders of one VM on one node. `run` is short-lived and short-pathed (sockets), `logs` stays."""
+
+    run: Path
+    logs: Path
+
+    def prepare(self) -> None:
+        """Make the folders, readable by us alone. Safe to call twice."""
+        for folder in (self.run, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+
+    @property
+    def qmp(self) -> Path:
+        """The monitor for people and tools."""
+        return self.run / "qmp.sock"
+
+    @property
+    def control(self) -> Path:
+        """Haulier's own monitor: a monitor serves one client at a time."""
+        return self.run / "control.sock"
+
+    @property
+    def tpm_socket(self) -> Path:
+        return self.run / "swtpm.sock"
+
+    @property
+    def qemu(self) -> Daemon:
+        return Daemon(self.run / "qemu.pid", f"{self.run}/qemu.pid", self.logs / "qemu.log")
+
+    @property
+    def swtpm(self) -> Daemon:
+        return Daemon(self.run / "swtpm.pid", f"{self.run}/swtpm.pid", self.logs / "swtpm.log")
+
+    @property
+    def carrier(self) -> Daemon:
+        """The storage daemon that receives volumes which no QEMU has open yet."""
+        return Daemon(self.run / "carrier.pid", f"{self.run}/carrier.pid", self.logs / "carrier.log")
+
+    def keys(self, migration_key: str) -> Path:
+        """The folder of one migration's key file."""
+        return self.run / f"keys-{migration_key}"
+
+    def clear(self) -> None:
+        """Remove sockets, pid files and keys; logs stay. Safe to call twice."""
+        if self.run.is_dir():
+            for path in sorted(self.run.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            self.run.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLayout:
+    """The folders of one node: `root` for images and logs, `sockets` for what needs a short path."""
+
+    root: Path
+    sockets: Path
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def quarantine(self) -> Path:
+        """TPM states that were handed over wait here for their end; no start can name a file in it."""
+        return self.root / "quarantine"
+
+    def prepare(self) -> None:
+        """Make the folders. Safe to call twice. Raises OSError when the socket folder belongs to somebody else."""
+        for folder in (self.root, self.images, self.quarantine, self.sockets):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.sockets.stat().st_uid != os.getuid():
+            raise PermissionError(f"{self.sockets} belongs to another user")
+
+    def vm(self, name: str) -> VmPlace:
+        """The place of a VM; long names are shortened, because a socket's path has room for 107 bytes."""
+        short = name if len(name) <= 20 else f"{name[:11]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return VmPlace(self.sockets / short, self.root / "vms" / name)
+
+
+def listening_socket(path: Path) -> socket.socket:
+    """A listening Unix socket that only we may use, to be handed to a child: the child's readiness is then a
+    connection's.
+
+    An old socket of that name is replaced.
+    """
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(mask)
+    listener.listen(4)
+    return listener

@@ -1,0 +1,91 @@
+"""One QEMU process: started, looked at, continued, stopped. What it is made of is said by command_line.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from haulier.errors import HaulierError, StepFailed
+from haulier.hypervisor.command_line import MachineSpec, command_line
+from haulier.hypervisor.layout import VmPlace, listening_socket
+from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.processes import end, last_words, log_size, spawn, wait_for_end
+
+
+async def launch(place: VmPlace, spec: MachineSpec) -> int:
+    """Start QEMU with the guest not running yet, and wait until it answers. Returns its pid.
+
+    The monitors' sockets are made here and handed to QEMU, so that readiness is a connection and not a guess. Raises
+    StepFailed with QEMU's own words when it does not come up; nothing runs then.
+    """
+    since = log_size(place.qemu.log)
+    with listening_socket(place.control) as control, listening_socket(place.qmp) as public:
+        fds = (control.fileno(), public.fileno())
+        argv = command_line(dataclasses.replace(spec, monitor_fds=fds))
+        pid = spawn(place.qemu, argv, pass_fds=fds)
+    try:
+        async with open_monitor(place.control) as monitor:
+            await monitor.execute("query-status")
+    except HaulierError as error:
+        wait_for_end(place.qemu, seconds=1.0)
+        stop_now(place)
+        words = last_words(place.qemu.log, since=since) or error.problem.message
+        raise StepFailed(
+            "qemu_not_started", f"QEMU did not start: {words}", "QEMU's own words; see its log."
+        ) from error
+    return pid
+
+
+async def machine_type(monitor: Monitor) -> str:
+    """The versioned machine type that runs, for example `pc-q35-7.2`: an alias means something else on a newer QEMU."""
+    found: str = await monitor.execute("qom-get", path="/machine", property="type")
+    return found.removesuffix("-machine")
+
+
+async def status(monitor: Monitor) -> str:
+    """The guest's run state in QEMU's words (`running`, `paused`, `postmigrate`, …)."""
+    found: dict[str, Any] = await monitor.execute("query-status")
+    return str(found["status"])
+
+
+async def resume(monitor: Monitor) -> None:
+    """Let the guest run. Whoever calls this has won the right to (see docs/architecture.md);
+    safe if it runs already.
+    """
+    if await status(monitor) != "running":
+        await monitor.execute("cont")
+
+
+async def shut_down(place: VmPlace, *, grace_s: float) -> bool:
+    """Ask the guest to power off and wait at most `grace_s` for its QEMU to end; then end QEMU.
+
+    Returns whether it had to be forced.
+    """
+    if place.qemu.pid() is not None and grace_s > 0:
+        async with open_monitor(place.control) as monitor:
+            await monitor.execute("system_powerdown")
+        if wait_for_end(place.qemu, seconds=grace_s):
+            stop_now(place)
+            return False
+    return stop_now(place)
+
+
+def stop_now(place: VmPlace) -> bool:
+    """Make sure that no QEMU of this VM runs here. Safe to call twice. Returns whether one did."""
+    return end(place.qemu)
+
+
+def said_last(place: VmPlace, *, since: int = 0) -> str:
+    """QEMU's last words on this node, on one line."""
+    return last_words(place.qemu.log, since=since)
+
+
+def find_firmware(name: str) -> Path | None:
+    """The code image of a firmware that is not QEMU's default; None where QEMU's own is meant."""
+    if name != "ovmf":
+        return None
+    for path in (Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_CODE.fd")):
+        if path.exists():
+            return path
+    raise StepFailed("firmware_missing", "OVMF is not installed on this node", "Install the package ovmf.")

@@ -1,0 +1,145 @@
+"""Long-lived child processes: started apart from the worker, found again by their pid file, ended for certain.
+
+QEMU and swtpm must outlive the worker that started them, so they get a session of their own and a file for what they
+say. A pid alone proves nothing (numbers come back), so a process counts as ours only if its command line holds a token
+of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from haulier.errors import StepFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Where a process leaves its pid, and the token that its command line must hold."""
+
+    pid_file: Path
+    token: str
+    log: Path
+
+    def pid(self) -> int | None:
+        """The pid if the process runs now, else None. Costs two reads."""
+        try:
+            pid = int(self.pid_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return pid if _is_ours(pid, self.token) else None
+
+    def ended_by_itself(self) -> bool:
+        """True if it ended cleanly: QEMU and swtpm remove their pid file on the way out, a killed one cannot."""
+        return not self.pid_file.exists()
+
+
+def _is_ours(pid: int, token: str) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return token.encode() in command and state not in "ZX"
+
+
+def spawn(daemon: Daemon, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> int:
+    """Start a process in a session of its own and note its pid; what it prints is appended to the daemon's log. Returns
+    its pid.
+
+    Raises StepFailed when the program cannot be started; nothing runs then.
+    """
+    if not any(daemon.token in word for word in argv):
+        raise AssertionError(f"a process without {daemon.token} in its command line could never be found again")
+    try:
+        with daemon.log.open("ab") as output:
+            daemon.log.chmod(0o600)
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds, start_new_session=True
+            )
+    except OSError as error:
+        raise StepFailed(
+            "program_not_started", f"{argv[0]} could not be started: {error.strerror}", "haulier doctor"
+        ) from error
+    # The program writes the same number a moment later; until then an undo would not find it.
+    daemon.pid_file.write_text(f"{process.pid}\n")
+    # Whoever starts a process must wait for it some day, or its end leaves a zombie that looks alive.
+    threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
+    return process.pid
+
+
+def end(daemon: Daemon, *, patience_s: float = 5.0) -> bool:
+    """End a process: SIGTERM, then SIGKILL after `patience_s`. Returns whether one was there. Safe to call twice.
+
+    When it returns, the process is dead and its pid file gone. Raises StepFailed if even SIGKILL did not help.
+    """
+    pid = daemon.pid()
+    if pid is not None:
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            handle = -1
+        if handle >= 0:
+            try:
+                _end_by_handle(handle, daemon, patience_s)
+            finally:
+                os.close(handle)
+    daemon.pid_file.unlink(missing_ok=True)
+    return pid is not None
+
+
+def _end_by_handle(handle: int, daemon: Daemon, patience_s: float) -> None:
+    # Between reading the pid and opening the handle the number may have changed hands.
+    if daemon.pid() is None:
+        return
+    for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 10.0)):
+        try:
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return
+        if select.select([handle], [], [], wait_s)[0]:
+            return
+    raise StepFailed("process_stays", f"the process of {daemon.pid_file} does not end", "Look at it by hand.")
+
+
+def wait_for_end(daemon: Daemon, *, seconds: float) -> bool:
+    """Wait until the process has ended by itself. Returns False when it still runs after `seconds`."""
+    pid = daemon.pid()
+    if pid is None:
+        return True
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], seconds)[0])
+    finally:
+        os.close(handle)
+
+
+def last_words(log: Path, *, since: int = 0, limit: int = 600) -> str:
+    """What a process said in its log after position `since` (bytes), on one line, at most `limit` characters of its
+    end.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(since)
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "warning:" not in line]
+    return " | ".join(lines)[-limit:]
+
+
+def log_size(log: Path) -> int:
+    """How long a log is now, in bytes: the position from which `last_words` is to read."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0

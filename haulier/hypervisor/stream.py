@@ -1,0 +1,131 @@
+"""The stream of RAM and device state between two QEMUs, by QMP's migration commands.
+
+`return-path` lets the source learn whether the target could load: without it a target that dies while loading leaves
+the source `completed`. `pause-before-switchover` gives the moment in which mirrors are finished. `late-block-activate`
+keeps the target from opening the disks for writing while they are still exported (QEMU 7.2: "Permission conflict on
+node").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from haulier.errors import StepFailed
+from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.monitor import Event, Monitor
+from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
+
+# 0 in the settings means "as fast as it goes"; QEMU wants a number, and its default is 128 MiB/s (1 Gbit/s).
+UNLIMITED_BYTES_PER_S = 1 << 40
+_OUTGOING = ("events", "return-path", "pause-before-switchover")
+_INCOMING = ("events", "return-path", "late-block-activate")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """How far the stream is, RAM in bytes."""
+
+    status: str
+    transferred: int
+    remaining: int
+    total: int
+    error: str | None
+
+
+async def _set_capabilities(monitor: Monitor, wanted: tuple[str, ...]) -> None:
+    """Switch on what is wanted and off what an earlier migration may have left on."""
+    names = {*_OUTGOING, *_INCOMING}
+    await monitor.execute(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": name in wanted} for name in sorted(names)],
+    )
+
+
+async def ensure_key(monitor: Monitor, keys: KeyFolder, *, server: bool) -> None:
+    """Give QEMU the migration's key, in place of an older one. Safe to call twice."""
+    await drop_key(monitor)
+    await monitor.execute_raw("object-add", keys.as_properties(server=server))
+
+
+async def drop_key(monitor: Monitor) -> None:
+    """Take the key away again. Safe to call twice."""
+    objects = await monitor.execute("qom-list", path="/objects")
+    if any(item["name"] == OBJECT_ID for item in objects):
+        await monitor.execute("object-del", id=OBJECT_ID)
+
+
+async def listen(monitor: Monitor, *, server: NbdServer, tls: bool) -> None:
+    """On the target: wait for the stream on a port. Raises StepFailed when the port is taken; another may be tried."""
+    await _set_capabilities(monitor, _INCOMING)
+    await monitor.execute("migrate-set-parameters", tls_creds=OBJECT_ID if tls else "", tls_hostname="")
+    await monitor.execute("migrate-incoming", uri=f"tcp:{server.address}:{server.port}")
+
+
+async def send(
+    monitor: Monitor, *, server: NbdServer, tls: bool, max_bandwidth_bytes_per_s: int, downtime_limit_ms: int
+) -> None:
+    """On the source: begin to send RAM; the guest runs on."""
+    await _set_capabilities(monitor, _OUTGOING)
+    await monitor.execute(
+        "migrate-set-parameters",
+        tls_creds=OBJECT_ID if tls else "",
+        tls_hostname="",
+        max_bandwidth=max_bandwidth_bytes_per_s or UNLIMITED_BYTES_PER_S,
+        downtime_limit=downtime_limit_ms,
+    )
+    await monitor.execute("migrate", uri=f"tcp:{server.address}:{server.port}")
+
+
+async def set_downtime_limit(monitor: Monitor, downtime_limit_ms: int) -> None:
+    """Allow a longer pause while the stream runs, for a guest that dirties its RAM faster than it can be sent."""
+    await monitor.execute("migrate-set-parameters", downtime_limit=downtime_limit_ms)
+
+
+async def go_on(monitor: Monitor) -> None:
+    """On the source, in the pause: send the rest and the devices."""
+    await monitor.execute("migrate-continue", state="pre-switchover")
+
+
+async def wait_for_status(
+    monitor: Monitor, wanted: str, *, on_event: Callable[[Event], None] = lambda _: None
+) -> Event:
+    """Wait for the stream to reach a status; every event on the way is shown to `on_event`.
+
+    Raises StepFailed with QEMU's words when it fails or is cancelled, MonitorLost when QEMU ends.
+    """
+    while True:
+        event = await monitor.next_event()
+        on_event(event)
+        if event.name != "MIGRATION":
+            continue
+        status = event.data["status"]
+        if status == wanted:
+            return event
+        if status in ("failed", "cancelled", "completed"):
+            info = await read_stream(monitor)
+            words = info.error or "the other side closed the connection"
+            raise StepFailed("stream_failed", f"the stream is {status}: {words}", "The target's log says more.")
+
+
+async def cancel_stream(monitor: Monitor) -> None:
+    """On the source: stop sending, and wait until QEMU has let go. Safe to call twice and when nothing is under way."""
+    info = await read_stream(monitor)
+    if info.status in ("setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug", "postcopy-paused"):
+        await monitor.execute("migrate_cancel")
+        while (await read_stream(monitor)).status not in ("cancelled", "failed", "completed", "none"):
+            await monitor.wait_for(lambda event: event.name == "MIGRATION")
+
+
+async def read_stream(monitor: Monitor) -> StreamInfo:
+    """Ask how far the stream is."""
+    found: dict[str, Any] = await monitor.execute("query-migrate")
+    ram = found.get("ram", {})
+    return StreamInfo(
+        status=found.get("status", "none"),
+        transferred=ram.get("transferred", 0),
+        remaining=ram.get("remaining", 0),
+        total=ram.get("total", 0),
+        error=found.get("error-desc"),
+    )

@@ -1,0 +1,49 @@
+"""The key of one migration: derived on both nodes from the cluster secret and the migration's name, sent nowhere.
+
+QEMU, its storage daemon and qemu-img read it from a file `keys.psk` in a folder that only we can open; the folder goes
+with the migration. TLS with a pre-shared key needs no certificates.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+OBJECT_ID = "haulier-tls"
+USER = "haulier"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFolder:
+    """A folder with one migration's key, as the programs of QEMU want it. Never print its contents."""
+
+    path: Path
+
+    def write(self, cluster_secret: bytes, migration_key: str) -> None:
+        """Derive the key and write the file, 0600 in a 0700 folder. Safe to call twice: the key is the same."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = HKDF(SHA256(), length=32, salt=b"haulier migration v1", info=migration_key.encode()).derive(
+            cluster_secret
+        )
+        handle = os.open(self.path / "keys.psk", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(f"{USER}:{key.hex()}\n")
+
+    def remove(self) -> None:
+        """Remove the folder. Safe to call twice."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def as_properties(self, *, server: bool) -> dict[str, object]:
+        """The object's properties for QMP's `object-add`."""
+        side = {"endpoint": "server"} if server else {"endpoint": "client", "username": USER}
+        return {"qom-type": "tls-creds-psk", "id": OBJECT_ID, "dir": str(self.path), "verify-peer": True, **side}
+
+    def as_option(self, *, server: bool) -> str:
+        """The same for a command line's `--object`."""
+        side = "endpoint=server" if server else f"endpoint=client,username={USER}"
+        return f"tls-creds-psk,id={OBJECT_ID},dir={self.path},verify-peer=on,{side}"

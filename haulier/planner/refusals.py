@@ -1,0 +1,211 @@
+"""Everything that can be refused before anything is touched: each rule looks at facts and gives a problem or nothing.
+
+All rules are asked, so that a person hears all reasons at once and not one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from haulier.errors import Problem
+from haulier.planner.guest_ram import loses_dirty_pages
+from haulier.planner.methods import Choice
+
+# A guest that gets all of a host's free RAM leaves none for QEMU itself and for the page cache of its disks.
+_RAM_HEADROOM = 64 << 20
+_DISK_HEADROOM = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FilingFacts:
+    """What the database knows when a migration is asked for."""
+
+    vm: str
+    vm_state: str
+    vm_node: str
+    target: str
+    offline: bool
+    open_migration: int | None
+    source_silent_s: float | None
+    target_silent_s: float | None
+    target_state: str
+    choices: tuple[Choice, ...] = ()
+
+
+def refuse_filing(facts: FilingFacts) -> tuple[Problem, ...]:
+    """The reasons why this migration cannot be filed; none means that it can."""
+    return tuple(_filing(facts))
+
+
+def _filing(facts: FilingFacts) -> Iterator[Problem]:
+    if facts.open_migration is not None:
+        yield Problem(
+            "migration_open",
+            f"VM {facts.vm} is already in migration {facts.open_migration}",
+            f"haulier migration show {facts.open_migration}",
+        )
+    if facts.vm_node == facts.target:
+        yield Problem("already_there", f"VM {facts.vm} is on {facts.target} already", "Name another node.")
+    if facts.offline:
+        yield Problem("offline_unsupported", "offline migration is not supported yet", "Start the VM, migrate it live.")
+    elif facts.vm_state not in ("running", "paused"):
+        yield Problem("vm_not_running", f"VM {facts.vm} is {facts.vm_state}", f"haulier vm start {facts.vm}")
+    if facts.target_state != "online":
+        yield Problem("node_in_maintenance", f"node {facts.target} is in maintenance", "haulier node maintenance off")
+    for name, silent_s in ((facts.vm_node, facts.source_silent_s), (facts.target, facts.target_silent_s)):
+        if silent_s is not None:
+            yield silent_node(name, silent_s)
+    yield from (choice.refusal for choice in facts.choices if choice.refusal)
+
+
+def silent_node(name: str, silent_s: float) -> Problem:
+    """The problem of a node whose worker does not answer; `silent_s` is infinite if it never did."""
+    since = "was never heard of" if silent_s == float("inf") else f"was last heard of {silent_s:.0f} s ago"
+    return Problem("node_silent", f"the worker of node {name} {since}", "Start it, or look at `haulier node list`.")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the source sees of the running guest and its programs."""
+
+    vm: str
+    status: str
+    accel: str
+    qemu_version: str
+    ram_kib: int
+    foreign_jobs: tuple[str, ...] = ()
+    blocked_reasons: tuple[str, ...] = ()
+    volume_problems: tuple[Problem, ...] = ()
+
+
+def refuse_source(facts: SourceFacts) -> tuple[Problem, ...]:
+    """The reasons against a live migration that only the source can see."""
+    return tuple(_source(facts))
+
+
+def _source(facts: SourceFacts) -> Iterator[Problem]:
+    if facts.status not in ("running", "paused"):
+        yield Problem(
+            "guest_state", f"the guest is `{facts.status}` in QEMU's words", "Only running or paused migrates."
+        )
+    if loses_dirty_pages(accel=facts.accel, qemu_version=facts.qemu_version, ram_kib=facts.ram_kib):
+        yield Problem(
+            "ram_multiple_of_256k",
+            f"QEMU {facts.qemu_version} without KVM loses RAM of a guest of {facts.ram_kib} KiB (a multiple of 256)",
+            "Stop and start the VM: it gets 8 KiB more then.",
+        )
+    for job in facts.foreign_jobs:
+        yield Problem("block_job_running", f"the block job {job} runs on a disk of {facts.vm}", "Let it end first.")
+    for reason in facts.blocked_reasons:
+        yield Problem("qemu_blocks_migration", f"QEMU: {reason}", "Remove the device that blocks.")
+    yield from facts.volume_problems
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What the target has, beside what the guest needs there."""
+
+    node: str
+    facts: dict[str, Any]
+    machine: str
+    accel: str
+    ram_kib: int
+    ram_free_bytes: int
+    needed_by_storage: dict[str, int]
+    free_by_storage: dict[str, int]
+    taken_paths: tuple[str, ...] = ()
+    has_tpm: bool = False
+    source_swtpm: str | None = None
+    source_libtpms: str | None = None
+    bridges_missing: tuple[str, ...] = field(default=())
+    leftovers: tuple[str, ...] = ()
+
+
+def refuse_target(facts: TargetFacts) -> tuple[Problem, ...]:
+    """The reasons against this target that only it can see."""
+    return tuple(problem for rule in (_programs, _tpm, _room, _leftovers) for problem in rule(facts))
+
+
+def _programs(facts: TargetFacts) -> Iterator[Problem]:
+    if problem := facts.facts.get("qemu_problem"):
+        yield Problem(**problem)
+        return
+    if facts.machine not in facts.facts["machines"]:
+        yield Problem(
+            "machine_unknown",
+            f"QEMU {facts.facts['qemu_version']} on {facts.node} has no machine type {facts.machine}",
+            "Install a newer QEMU there.",
+        )
+    if facts.facts["accel"] != facts.accel:
+        yield Problem(
+            "accel_differs",
+            f"the guest runs with {facts.accel}, {facts.node} would run it with {facts.facts['accel']}",
+            "Both nodes need the same accelerator (HAULIER_ACCEL).",
+        )
+    for bridge in facts.bridges_missing:
+        yield Problem("bridge_missing", f"node {facts.node} has no bridge {bridge}", "Make it, or choose another node.")
+
+
+def _tpm(facts: TargetFacts) -> Iterator[Problem]:
+    if not facts.has_tpm:
+        return
+    if problem := facts.facts.get("swtpm_problem"):
+        yield Problem(**problem)
+        return
+    here = facts.facts["swtpm_version"]
+    if facts.facts["swtpm_too_old"]:
+        yield Problem("swtpm_too_old", f"node {facts.node} has swtpm {here}", "Install swtpm 0.7 or newer there.")
+    here_libtpms = facts.facts.get("libtpms_version")
+    if facts.source_libtpms and here_libtpms and _older(here_libtpms, facts.source_libtpms):
+        yield Problem(
+            "libtpms_older",
+            f"libtpms on {facts.node} is {here_libtpms}, the state was written by {facts.source_libtpms}",
+            "A state of a newer libtpms may be unreadable for an older one: upgrade the target first.",
+        )
+
+
+def _older(here: str, there: str) -> bool:
+    """By major and minor only: a patch release does not change the format of the state."""
+    return [int(part) for part in here.split(".")[:2]] < [int(part) for part in there.split(".")[:2]]
+
+
+def _room(facts: TargetFacts) -> Iterator[Problem]:
+    needed = facts.ram_kib * 1024 + _RAM_HEADROOM
+    if needed > facts.ram_free_bytes:
+        yield Problem(
+            "no_ram",
+            f"node {facts.node} has {_mib(facts.ram_free_bytes)} MiB of RAM free, {_mib(needed)} are needed",
+            "Choose another node, or make room.",
+        )
+    for storage, bytes_needed in facts.needed_by_storage.items():
+        if storage not in facts.free_by_storage:
+            yield Problem("storage_missing", f"node {facts.node} has no storage {storage}", "Define it there.")
+        elif bytes_needed + _DISK_HEADROOM > facts.free_by_storage[storage]:
+            yield Problem(
+                "no_space",
+                f"storage {storage} on {facts.node} has {_mib(facts.free_by_storage[storage])} MiB free, "
+                f"{_mib(bytes_needed)} are needed",
+                "Choose another node, or make room.",
+            )
+    for path in facts.taken_paths:
+        yield Problem(
+            "volume_exists", f"{path} on {facts.node} is there already", "Nothing is overwritten; move it away."
+        )
+
+
+def _leftovers(facts: TargetFacts) -> Iterator[Problem]:
+    for leftover in facts.leftovers:
+        yield Problem(
+            "process_there", f"{leftover} of this VM runs on {facts.node}", "Look at it, then end it by hand."
+        )
+
+
+def _mib(number: int) -> int:
+    return number >> 20
+
+
+def as_problems(rows: Iterable[dict[str, str]]) -> tuple[Problem, ...]:
+    """Problems back from the form in which rows keep them."""
+    return tuple(Problem(**row) for row in rows)

@@ -1,0 +1,117 @@
+"""The words that rows hold. Volume roles and methods are the field's terms of docs/glossary.md."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class NodeState(StrEnum):
+    """Whether a node takes VMs. Whether its worker is alive is a matter of the heartbeat, not of this word."""
+
+    ONLINE = "online"
+    MAINTENANCE = "maintenance"
+
+
+class VmState(StrEnum):
+    """What the VM does as far as the database knows; `lost` means its QEMU ended without having been told to."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    PAUSED = "paused"
+    LOST = "lost"
+
+
+class VolumeRole(StrEnum):
+    """What a volume is for."""
+
+    DISK = "disk"
+    EFIDISK = "efidisk"
+    TPMSTATE = "tpmstate"
+    CLOUDINIT = "cloudinit"
+    CDROM = "cdrom"
+    UNUSED = "unused"
+    VMSTATE = "vmstate"
+
+
+class Locality(StrEnum):
+    """Who can see a volume: one node only, or all of them."""
+
+    LOCAL = "local"
+    SHARED = "shared"
+
+
+class TransferMethod(StrEnum):
+    """How one volume crosses in one migration."""
+
+    MIRROR = "mirror"
+    DELTA = "delta"
+    COPY = "copy"
+    TPM_SYNC = "tpm_sync"
+    RECREATE = "recreate"
+    NONE = "none"
+
+
+class MigrationState(StrEnum):
+    """The life of a migration. `handed_over` and `rolling_back` exclude each other:
+    they decide who may run the guest.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    HANDED_OVER = "handed_over"
+    ROLLING_BACK = "rolling_back"
+    DONE = "done"
+    UNDONE = "undone"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    NEEDS_OPERATOR = "needs_operator"
+
+
+class StepState(StrEnum):
+    """The life of one phase of one attempt. `ready` and `undo_ready` are the outbox:
+    a message may or may not be under way.
+    """
+
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    UNDO_READY = "undo_ready"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+
+
+class LedgerRole(StrEnum):
+    """What a copy of a VM's TPM state is; exactly one per VM is `active`."""
+
+    RESERVED = "reserved"
+    ACTIVE = "active"
+    QUARANTINED = "quarantined"
+    DESTROYED = "destroyed"
+
+
+class AllocationKind(StrEnum):
+    """What was taken on a node for one attempt, and must be given back."""
+
+    VOLUME = "volume"
+    PORT = "port"
+    MEMORY = "memory"
+
+
+class OperationKind(StrEnum):
+    """Work on one VM at one node that is no migration."""
+
+    CREATE = "create"
+    START = "start"
+    STOP = "stop"
+
+
+class OperationState(StrEnum):
+    """The life of an operation."""
+
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"

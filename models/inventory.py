@@ -1,0 +1,130 @@
+"""What there is: nodes, their storages, VMs, the volumes VMs own and the replicas of those."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from models.base import Base, Key, only_where, word
+from models.enums import Locality, NodeState, VmState, VolumeRole
+
+
+class Node(Base):
+    """A host that runs QEMU; exactly one worker consumes its queue `node.<name>`.
+
+    `address` is what other nodes connect to; ports for migrations come from `port_first`..`port_last`, both included.
+    `facts` is what the worker saw at its start (program versions, accelerator, memory): shown and compared, never
+    secret.
+    """
+
+    __tablename__ = "node"
+    __table_args__ = (
+        CheckConstraint("port_first > 0 AND port_first <= port_last AND port_last < 65536", name="ports"),
+        CheckConstraint("network IN ('bridge', 'isolated')", name="network"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    address: Mapped[str]
+    state: Mapped[NodeState] = mapped_column(word(NodeState), default=NodeState.ONLINE)
+    port_first: Mapped[int]
+    port_last: Mapped[int]
+    network: Mapped[str] = mapped_column(default="bridge")
+    heartbeat_at: Mapped[datetime | None]
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+    storages: Mapped[list[Storage]] = relationship(back_populates="node")
+
+
+class Storage(Base):
+    """A place for volumes on one node. `shared` says that other nodes see the same files under the same name."""
+
+    __tablename__ = "storage"
+    __table_args__ = (UniqueConstraint("node_id", "name"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    name: Mapped[str]
+    kind: Mapped[str]
+    path: Mapped[str]
+    shared: Mapped[bool] = mapped_column(default=False)
+
+    node: Mapped[Node] = relationship(back_populates="storages")
+
+
+class Vm(Base):
+    """A virtual machine. `epoch` counts its hand-overs: only the holder of the newest one may run the guest.
+
+    `definition` is what its owner wrote, with MACs and UUID filled in; `pinned` is what a start fixed for as long as
+    the guest runs (machine type, CPU model, RAM in KiB, accelerator), empty while it is stopped and has never run.
+    """
+
+    __tablename__ = "vm"
+    __table_args__ = (CheckConstraint("epoch >= 0", name="epoch"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    state: Mapped[VmState] = mapped_column(word(VmState), default=VmState.STOPPED)
+    epoch: Mapped[int] = mapped_column(default=0)
+    definition: Mapped[dict[str, Any]]
+    pinned: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    pid: Mapped[int | None]
+    qmp: Mapped[str | None]
+    created_at: Mapped[datetime]
+
+    node: Mapped[Node] = relationship()
+    volumes: Mapped[list[Volume]] = relationship(back_populates="vm", order_by="Volume.id")
+
+
+class Volume(Base):
+    """What a VM owns on a storage. `name` is the file's name inside the storage's folder; an empty drive has no row.
+
+    `size_bytes` is unknown only until the node has looked at a volume that was there before its VM was defined.
+    """
+
+    __tablename__ = "volume"
+    __table_args__ = (
+        UniqueConstraint("vm_id", "device"),
+        # Two VMs, or two devices of one, must never hold the same file; an ISO image is only read.
+        only_where("uq_volume_one_owner", "storage_id", "name", where="role <> 'cdrom'"),
+        CheckConstraint("size_bytes > 0", name="size"),
+        CheckConstraint("role <> 'tpmstate' OR format = 'raw'", name="tpmstate_is_raw"),
+        only_where("uq_volume_one_tpmstate", "vm_id", where="role = 'tpmstate'"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id"))
+    device: Mapped[str]
+    role: Mapped[VolumeRole] = mapped_column(word(VolumeRole))
+    storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
+    name: Mapped[str]
+    format: Mapped[str]
+    size_bytes: Mapped[int | None]
+    locality: Mapped[Locality] = mapped_column(word(Locality), default=Locality.LOCAL)
+
+    vm: Mapped[Vm] = relationship(back_populates="volumes")
+    storage: Mapped[Storage] = relationship()
+    replicas: Mapped[list[Replica]] = relationship(back_populates="volume")
+
+
+class Replica(Base):
+    """An older copy of a volume on another node, with the generation it holds;
+    all of a VM's volumes reach one together.
+    """
+
+    __tablename__ = "replica"
+    __table_args__ = (UniqueConstraint("volume_id", "storage_id"), UniqueConstraint("storage_id", "name"))
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    volume_id: Mapped[int] = mapped_column(ForeignKey("volume.id"))
+    storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
+    name: Mapped[str]
+    generation: Mapped[int]
+    synced_at: Mapped[datetime]
+
+    volume: Mapped[Volume] = relationship(back_populates="replicas")
+    storage: Mapped[Storage] = relationship()

@@ -1,0 +1,60 @@
+"""The phase table: which phases a live migration has, where each runs, and what must be done before it.
+
+A phase is a verb, and the one word is the enum value, the module in tasks/, the task's name, the log's `action` and the
+label in the command line. This table is the chain: nothing else says what follows on what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """The nine phases of a migration, in their order."""
+
+    CHECK = "check"
+    RESERVE = "reserve"
+    SYNC_TPM = "sync_tpm"
+    COPY_COLD = "copy_cold"
+    OPEN_TARGET = "open_target"
+    MIRROR_DISKS = "mirror_disks"
+    MOVE_MEMORY = "move_memory"
+    HAND_OVER = "hand_over"
+    RETIRE_SOURCE = "retire_source"
+
+
+class Side(StrEnum):
+    """Where a step runs; `control` is the worker that belongs to no node."""
+
+    CONTROL = "control"
+    SOURCE = "source"
+    TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRule:
+    """One row of the phase table: a phase on one side and the (phase, side) pairs that must be done before it."""
+
+    phase: Phase
+    side: Side
+    after: tuple[tuple[Phase, Side], ...] = ()
+
+
+# The rows stand in the order of the chain; undoing goes through them backwards.
+LIVE_CHAIN: tuple[PhaseRule, ...] = (
+    PhaseRule(Phase.CHECK, Side.CONTROL),
+    PhaseRule(Phase.CHECK, Side.SOURCE, ((Phase.CHECK, Side.CONTROL),)),
+    PhaseRule(Phase.CHECK, Side.TARGET, ((Phase.CHECK, Side.SOURCE),)),
+    PhaseRule(Phase.RESERVE, Side.TARGET, ((Phase.CHECK, Side.TARGET),)),
+    PhaseRule(Phase.SYNC_TPM, Side.SOURCE, ((Phase.RESERVE, Side.TARGET),)),
+    PhaseRule(Phase.COPY_COLD, Side.SOURCE, ((Phase.SYNC_TPM, Side.SOURCE),)),
+    PhaseRule(Phase.OPEN_TARGET, Side.TARGET, ((Phase.COPY_COLD, Side.SOURCE),)),
+    PhaseRule(Phase.MIRROR_DISKS, Side.SOURCE, ((Phase.OPEN_TARGET, Side.TARGET),)),
+    PhaseRule(Phase.MOVE_MEMORY, Side.SOURCE, ((Phase.MIRROR_DISKS, Side.SOURCE),)),
+    PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.MIRROR_DISKS, Side.SOURCE),)),
+    PhaseRule(Phase.RETIRE_SOURCE, Side.SOURCE, ((Phase.MOVE_MEMORY, Side.SOURCE), (Phase.HAND_OVER, Side.TARGET))),
+)
+
+# The moments inside the pause, in the order in which they come; each is noted on the row of the step that saw it.
+PAUSE_MARKS: tuple[str, ...] = ("paused", "mirrors_finished", "stream_done", "proved", "committed", "resumed")

@@ -1,0 +1,59 @@
+"""The one place that makes database engines, so that every connection has the same guarantees."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.orm import Session, sessionmaker
+
+
+def make_engine(url: str) -> Engine:
+    """Open a database by its SQLAlchemy URL.
+
+    SQLite gets a write-ahead log, full synchronisation and `BEGIN IMMEDIATE`: a plain BEGIN that later wants to write
+    answers "database is locked" at once, without waiting for the busy time-out.
+    """
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    engine = create_engine(url, connect_args={"timeout": 15.0, "check_same_thread": False, "isolation_level": None})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - a raw driver connection
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reads_only = connection.get_execution_options().get("reads_only", False)
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+class Database:
+    """An open database: `write` for what may change rows, `read` for what may not and so waits for nobody.
+
+    Objects stay readable after the commit, because publishing comes after it. Transactions are short: no QEMU call
+    inside one.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = make_engine(url)
+        self._write = sessionmaker(self.engine, expire_on_commit=False)
+        self._read = sessionmaker(self.engine.execution_options(reads_only=True), expire_on_commit=False)
+
+    def write(self) -> AbstractContextManager[Session]:
+        """A transaction that is committed at the end of the block, rolled back on an error."""
+        return self._write.begin()
+
+    def read(self) -> AbstractContextManager[Session]:
+        """A transaction that sees one state of the database and changes nothing."""
+        return self._read()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()

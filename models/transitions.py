@@ -1,0 +1,70 @@
+"""The legal moves of every row that has a state, beside nothing else: read it to know what can ever happen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from models.enums import LedgerRole, MigrationState, OperationState, StepState
+
+M, S, L, O = MigrationState, StepState, LedgerRole, OperationState  # noqa: E741 - a table reads better with short heads
+
+MIGRATION: Mapping[MigrationState, frozenset[MigrationState]] = {
+    M.QUEUED: frozenset({M.RUNNING, M.REFUSED, M.CANCELLED}),
+    M.RUNNING: frozenset({M.HANDED_OVER, M.ROLLING_BACK, M.REFUSED}),
+    M.HANDED_OVER: frozenset({M.DONE, M.NEEDS_OPERATOR}),
+    M.ROLLING_BACK: frozenset({M.UNDONE, M.CANCELLED, M.NEEDS_OPERATOR}),
+    M.NEEDS_OPERATOR: frozenset({M.HANDED_OVER, M.ROLLING_BACK}),
+    M.DONE: frozenset(),
+    M.UNDONE: frozenset(),
+    M.REFUSED: frozenset(),
+    M.CANCELLED: frozenset(),
+}
+
+STEP: Mapping[StepState, frozenset[StepState]] = {
+    S.WAITING: frozenset({S.READY}),
+    S.READY: frozenset({S.RUNNING, S.WAITING}),
+    S.RUNNING: frozenset({S.DONE, S.FAILED, S.READY}),
+    S.DONE: frozenset({S.UNDO_READY}),
+    S.FAILED: frozenset({S.UNDO_READY, S.READY}),
+    S.UNDO_READY: frozenset({S.UNDOING}),
+    S.UNDOING: frozenset({S.UNDONE, S.UNDO_READY}),
+    S.UNDONE: frozenset(),
+}
+
+LEDGER: Mapping[LedgerRole, frozenset[LedgerRole]] = {
+    L.RESERVED: frozenset({L.ACTIVE, L.DESTROYED}),
+    L.ACTIVE: frozenset({L.QUARANTINED, L.DESTROYED}),
+    L.QUARANTINED: frozenset({L.DESTROYED}),
+    L.DESTROYED: frozenset(),
+}
+
+OPERATION: Mapping[OperationState, frozenset[OperationState]] = {
+    O.READY: frozenset({O.RUNNING, O.FAILED}),
+    O.RUNNING: frozenset({O.DONE, O.REFUSED, O.FAILED}),
+    O.DONE: frozenset(),
+    O.REFUSED: frozenset(),
+    O.FAILED: frozenset(),
+}
+
+OPEN_MIGRATION: tuple[MigrationState, ...] = (M.QUEUED, M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK, M.NEEDS_OPERATOR)
+
+
+class IllegalMove(ValueError):
+    """The code asked for a move that the table does not have: a mistake in the code, never of a user."""
+
+    def __init__(self, before: StrEnum, after: StrEnum) -> None:
+        super().__init__(f"{type(before).__name__} cannot go from {before} to {after}")
+        self.before = before
+        self.after = after
+
+
+def require_legal(before: StrEnum, after: StrEnum) -> None:
+    """Raise `IllegalMove` unless the table of this kind of state has the move from `before` to `after`."""
+    tables: tuple[Mapping[StrEnum, frozenset[StrEnum]], ...] = (MIGRATION, STEP, LEDGER, OPERATION)  # type: ignore[assignment]  # Mapping is invariant in its key
+    for table in tables:
+        if before in table and type(before) is type(next(iter(table))):
+            if after in table[before]:
+                return
+            break
+    raise IllegalMove(before, after)

@@ -1,0 +1,203 @@
+"""What is being done:
+migrations, their attempts and steps, the crossing of each volume, and plain operations on one VM.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from models.base import Base, Key, only_where, word
+from models.enums import (
+    AllocationKind,
+    MigrationState,
+    OperationKind,
+    OperationState,
+    StepState,
+    TransferMethod,
+    VolumeRole,
+)
+from models.inventory import Node, Storage, Vm, Volume
+from models.phases import Phase, Side
+from models.transitions import OPEN_MIGRATION
+
+_OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in OPEN_MIGRATION))
+
+
+class Migration(Base):
+    """One wish to have a VM on another node. Its state is the decision who may run the guest (see
+    models/transitions.py).
+
+    `epoch` is the VM's when the migration was filed: the hand-over counts it up, and only if it is still the same.
+    """
+
+    __tablename__ = "migration"
+    __table_args__ = (
+        CheckConstraint("source_id <> target_id", name="two_nodes"),
+        only_where("uq_migration_one_open", "vm_id", where=_OPEN),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id"))
+    source_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    target_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    state: Mapped[MigrationState] = mapped_column(word(MigrationState), default=MigrationState.QUEUED)
+    offline: Mapped[bool] = mapped_column(default=False)
+    priority: Mapped[int] = mapped_column(default=50)
+    epoch: Mapped[int]
+    cancel_asked: Mapped[bool] = mapped_column(default=False)
+    problems: Mapped[list[Any]] = mapped_column(default=list)
+    downtime_ms: Mapped[float | None]
+    ram_bytes: Mapped[int | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    vm: Mapped[Vm] = relationship()
+    source: Mapped[Node] = relationship(foreign_keys=[source_id])
+    target: Mapped[Node] = relationship(foreign_keys=[target_id])
+    attempts: Mapped[list[Attempt]] = relationship(back_populates="migration", order_by="Attempt.number")
+
+
+class Attempt(Base):
+    """One try of a migration, from `check` to its end;
+    a migration that is tried again keeps the rows of the earlier tries.
+    """
+
+    __tablename__ = "attempt"
+    __table_args__ = (UniqueConstraint("migration_id", "number"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    migration_id: Mapped[int] = mapped_column(ForeignKey("migration.id"))
+    number: Mapped[int]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+    migration: Mapped[Migration] = relationship(back_populates="attempts")
+    steps: Mapped[list[Step]] = relationship(back_populates="attempt", order_by="Step.position")
+    transfers: Mapped[list[VolumeTransfer]] = relationship(back_populates="attempt", order_by="VolumeTransfer.id")
+    allocations: Mapped[list[Allocation]] = relationship(back_populates="attempt", order_by="Allocation.id")
+
+
+class Step(Base):
+    """One phase of one attempt on one side. The row is the truth about it; messages only make somebody look.
+
+    `fence` grows with every claim: a result is taken only under the number of the newest. `marks` are moments inside
+    the pause in seconds since 1970 (the clock of the step's node), `progress` is for people, `notes` is for later
+    phases.
+    """
+
+    __tablename__ = "step"
+    __table_args__ = (
+        UniqueConstraint("attempt_id", "phase", "side"),
+        Index("ix_step_open", "state", "lease_until"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempt.id"))
+    position: Mapped[int]
+    phase: Mapped[Phase] = mapped_column(word(Phase))
+    side: Mapped[Side] = mapped_column(word(Side))
+    queue: Mapped[str]
+    state: Mapped[StepState] = mapped_column(word(StepState), default=StepState.WAITING)
+    ready_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    undone_at: Mapped[datetime | None]
+    marks: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    notes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    problem: Mapped[dict[str, Any] | None]
+
+    attempt: Mapped[Attempt] = relationship(back_populates="steps")
+
+
+class VolumeTransfer(Base):
+    """How one volume crosses in one attempt: the method with its reason, where it goes, what went over the wire.
+
+    Digests are those of the TPM state's blobs (docs/tpm.md); only a tpmstate volume has them.
+    """
+
+    __tablename__ = "volume_transfer"
+    __table_args__ = (
+        UniqueConstraint("attempt_id", "volume_id"),
+        # Only swtpm has a TPM's state open: a mirror of it would copy what QEMU never sees.
+        CheckConstraint("role <> 'tpmstate' OR method = 'tpm_sync'", name="tpmstate_by_tpm_sync_only"),
+        CheckConstraint("method <> 'tpm_sync' OR role = 'tpmstate'", name="tpm_sync_for_tpmstate_only"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempt.id"))
+    volume_id: Mapped[int] = mapped_column(ForeignKey("volume.id"))
+    role: Mapped[VolumeRole] = mapped_column(word(VolumeRole))
+    method: Mapped[TransferMethod] = mapped_column(word(TransferMethod))
+    reason: Mapped[str]
+    target_storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
+    target_name: Mapped[str]
+    bytes: Mapped[int] = mapped_column(default=0)
+    bytes_total: Mapped[int]
+    seconds: Mapped[float | None]
+    digest_source: Mapped[str | None]
+    digest_target: Mapped[str | None]
+    identity_source: Mapped[str | None]
+    identity_target: Mapped[str | None]
+
+    attempt: Mapped[Attempt] = relationship(back_populates="transfers")
+    volume: Mapped[Volume] = relationship()
+    target_storage: Mapped[Storage] = relationship()
+
+
+class Allocation(Base):
+    """Something taken on a node for one attempt:
+    the row is there before the thing is made, and closed after it is gone.
+    """
+
+    __tablename__ = "allocation"
+    __table_args__ = (
+        CheckConstraint("(kind = 'port') = (port IS NOT NULL)", name="port_has_number"),
+        CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name="memory_has_bytes"),
+        only_where("uq_allocation_port", "address", "port", where="port IS NOT NULL AND freed_at IS NULL"),
+        only_where("uq_allocation_volume", "node_id", "path", where="path IS NOT NULL AND freed_at IS NULL"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    attempt_id: Mapped[int] = mapped_column(ForeignKey("attempt.id"))
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    kind: Mapped[AllocationKind] = mapped_column(word(AllocationKind))
+    purpose: Mapped[str]
+    path: Mapped[str | None]
+    address: Mapped[str | None]
+    port: Mapped[int | None]
+    bytes: Mapped[int | None]
+    taken_at: Mapped[datetime]
+    freed_at: Mapped[datetime | None]
+
+    attempt: Mapped[Attempt] = relationship(back_populates="allocations")
+    node: Mapped[Node] = relationship()
+
+
+class Operation(Base):
+    """Work on one VM at its node that is no migration: making its volumes, starting, stopping. One at a time per VM."""
+
+    __tablename__ = "operation"
+    __table_args__ = (only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id", ondelete="CASCADE"))
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    kind: Mapped[OperationKind] = mapped_column(word(OperationKind))
+    arguments: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    state: Mapped[OperationState] = mapped_column(word(OperationState), default=OperationState.READY)
+    problems: Mapped[list[Any]] = mapped_column(default=list)
+    created_at: Mapped[datetime]
+    lease_until: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    vm: Mapped[Vm] = relationship()
+    node: Mapped[Node] = relationship()
