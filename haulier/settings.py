@@ -104,8 +104,8 @@ class Settings(BaseSettings):
         if len(os.fsencode(self.state)) <= 60:
             return self.state / "run"
         mark = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:12]
-        return Path("/tmp") / f"haulier-{os.getuid()}-{mark}"  # noqa: S108 - made 0700 and checked to be ours before
-        use
+        # It is made 0700 and checked to be ours before anything is put there.
+        return Path("/tmp") / f"haulier-{os.getuid()}-{mark}"  # noqa: S108
 
     @property
     def broker(self) -> str:

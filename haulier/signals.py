@@ -42,7 +42,10 @@ class Signals:
     @contextlib.contextmanager
     def listen(self, topic: str) -> Iterator[Bell]:
         """Hear the calls for `topic` inside the block."""
-        subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        # redis-py has no annotation there
+        subscription: redis.client.PubSub = self._client.pubsub(  # type: ignore[no-untyped-call]
+            ignore_subscribe_messages=True
+        )
         try:
             with contextlib.suppress(redis.RedisError, OSError):
                 subscription.subscribe(f"{_CHANNEL}:{topic}")

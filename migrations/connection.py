@@ -69,13 +69,16 @@ def revision_connection(url: str) -> Iterator[Connection]:
     SQLite: already inside the one transaction that holds all revisions of this run. PostgreSQL: outside any, so that
     each revision has its own, and an `autocommit_block` is possible.
 
-    Raises `UpgradeLocked` if PostgreSQL's lock was not free in `WAIT_S`; SQLite says "database is locked" after as long.
+    Raises `UpgradeLocked` if PostgreSQL's lock was not free in `WAIT_S`; SQLite says "database is locked" after that.
     """
     engine = open_engine(url)
     try:
         with engine.connect() as connection:
-            hold = _sqlite_transaction if connection.dialect.name == "sqlite" else _postgresql_lock
-            with hold(connection):
+            if connection.dialect.name == "sqlite":
+                with _sqlite_transaction(connection):
+                    yield connection
+            else:
+                _take_advisory_lock(connection)
                 yield connection
     finally:
         engine.dispose()
@@ -90,32 +93,15 @@ def _sqlite_transaction(connection: Connection) -> Iterator[None]:
             raise RuntimeError(f"the upgrade would leave rows that point to nothing, so it was undone: {broken[:5]}")
 
 
-@contextmanager
-def _postgresql_lock(connection: Connection) -> Iterator[None]:
-    _take_advisory_lock(connection)
-    try:
-        connection.execute(text(f"SET lock_timeout = '{DDL_LOCK_TIMEOUT}'"))
-        connection.commit()
-        yield
-    finally:
-        # Closing would free it as well, but not through a pooler that keeps the server's session.
-        if not connection.invalidated:
-            connection.rollback()
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-            connection.commit()
-
-
 def _take_advisory_lock(connection: Connection) -> None:
+    """Take PostgreSQL's lock, which the end of the connection gives back, however that comes about."""
     # Asks again and again rather than waiting in pg_advisory_lock(): a waiting statement keeps its snapshot, and the
     # other process's CREATE INDEX CONCURRENTLY waits for every older snapshot to go: a deadlock.
     give_up_at = time.monotonic() + WAIT_S
-    while True:
-        taken = connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}):
         connection.commit()
-        if taken:
-            return
         if time.monotonic() > give_up_at:
-            raise UpgradeLocked(
-                f"another process has been changing the schema for {WAIT_S:.0f} s; try again when it has ended"
-            )
+            raise UpgradeLocked(f"another process has been changing the schema for {WAIT_S:.0f} s; try again later")
         time.sleep(0.1)
+    connection.execute(text(f"SET lock_timeout = '{DDL_LOCK_TIMEOUT}'"))
+    connection.commit()

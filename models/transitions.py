@@ -64,7 +64,7 @@ def require_legal(before: StrEnum, after: StrEnum) -> None:
     tables: tuple[Mapping[StrEnum, frozenset[StrEnum]], ...] = (MIGRATION, STEP, LEDGER, OPERATION)  # type: ignore[assignment]  # Mapping is invariant in its key
     for table in tables:
         if before in table and type(before) is type(next(iter(table))):
-            if after in table[before]:
+            if type(after) is type(before) and after in table[before]:
                 return
             break
     raise IllegalMove(before, after)

@@ -183,13 +183,16 @@ class Allocation(Base):
 
 
 class Operation(Base):
-    """Work on one VM at its node that is no migration: making its volumes, starting, stopping. One at a time per VM."""
+    """Work on one VM at its node that is no migration: making its volumes, starting, stopping. One at a time per VM.
+
+    `vm_id` is empty when the VM could not be defined: then only the reason is left of it.
+    """
 
     __tablename__ = "operation"
     __table_args__ = (only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),)
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
-    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id", ondelete="CASCADE"))
+    vm_id: Mapped[int | None] = mapped_column(ForeignKey("vm.id"))
     node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
     kind: Mapped[OperationKind] = mapped_column(word(OperationKind))
     arguments: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -199,5 +202,5 @@ class Operation(Base):
     lease_until: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    vm: Mapped[Vm] = relationship()
+    vm: Mapped[Vm | None] = relationship()
     node: Mapped[Node] = relationship()

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["BuildError", "build"]
+__all__ = ["BuildError", "build", "compile_guest", "is_fresh", "run_tool", "sources_of"]
 
 SOURCE_FOLDER = Path(__file__).parent / "guest"
+PLATFORM_FOLDER = SOURCE_FOLDER / "bare"
 DEFAULT_FOLDER = Path(".build/probe")
 IMAGE_NAME = "probe.elf"
 
@@ -22,6 +24,7 @@ FLAGS = (
     "-march=i686",
     "-ffreestanding",
     "-nostdlib",
+    "-fno-strict-aliasing",
     "-static",
     "-Os",
     "-std=gnu11",
@@ -51,25 +54,52 @@ def build(folder: Path) -> Path:
         BuildError: gcc is missing, or it refused the source. An older image stays as it was.
     """
     image = folder / IMAGE_NAME
-    sources = sorted(path for path in SOURCE_FOLDER.iterdir() if path.suffix in {".c", ".S"})
-    inputs = [*SOURCE_FOLDER.iterdir(), Path(__file__)]
-    if image.exists() and image.stat().st_mtime >= max(path.stat().st_mtime for path in inputs):
-        return image
-    compiler = shutil.which(os.environ.get("CC", "gcc"))
-    if compiler is None:
-        raise BuildError("the probe guest needs gcc: install it (Debian: apt-get install gcc) or set CC")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
-        fresh = Path(scratch) / IMAGE_NAME
-        _compile([compiler, *FLAGS, f"-Wl,-T,{SOURCE_FOLDER / 'link.ld'}", "-o", str(fresh), *map(str, sources)])
-        fresh.replace(image)
+    flags = [*FLAGS, f"-Wl,-T,{PLATFORM_FOLDER / 'link.ld'}"]
+    if not is_fresh(image, [*sources_of(PLATFORM_FOLDER), Path(__file__)]):
+        compile_guest(PLATFORM_FOLDER, image, flags=flags)
     return image
 
 
-def _compile(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def sources_of(platform: Path) -> list[Path]:
+    """Return every file that the guest on this platform is made of."""
+    return [path for folder in (SOURCE_FOLDER, platform) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+def is_fresh(product: Path, inputs: Iterable[Path]) -> bool:
+    """Say whether `product` is there and not older than any of `inputs`."""
+    return product.exists() and product.stat().st_mtime >= max(path.stat().st_mtime for path in inputs)
+
+
+def compile_guest(platform: Path, product: Path, *, flags: Sequence[str]) -> None:
+    """Compile the shared sources and those of one platform into `product`, which appears by a rename.
+
+    Raises:
+        BuildError: gcc is missing, or it refused the source. An older product stays as it was.
+    """
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
+    if compiler is None:
+        raise BuildError("the probe guest needs gcc: install it (Debian: apt-get install gcc) or set CC")
+    product.parent.mkdir(parents=True, exist_ok=True)
+    sources = [str(path) for path in sources_of(platform) if path.suffix in {".c", ".S"}]
+    with tempfile.TemporaryDirectory(dir=product.parent, prefix=".build-") as scratch:
+        fresh = Path(scratch) / product.name
+        run_tool([compiler, *flags, "-o", str(fresh), *sources])
+        fresh.replace(product)
+
+
+def run_tool(command: Sequence[str], *, folder: Path | None = None) -> str:
+    """Run a tool to its end and return what it printed.
+
+    Raises:
+        BuildError: it is missing or it failed; the text holds its own message.
+    """
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    except FileNotFoundError as error:
+        raise BuildError(f"the probe guest needs {command[0]}, which is not installed") from error
     if result.returncode != 0:
-        raise BuildError(f"{command[0]} could not build the probe guest:\n{result.stderr.strip()}")
+        raise BuildError(f"{command[0]} failed while building the probe guest:\n{result.stderr.strip()}")
+    return result.stdout
 
 
 def main(arguments: list[str]) -> int:

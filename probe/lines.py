@@ -14,7 +14,7 @@ __all__ = ["Line", "crc_of", "read_lines"]
 # A line never holds "HP " but at its start, so a torn one cannot swallow the next.
 _WHOLE = re.compile(r"HP (?:(?!HP )[ -~])*? crc=[0-9a-f]{8}")
 # The start of a line, or the end of one, be it cut within its checksum; anything else is foreign output.
-_PIECE = re.compile(r"H|HP.*|.*crc=[0-9a-f]{8}|(?:r?c)?=?[0-9a-f]{1,8}")
+_PIECE = re.compile(r"H|HP.*|.*crc=[0-9a-f]{8}|H?(?:r?c)?=?[0-9a-f]{1,8}")
 _KINDS = {"boot": 0, "tick": 1, "off": 2, "fault": 2}
 _LONGEST_PIECE = 600
 # Each move leaves two pieces or three; a log with very many is damaged, and trying all pairs would take for ever.
@@ -31,7 +31,7 @@ class Line:
 
     @cached_property
     def boot(self) -> str:
-        """Id of the boot; sorts by time."""
+        """Id of the boot; its first 8 hex digits are the second in which the boot took place."""
         return self.values.get("boot", "")
 
     @cached_property

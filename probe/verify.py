@@ -79,11 +79,14 @@ def verify_texts(texts: Sequence[str]) -> Verdict:
 
 
 def _by_boot(lines: Sequence[Line]) -> list[list[Line]]:
-    """One list per boot, oldest boot first (the id begins with the time), each in the order of its ticks."""
+    """One list per boot, oldest boot first, each in the order of its ticks.
+
+    A boot id begins with the second of the boot; boots within one second stay in the order of the logs.
+    """
     boots: dict[str, list[Line]] = {}
     for line in lines:
         boots.setdefault(line.boot, []).append(line)
-    return [sorted(boots[boot], key=lambda line: line.order) for boot in sorted(boots)]
+    return [sorted(boots[boot], key=lambda line: line.order) for boot in sorted(boots, key=lambda boot: boot[:8])]
 
 
 def _judge_boot(lines: Sequence[Line]) -> list[str]:

@@ -133,8 +133,11 @@ def _is_on(text: str) -> bool:
 
 
 def tpm_version(text: str) -> str:
-    """The version on a `tpmstate0` line; Proxmox VE takes v1.2 when the line does not say."""
-    version = properties(text, default_key="file").get("version", "v1.2")
+    """The version on a `tpmstate0` line; v2.0 when the line does not say.
+
+    Proxmox VE took v1.2 then for long; a state of that version is noticed at the start and refused.
+    """
+    version = properties(text, default_key="file").get("version", "v2.0")
     return one_of(version, {"v1.2": "v1.2", "v2.0": "v2.0"}, "TPM version")
 
 

@@ -184,7 +184,7 @@ def _refusal(error: ValidationError, *, source: str) -> Refused:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             given = "" if isinstance(fault["input"], dict) else f" (found {shown(fault['input'])})"
-            problems.append(Problem("invalid_value", f"{place}: {message}{given}", "see docs for the keys and values"))
+            problems.append(Problem("invalid_value", f"{place}: {message}{given}", "correct this value"))
     return Refused.because(tuple(problems))
 
 
@@ -292,6 +292,10 @@ def _disk(disk: DiskTable, device: str) -> VolumeSpec:
     if disk.path is not None and (disk.name is not None or disk.storage is not None):
         raise invalid("way to name one volume", "path with storage or name", "give a path, or a storage and a name")
     is_empty = role is Role.CDROM and disk.path is None and disk.name is None
+    if is_empty and disk.storage is not None:
+        raise invalid(
+            "CD-ROM", f"storage {disk.storage} alone", "give its name too, or leave both out for an empty drive"
+        )
     storage = None if disk.path is not None or is_empty else storage_name(disk.storage or _USUAL_STORAGE)
     name = host_path(disk.path) if disk.path is not None else None if disk.name is None else volume_name(disk.name)
     return checked_volume(

@@ -37,6 +37,7 @@ class MachineSpec:
     accel: Literal["tcg", "kvm"]
     ram_kib: int
     run_dir: Path
+    log_dir: Path
     drives: tuple[Drive, ...]
     uuid: str
     tpm_socket: Path | None = None
@@ -169,7 +170,7 @@ def _serials(machine: MachineSpec) -> list[str]:
         if target == "socket":
             listen = {"id": name, "path": machine.run_dir / f"{name}.sock", "server": "on", "wait": "off"}
             # Without logappend a restarted QEMU would begin the log anew.
-            log = {"logfile": machine.run_dir / f"{name}.log", "logappend": "on"}
+            log = {"logfile": machine.log_dir / f"{name}.log", "logappend": "on"}
             words += ["-chardev", option("socket", {**listen, **log})]
         else:
             words += ["-chardev", option("serial", {"id": name, "path": target})]

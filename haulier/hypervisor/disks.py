@@ -12,16 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from haulier.errors import Refused, StepFailed
+from haulier.hypervisor.devices import node_name
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
 from haulier.hypervisor.tls import OBJECT_ID
 
 PREFIX = "haulier-"
-
-
-def drive_node(device: str) -> str:
-    """The name of the block node that holds a device's image, on the source and on the target alike."""
-    return f"drive-{device}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,7 @@ async def serve_disks(monitor: Monitor, disks: Sequence[tuple[str, str]], *, ser
             "block-export-add",
             type="nbd",
             id=f"{PREFIX}{device}",
-            node_name=drive_node(device),
+            node_name=node_name(device),
             name=device,
             writable=True,
         )
@@ -101,7 +97,7 @@ async def start_mirror(monitor: Monitor, mirror: Mirror) -> None:
         },
     )
     await monitor.execute(
-        "blockdev-mirror", job_id=mirror.job, device=drive_node(mirror.device), target=mirror.job, sync="full"
+        "blockdev-mirror", job_id=mirror.job, device=node_name(mirror.device), target=mirror.job, sync="full"
     )
 
 

@@ -62,7 +62,7 @@ class Monitor:
                 return await self._client.execute(command, arguments or None)
         except ExecuteError as error:
             raise StepFailed(
-                "qmp_refused", f"QEMU refused {command}: {error.error.desc}", "QEMU's own words; see its log."
+                "qmp_refused", f"QEMU refused {command}: {error.error.error.desc}", "QEMU's own words; see its log."
             ) from error
         except TimeoutError as error:
             raise OutcomeUnknown("qmp_silent", f"QEMU did not answer {command} in {ANSWER_S:.0f} s") from error
@@ -85,7 +85,7 @@ class Monitor:
                 moving.cancel()
         finally:
             getting.cancel()
-        message = getting.result()
+        message: dict[str, Any] = dict(getting.result())
         stamp = message["timestamp"]
         return Event(
             name=str(message["event"]),

@@ -55,7 +55,7 @@ def _libtpms_version(program: str) -> str | None:
     found = subprocess.run(
         ["sh", "-c", 'ldd "$(command -v "$0")"', program], capture_output=True, text=True, timeout=20, check=False
     )
-    match = re.search(r"libtpms\.so\S* => (\S+)", found.stdout)
+    match = re.search(r"(?m)^\s*libtpms\.so\S* => (\S+)", found.stdout)
     version = re.search(r"libtpms\.so\.([\d.]+)$", str(Path(match.group(1)).resolve())) if match else None
     return version.group(1) if version else None
 

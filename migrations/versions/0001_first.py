@@ -261,7 +261,7 @@ def upgrade() -> None:
         sa.Column("storage_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("format", sa.String(), nullable=False),
-        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=True),
         sa.Column(
             "locality",
             sa.Enum("local", "shared", name="locality", native_enum=False, create_constraint=True, length=24),

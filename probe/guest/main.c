@@ -1,7 +1,7 @@
 /* The probe guest: ticks, and at each tick whatever is due. */
 #include "probe.h"
 
-enum { MULTIBOOT_MAGIC = 0x2BADB002, LONGEST_PERIOD_US = 10000 };
+enum { LONGEST_PERIOD_US = 10000 };
 
 static struct {
     u32 tick_us, line_every, disk_every, disk_ring, disk_flush, tpm_every, dirty_mib, dirty_mib_s;
@@ -142,26 +142,23 @@ static void loop(void)
     }
 }
 
-void probe_main(u32 magic, const struct multiboot *info)
+void probe_run(const char *command_line, struct region ram)
 {
     u32 period_us;
 
-    serial_init();
     crc32_init();
-    read_options(magic == MULTIBOOT_MAGIC && info->flags & 4 ? (const char *)info->command_line : "");
+    read_options(command_line);
     period_us = options.tick_us < LONGEST_PERIOD_US ? options.tick_us : LONGEST_PERIOD_US;
     clock_init();
     irq_init(period_us);
     power_init();
     tpm_init();
     disk_init(options.disk_ring);
-    ram_init(info, options.dirty_mib, options.dirty_mib_s);
+    ram_init(ram, options.dirty_mib, options.dirty_mib_s);
     print_boot();
     clock_start(period_us);
     loop();
     disk_flush();
     print_tick("HP off tick=");
     power_off();
-    for (;;)
-        irq_wait();
 }

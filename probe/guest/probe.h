@@ -36,15 +36,15 @@ static inline u32 in32(u16 port)
 }
 static inline u64 read_tsc(void)
 {
-    u64 value;
-    __asm__ volatile("rdtsc" : "=A"(value));
-    return value;
+    u32 low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return (u64)high << 32 | low;
 }
-static inline void barrier(void) { __asm__ volatile("lock; addl $0, (%%esp)" ::: "memory", "cc"); }
+static inline void barrier(void) { __sync_synchronize(); }
 
 /* ---- text.c: strings, numbers, checksums (there is no libc and no 64-bit division) ---------- */
 u64 divide(u64 number, u32 by);
-void *memcpy(void *to, const void *from, size_t length);
+void *memcpy(void *to, const void *from, size_t length); /* bare/memory.c, or libc */
 void *memset(void *to, int value, size_t length);
 int memcmp(const void *a, const void *b, size_t length);
 void crc32_init(void);
@@ -58,18 +58,10 @@ void line_padded(u32 value, int digits);
 void line_key(const char *key, u64 value);
 void line_send(void); /* appends the checksum and prints */
 
-/* ---- serial.c ------------------------------------------------------------------------------ */
-void serial_init(void);
-void serial_send(const char *text, size_t length);
-
-/* ---- irq.c: the periodic interrupt that ends a hlt ------------------------------------------ */
-void irq_init(u32 period_us);
-void irq_wait(void); /* sleeps until the next interrupt */
-
 /* ---- clock.c: TSC time, the longest gap, and pauses found through the CMOS clock ------------- */
 struct clock {
     u32 tsc_khz;
-    u64 boot_id;            /* seconds since 1970 << 16 | noise: sorts by time of boot */
+    u64 boot_id;            /* seconds since 1970 << 16 | noise: sorts by second of boot */
     u64 epoch_s;            /* CMOS time of the last edge, seconds since 1970 */
     u32 gap_us;             /* longest TSC gap between two polls since the last line */
     u32 pause_us;           /* longest pause since the last line: CMOS went on, TSC did not */
@@ -92,12 +84,6 @@ struct wait wait_start(void);
 void wait_turn(const struct wait *wait);
 u32 wait_us(const struct wait *wait);
 
-/* ---- pci.c --------------------------------------------------------------------------------- */
-u32 pci_read(u32 device, u32 offset);
-void pci_write(u32 device, u32 offset, u32 value);
-void pci_scan(void (*found)(u32 device, u32 id));
-u32 pci_capability(u32 device, u32 after); /* offset of the next vendor capability, 0 at the end */
-
 /* ---- tpm.c --------------------------------------------------------------------------------- */
 struct tpm {
     bool present, fresh;    /* fresh: the counter did not exist at boot */
@@ -108,7 +94,7 @@ extern struct tpm the_tpm;
 void tpm_init(void);
 void tpm_step(void);
 
-/* ---- disk.c, virtio.c ---------------------------------------------------------------------- */
+/* ---- disk.c ------------------------------------------------------------------------------- */
 enum { DISKS = 4, SECTOR = 512 };
 struct disk {
     u64 capacity, base, sequence; /* sectors, sector, newest write that is known to be done */
@@ -126,32 +112,39 @@ void disk_step(u64 tick);
 void disk_check(void);
 void disk_flush(void);
 
-enum transfer { TRANSFER_READ = 0, TRANSFER_WRITE = 1, TRANSFER_FLUSH = 4 };
-void virtio_init(void);                                          /* fills count and capacity */
-void virtio_submit(u32 index, enum transfer what, u64 sector);
-bool virtio_finish_all(void); /* true if every submitted request ended well */
-bool virtio_ok(u32 index);
-
 /* ---- ram.c --------------------------------------------------------------------------------- */
 struct ram {
     u32 bad, pages;
 };
 extern struct ram the_ram;
-struct multiboot;
-void ram_init(const struct multiboot *info, u32 mib, u32 mib_per_s);
+struct region {
+    u8 *start;
+    u32 length; /* bytes */
+};
+void ram_init(struct region region, u32 mib, u32 mib_per_s);
 void ram_step(u32 tick_us);
 
-/* ---- main.c --------------------------------------------------------------------------------- */
+/* ---- main.c -------------------------------------------------------------------------------- */
 extern u64 tick;
+void probe_run(const char *command_line, struct region ram); /* returns when the power button was pressed */
 
-/* ---- power.c: the ACPI power button -------------------------------------------------------- */
+/* ---- the platform: bare/ on the naked machine, linux/ above a kernel ------------------------- */
+void serial_send(const char *text, size_t length);
+
+void irq_init(u32 period_us);
+void irq_wait(void); /* sleeps until the next interrupt of a periodic timer */
+
+void virtio_init(void); /* fills the_disks: count, and capacity and index of each */
+enum transfer { TRANSFER_READ = 0, TRANSFER_WRITE = 1, TRANSFER_FLUSH = 4 };
+void virtio_submit(u32 index, enum transfer what, u64 sector); /* to or from in[], out[] of that disk */
+bool virtio_finish_all(void);                                  /* true if all that was submitted ended well */
+bool virtio_ok(u32 index);
+
+bool tpm_connect(void);                               /* false without a TPM */
+bool tpm_transmit(u8 *message, u32 size, u32 room);   /* the response replaces the command */
+
 void power_init(void);
 bool power_pressed(void);
 void power_off(void);
-
-struct multiboot {
-    u32 flags, mem_lower, mem_upper, boot_device, command_line, mods_count, mods_addr, syms[4];
-    u32 mmap_length, mmap_addr;
-};
 
 #endif

@@ -1,35 +1,17 @@
 /* Keeps RAM dirty at a set rate, and proves that every page still holds what was last written to it. */
 #include "probe.h"
 
-enum { REGION = 4 << 20, PAGE = 4096, PAGES_PER_MIB = 256, STRIDE = 16 };
-
-struct mmap_entry {
-    u32 size;
-    u64 base, length;
-    u32 type;
-} __attribute__((packed));
+enum { PAGE = 4096, PAGES_PER_MIB = 256, STRIDE = 16 };
 
 struct ram the_ram;
+static u8 *start;
 static u32 next_page, generation, pages_per_s, credit;
 
-/* Bytes of usable RAM from REGION on. */
-static u32 room(const struct multiboot *info)
+void ram_init(struct region region, u32 mib, u32 mib_per_s)
 {
-    u32 at = info->mmap_addr, end = at + info->mmap_length;
+    u32 pages = region.length / PAGE;
 
-    while ((info->flags & 1 << 6) && at < end) {
-        const struct mmap_entry *entry = (const struct mmap_entry *)at;
-        u64 top = entry->base + entry->length;
-        if (entry->type == 1 && entry->base <= REGION && top > REGION)
-            return (u32)(top > 0xC0000000u ? 0xC0000000u : top) - REGION;
-        at += entry->size + 4;
-    }
-    return info->mem_upper > 3072 ? info->mem_upper * 1024 - (REGION - (1 << 20)) : 0;
-}
-
-void ram_init(const struct multiboot *info, u32 mib, u32 mib_per_s)
-{
-    u32 pages = room(info) / PAGE;
+    start = region.start;
     the_ram.pages = mib * PAGES_PER_MIB < pages ? mib * PAGES_PER_MIB : pages;
     pages_per_s = the_ram.pages ? mib_per_s * PAGES_PER_MIB : 0;
 }
@@ -42,7 +24,7 @@ static u32 pattern(u32 page, u32 generation_of_page)
 /* One word in every cache line: a page travels whole, so this is enough to see an old copy of it. */
 static void renew(u32 page)
 {
-    volatile u32 *word = (volatile u32 *)(REGION + page * PAGE);
+    volatile u32 *word = (volatile u32 *)(start + page * PAGE);
     u32 old = pattern(page, generation - 1), new = pattern(page, generation), bad = 0;
 
     for (u32 i = 0; i < PAGE / 4; i += STRIDE) {

@@ -15,32 +15,6 @@ u64 divide(u64 number, u32 by)
     return (u64)quotient_high << 32 | quotient_low;
 }
 
-void *memcpy(void *to, const void *from, size_t length)
-{
-    u8 *t = to;
-    const u8 *f = from;
-    while (length--)
-        *t++ = *f++;
-    return to;
-}
-
-void *memset(void *to, int value, size_t length)
-{
-    u8 *t = to;
-    while (length--)
-        *t++ = (u8)value;
-    return to;
-}
-
-int memcmp(const void *a, const void *b, size_t length)
-{
-    const u8 *x = a, *y = b;
-    for (; length--; x++, y++)
-        if (*x != *y)
-            return *x - *y;
-    return 0;
-}
-
 /* The CRC-32 of zlib, so that Python checks it with zlib.crc32. */
 void crc32_init(void)
 {

@@ -1,4 +1,4 @@
-/* A counter in the TPM's NV storage, over the CRB interface: written, read back, and missed if gone. */
+/* A counter in the TPM's NV storage, over whatever carries commands: written, read back, and missed if gone. */
 #include "probe.h"
 
 enum { NV_INDEX = 0x01500048, OWNER = 0x40000001, PASSWORD = 0x40000009, NV_SIZE = 8 };
@@ -7,12 +7,6 @@ enum { NV_ATTRIBUTES = 0x02060006 };
 enum { TAG_PLAIN = 0x8001, TAG_SESSIONS = 0x8002, SHA256 = 0x000B };
 enum { STARTUP = 0x144, NV_DEFINE = 0x12A, NV_READ = 0x14E, NV_WRITE = 0x137 };
 enum { RC_OK = 0, RC_INITIALIZE = 0x100, RC_NV_UNINITIALIZED = 0x14A, RC_HANDLE = 0x18B, RC_NONE = 0xFFFFFFFF };
-enum { TIMEOUT_US = 20 * 1000 * 1000 };
-
-static volatile u32 *const crb = (volatile u32 *)0xFED40000;
-static volatile u8 *const crb_data = (volatile u8 *)0xFED40080;
-enum { LOC_CTRL = 0x08 / 4, INTERFACE = 0x30 / 4, REQUEST = 0x40 / 4, START = 0x4C / 4 };
-enum { REQUEST_READY = 1, REQUEST_IDLE = 2, INTERFACE_CRB = 1 };
 
 struct tpm the_tpm;
 static u8 message[128]; /* the command, then the response */
@@ -49,18 +43,7 @@ static void put_empty_password(void)
     put(0, 2); /* the empty password */
 }
 
-static bool cleared(u32 reg)
-{
-    struct wait wait = wait_start();
-    while (crb[reg]) {
-        if (wait_us(&wait) > TIMEOUT_US)
-            return false;
-        wait_turn(&wait);
-    }
-    return true;
-}
-
-/* Sends the message; returns the response code, or RC_NONE if the TPM did not answer in time. */
+/* Sends the message; returns the response code, or RC_NONE if the TPM did not answer. */
 static u32 run(void)
 {
     struct wait wait = wait_start();
@@ -68,19 +51,8 @@ static u32 run(void)
 
     length = 2;
     put(size, 4);
-    crb[LOC_CTRL] = 1; /* ask for locality 0; harmless when we have it */
-    crb[REQUEST] = REQUEST_READY;
-    if (!cleared(REQUEST))
+    if (!tpm_transmit(message, size, sizeof message))
         return RC_NONE;
-    for (u32 i = 0; i < size; i++)
-        crb_data[i] = message[i];
-    barrier();
-    crb[START] = 1;
-    if (!cleared(START))
-        return RC_NONE;
-    for (u32 i = 0; i < sizeof message; i++)
-        message[i] = crb_data[i];
-    crb[REQUEST] = REQUEST_IDLE;
     u32 us = wait_us(&wait);
     if (us > the_tpm.longest_us)
         the_tpm.longest_us = us;
@@ -110,7 +82,7 @@ static void begin_nv(u32 command)
     put_empty_password();
 }
 
-static u32 write(u64 value)
+static u32 nv_write(u64 value)
 {
     begin_nv(NV_WRITE);
     put(NV_SIZE, 2);
@@ -119,7 +91,7 @@ static u32 write(u64 value)
     return run();
 }
 
-static u32 read(u64 *value)
+static u32 nv_read(u64 *value)
 {
     begin_nv(NV_READ);
     put(NV_SIZE, 2);
@@ -134,7 +106,7 @@ static u32 read(u64 *value)
 static void expect(u64 known)
 {
     u64 found = 0;
-    u32 code = read(&found);
+    u32 code = nv_read(&found);
     if (code == RC_HANDLE || code == RC_NV_UNINITIALIZED || (code == RC_OK && found != known))
         the_tpm.lost++;
     else if (code != RC_OK)
@@ -143,14 +115,14 @@ static void expect(u64 known)
 
 void tpm_init(void)
 {
-    if ((crb[INTERFACE] & 0xF) != INTERFACE_CRB)
+    the_tpm.present = tpm_connect();
+    if (!the_tpm.present)
         return;
-    the_tpm.present = true;
     begin(TAG_PLAIN, STARTUP);
     put(0, 2); /* clear */
     u32 code = run();
     the_tpm.errors += code != RC_OK && code != RC_INITIALIZE; /* the firmware may have been first */
-    code = read(&the_tpm.value);
+    code = nv_read(&the_tpm.value);
     if (code == RC_HANDLE)
         code = define() == RC_OK ? RC_NV_UNINITIALIZED : RC_NONE;
     the_tpm.fresh = code == RC_NV_UNINITIALIZED;
@@ -164,7 +136,7 @@ void tpm_step(void)
         return;
     if (the_tpm.value || !the_tpm.fresh)
         expect(the_tpm.value);
-    if (write(the_tpm.value + 1) != RC_OK) {
+    if (nv_write(the_tpm.value + 1) != RC_OK) {
         the_tpm.errors++;
         return;
     }

@@ -18,7 +18,15 @@ EXAMPLES: dict[str, Row] = {
     "node": {"name": "n", "address": "10.0.0.9", "state": "online", "port_first": 49152, "port_last": 49215}
     | {"network": "bridge", "facts": {}},
     "storage": {"node_id": 1, "name": "s", "kind": "folder", "path": "/s", "shared": False},
-    "vm": {"name": "v", "node_id": 1, "state": "running", "epoch": 3, "definition": {}, "pinned": {}, "created_at": NOW},
+    "vm": {
+        "name": "v",
+        "node_id": 1,
+        "state": "running",
+        "epoch": 3,
+        "definition": {},
+        "pinned": {},
+        "created_at": NOW,
+    },
     "volume": {"vm_id": 1, "device": "scsi9", "role": "disk", "storage_id": 1, "name": "f", "format": "qcow2"}
     | {"size_bytes": 4096, "locality": "local"},
     "replica": {"volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
@@ -44,7 +52,7 @@ def example(table: str, **changes: object) -> Row:
 
 
 def store(connection: Connection, table: str, **changes: object) -> None:
-    """Insert `example(table, …)`. The models' enums are taken off: their own check would answer before SQL does."""
+    """Insert `example(table, …)`; words go as plain strings, which SQLAlchemy passes on without a look at the enum."""
     connection.execute(insert(Base.metadata.tables[table]), example(table, **changes))
 
 
@@ -52,7 +60,7 @@ def store_world(connection: Connection) -> None:
     """Two nodes with a storage each, two VMs with a volume each, a closed migration with an attempt."""
     for node in (1, 2):
         store(connection, "node", id=node, name=f"node{node}", address=f"10.0.0.{node}")
-        store(connection, "storage", id=node, node_id=node)
+        store(connection, "storage", id=node, node_id=node, name="local")
     for vm in (1, 2):
         store(connection, "vm", id=vm, name=f"vm{vm}")
         store(connection, "volume", id=vm, vm_id=vm, device="scsi0", name=f"disk{vm}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from probe.build import build
 
+from probe.build import build
 from tests.probe.machine import Setup, missing_tools
 
 MIB = 1024 * 1024

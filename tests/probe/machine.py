@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from probe.lines import Line, read_lines
+from qemu.qmp import ConnectError
 from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from probe.lines import Line, read_lines
 
 T = TypeVar("T")
 
@@ -48,15 +50,17 @@ class Setup:
     tpm: bool = True
     append: str = ""
     extra: tuple[str, ...] = ()
+    initrd: Path | None = None
     ram_kib: int = RAM_KIB
 
 
 @dataclass
 class Machine:
-    """One running QEMU."""
+    """One running QEMU. `log_start` is where its own part of the log begins: a VM may have been here before."""
 
     name: str
     log: Path
+    log_start: int
     process: subprocess.Popen[bytes]
     qmp: QEMUMonitorProtocol
     swtpm: subprocess.Popen[bytes] | None = None
@@ -66,8 +70,8 @@ class Machine:
         return self.qmp.cmd(command, **arguments)
 
     def lines(self) -> list[Line]:
-        """The guest's lines so far."""
-        return read_lines([self.log.read_text(errors="replace")])[0] if self.log.exists() else []
+        """The guest's lines since this QEMU started."""
+        return read_lines([self.log.read_bytes()[self.log_start :].decode("ascii", errors="replace")])[0]
 
     def wait_line(self, accept: Callable[[Line], bool], *, what: str = "line") -> Line:
         """Wait for a line that `accept` says yes to."""
@@ -80,10 +84,10 @@ class Machine:
         return wait_for(f"{self.name}: {what}", look)
 
     def wait_ticks(self, count: int) -> Line:
-        """Wait until the newest line is `count` ticks further than now."""
-        seen = [line.tick for line in self.lines()]
-        start = seen[-1] if seen else 0
-        return self.wait_line(lambda line: line.tick >= start + count, what=f"tick {start + count}")
+        """Wait until the guest is `count` ticks further than its newest line here, or its first if it has none yet."""
+        self.wait_line(lambda line: line.kind in {"boot", "tick"})
+        goal = self.lines()[-1].tick + count
+        return self.wait_line(lambda line: line.tick >= goal, what=f"tick {goal}")
 
     def move_to(self, target: Machine) -> None:
         """Migrate live over the target's socket and wait until the guest runs there."""
@@ -125,6 +129,7 @@ def running(setup: Setup, name: str, *, incoming: bool = False) -> Iterator[Mach
     """Start QEMU (and swtpm on the state folder `<name>.tpm`); both are dead afterwards, whatever happened."""
     log, socket = setup.folder / f"{name}.log", setup.folder / f"{name}.qmp"
     socket.unlink(missing_ok=True)
+    log_start = log.stat().st_size if log.exists() else 0
     with ExitStack() as stack:
         swtpm = stack.enter_context(_swtpm(setup.folder, name)) if setup.tpm else None
         command = [*_command(setup, name), *(["-incoming", "defer"] if incoming else [])]
@@ -137,14 +142,18 @@ def running(setup: Setup, name: str, *, incoming: bool = False) -> Iterator[Mach
 
         qmp = wait_for(f"{name}: QMP", connect)
         stack.callback(_close, qmp)
-        yield Machine(name, log, process, qmp, swtpm)
+        yield Machine(name, log, log_start, process, qmp, swtpm)
 
 
 def _connect(socket: Path) -> QEMUMonitorProtocol | None:
     if not socket.exists():
         return None
     qmp = QEMUMonitorProtocol(str(socket))
-    qmp.connect()
+    try:
+        qmp.connect()
+    except ConnectError:  # QEMU is going away; the caller looks for its reason
+        qmp.close()
+        return None
     return qmp
 
 
@@ -179,6 +188,7 @@ def _command(setup: Setup, name: str) -> list[str]:
     command = ["qemu-system-x86_64", "-machine", setup.machine, "-accel", "tcg", "-m", f"{setup.ram_kib}K"]
     command += ["-nodefaults", "-display", "none", "-rtc", "base=utc,clock=host"]
     command += ["-kernel", str(setup.image), "-append", setup.append]
+    command += ["-initrd", str(setup.initrd)] if setup.initrd else []
     command += ["-chardev", f"file,id=log,path={folder / name}.log,append=on", "-serial", "chardev:log"]
     command += ["-qmp", f"unix:{folder / name}.qmp,server=on,wait=off", *setup.extra]
     for index, disk in enumerate(setup.disks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from probe.verify import verify_logs, verify_volume
 
-from tests.probe.machine import Setup, running
+from probe.verify import verify_logs, verify_volume
+from probe.volume import SECTOR_BYTES
+from tests.probe.machine import Setup, running, wait_for
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 # Two busy cores: the guest's own account may differ from the host's by what the scheduler takes.
 SLACK_US = 30_000
-ROOT_PORT = ("-device", "pcie-root-port,id=port,chassis=1", "-device", "virtio-blk-pci,bus=port,drive=disk0")
+ROOT_PORT = ("-device", "pcie-root-port,id=root1,chassis=1", "-device", "virtio-blk-pci,bus=root1,drive=disk0")
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35"])
@@ -83,8 +85,7 @@ def test_pause_is_measured_from_inside(setup: Setup, pause_s: float) -> None:
         asked = time.monotonic()
         guest.ask("stop")
         stopped = time.monotonic()
-        while time.monotonic() < stopped + pause_s:
-            time.sleep(0.001)
+        wait_for("end of the pause", lambda: True if time.monotonic() > stopped + pause_s else None)
         resumed = time.monotonic()
         guest.ask("cont")
         ended = time.monotonic()
@@ -112,6 +113,43 @@ def test_live_migration_there_and_back_loses_nothing(setup: Setup) -> None:
     assert verdict.longest_pause_us > 2000
     assert verdict.ticks >= last.tick
     assert verify_volume(setup.disks[0]).problems == ()
+
+
+def write_guest_ram(stub: Path, address: int, content: bytes) -> None:
+    """Write physical memory through QEMU's gdb stub, which holds the guest while somebody is connected."""
+    with socket.socket(socket.AF_UNIX) as gdb:
+        gdb.settimeout(30)
+        gdb.connect(str(stub))
+        for command in (f"M{address:x},{len(content):x}:{content.hex()}", "D"):
+            gdb.sendall(f"${command}#{sum(command.encode()) % 256:02x}".encode())
+            answer = b""
+            while b"$OK#9a" not in answer:
+                answer += gdb.recv(100)
+            gdb.sendall(b"+")
+
+
+def test_changed_ram_is_noticed(setup: Setup, folder: Path) -> None:
+    stub = folder / "gdb"
+    with running(replace(setup, extra=("-gdb", f"unix:{stub},server=on,wait=off")), "a") as guest:
+        guest.wait_ticks(2500)  # a whole round over the region
+        write_guest_ram(stub, 5 * 1024 * 1024, bytes(4))
+        line = guest.wait_line(lambda line: line.number("ram_bad") > 0, what="ram_bad")
+        guest.quit()
+    assert line.number("ram_bad") == 1
+    assert [problem.split(": ")[1][:9] for problem in verify_logs([guest.log]).problems] == ["ram_bad=1"]
+
+
+def test_changed_disk_is_noticed(setup: Setup) -> None:
+    with running(replace(setup, append="disk_ring=8"), "a") as guest:
+        guest.wait_ticks(500)
+        guest.ask("stop")  # no write is under way
+        with setup.disks[0].open("r+b") as file:
+            file.seek(2048 * SECTOR_BYTES)
+            file.write(bytes(8 * SECTOR_BYTES))
+        guest.ask("cont")
+        guest.wait_line(lambda line: line.number("disk_lost") > 0, what="disk_lost")
+        guest.kill()
+    assert any("disk_lost=" in problem for problem in verify_logs([guest.log]).problems)
 
 
 def test_qcow2_volume_is_read(setup: Setup, folder: Path) -> None:

@@ -127,6 +127,7 @@ def test_args_as_one_text() -> None:
         ('[[disk]]\ndevice = "ide0"\n[[disk]]\ndevice = "ide0"', "duplicate_device", "vm.toml: disk[1]: ", ""),
         ('[[disk]]\npath = "/x"\nname = "x"', "invalid_value", "vm.toml: disk[0]: ", ""),
         ('[[disk]]\nrole = "unused"\ndevice = "scsi0"', "invalid_value", "vm.toml: disk[0]: ", ""),
+        ('[[disk]]\nrole = "cdrom"\nstorage = "local"', "invalid_value", "vm.toml: disk[0]: ", ""),
         ('[[nic]]\nmodel = "token-ring"', "invalid_value", "vm.toml: nic[0]: ", ""),
         ('[[nic]]\ndevice = "net32"', "invalid_device", "vm.toml: nic[0]: ", ""),
         ('[[nic]]\n[[nic]]\ndevice = "net0"', "duplicate_device", "vm.toml: nic[1]: ", ""),

@@ -1,9 +1,8 @@
 /* PCI configuration space through ports 0xCF8/0xCFC, which both pc and q35 offer. */
-#include "probe.h"
+#include "bare.h"
 
 enum { ADDRESS = 0xCF8, DATA = 0xCFC };
 
-/* `device` is bus << 16 | slot << 11 | function << 8, the form port 0xCF8 wants. */
 u32 pci_read(u32 device, u32 offset)
 {
     out32(ADDRESS, 0x80000000u | device | (offset & 0xFC));

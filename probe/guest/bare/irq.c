@@ -3,7 +3,7 @@
  * A guest that spins takes a whole host core; twelve of them starve a small machine. The state of PIT
  * and 8259 is part of every machine's migration stream, so the interrupt goes on at the target.
  */
-#include "probe.h"
+#include "bare.h"
 
 enum { PIC1 = 0x20, PIC2 = 0xA0, PIT_CHANNEL0 = 0x40, PIT_COMMAND = 0x43, PIT_HZ = 1193182, VECTOR = 0x20 };
 

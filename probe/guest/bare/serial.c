@@ -1,5 +1,5 @@
 /* COM1, polled: a character is sent only when the UART has room, so none is lost. */
-#include "probe.h"
+#include "bare.h"
 
 enum { COM1 = 0x3F8, LINE_STATUS = COM1 + 5, ROOM = 0x20 };
 

@@ -1,5 +1,5 @@
 /* The ACPI power button: QMP system_powerdown ends the guest in order. */
-#include "probe.h"
+#include "bare.h"
 
 enum { BUTTON = 1 << 8, SLEEP = 1 << 13, PM1_STATUS = 0, PM1_ENABLE = 2, PM1_CONTROL = 4 };
 

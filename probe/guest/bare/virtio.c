@@ -3,7 +3,7 @@
  * One code path for all: transitional devices (on pc, and on q35's root bus) offer it beside the legacy
  * ports, and behind a PCIe root port it is the only one. One request per disk at a time, polled.
  */
-#include "probe.h"
+#include "bare.h"
 
 enum { QUEUE = 4, STATUS_ACK = 1, STATUS_DRIVER = 2, STATUS_OK = 4, STATUS_FEATURES = 8 };
 enum { FEATURE_READ_ONLY = 1u << 5, FEATURE_FLUSH = 1u << 9, FEATURE_HIGH_VERSION_1 = 1u << 0 };

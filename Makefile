@@ -1,0 +1,78 @@
+# What people and CI call. Everything that needs .venv or a system program goes through scripts/setup first, which is
+# done in a moment when nothing is missing.
+MAKEFLAGS += --no-print-directory
+PYTHON ?= python3
+NODES ?= alpha,beta
+export PYTHON
+
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest
+# Where `make up` keeps its logs.
+STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check static unit integration acceptance bench up down logs migrate revision lock clean setup setup-tests
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## live-migrates a VM with disks and a vTPM between two nodes of this machine
+	@$(BIN)/python -m scripts.demo
+
+test: setup-tests static ## all that CI runs: check and every test, on real QEMU, swtpm and PostgreSQL; about a quarter of an hour
+	@CI=1 $(PYTEST)
+
+check: static unit ## format, lint, types, import contracts, unit tests; a minute
+
+static: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+unit: setup ## tests without I/O
+	@$(PYTEST) tests/unit
+
+integration: setup-tests ## tests on a real PostgreSQL, a real broker and the real migrations chain
+	@$(PYTEST) tests/integration
+
+acceptance: setup-tests ## tests with real workers and real QEMUs, and kill -9
+	@$(PYTEST) tests/acceptance
+
+bench: setup ## the figures of docs/performance.md
+	@$(BIN)/python -m bench
+
+up: setup ## starts the local stack; NODES=alpha,beta
+	@$(BIN)/haulier up --nodes $(NODES)
+
+down: setup ## stops the local stack; VMs stay
+	@$(BIN)/haulier down
+
+logs: ## follows the local stack's logs
+	@tail -n 20 -F $(STATE)/log/*.log
+
+migrate: setup ## brings the database (HAULIER_DATABASE_URL, else the local stack's) to the newest revision
+	@$(BIN)/python -c 'from haulier.settings import load_settings; from migrations import upgrade; upgrade(load_settings().database)'
+
+# Compared with a database of its own, made from the revisions so far: yours may be anywhere.
+revision: setup ## M="what changes": writes a new revision from the difference between models/ and the revisions
+	$(if $(M),,$(error say what changes: make revision M="add a column"))
+	@rm -f .build/revision.db
+	@$(BIN)/alembic -x url=sqlite:///.build/revision.db upgrade head
+	@$(BIN)/alembic -x url=sqlite:///.build/revision.db revision --autogenerate -m "$(M)"
+
+lock: ## writes requirements.lock anew, keeping versions that still fit; UV=--upgrade for the newest of all
+	@$(PYTHON) -m venv --clear .build/lock
+	@.build/lock/bin/pip --quiet --disable-pip-version-check install uv
+	@.build/lock/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
+		--custom-compile-command 'make lock' $(UV) --output-file requirements.lock pyproject.toml
+
+clean: ## removes what was built, downloaded and installed in this folder
+	rm -rf .venv .build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@scripts/setup
+
+setup-tests:
+	@scripts/setup --tests

@@ -1,0 +1,65 @@
+"""`haulier`: the command line. It reads arguments, calls a use-case, prints what comes back, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App, CycloptsError
+
+from haulier import __version__
+from haulier.cli import migration, node, stack, vm
+from haulier.cli.output import Mode, complain, fail
+from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
+
+USAGE_STATUS = 64
+
+app = App(
+    name="haulier",
+    help="Migrates running virtual machines, with local disks and vTPMs, between QEMU/KVM hosts.\n\n"
+    "Every command takes --json: one JSON document on standard output, nothing else.\n\n"
+    "Exit status: 0 done, 1 failed and undone, 2 refused and nothing touched, 3 needs an operator, 64 wrong usage.",
+    version=__version__,
+    help_format="plaintext",
+)
+app.command(stack.up)
+app.command(stack.down)
+app.command(stack.doctor)
+app.command(stack.events)
+app.command(migration.explain)
+app.command(migration.migrate)
+app.command(vm.app)
+app.command(migration.app)
+app.command(node.app)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and leave with its exit status (contract.md). A traceback that a user sees is a bug."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    Mode.json = "--json" in words
+    sys.exit(_run([word for word in words if word != "--json"]))
+
+
+def _run(words: list[str]) -> int:
+    try:
+        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        complain_usage(str(error))
+        return USAGE_STATUS
+    except HaulierError as error:
+        fail(error)
+        return 2 if isinstance(error, Refused) else 3 if isinstance(error, NeedsOperator) else 1
+    except KeyboardInterrupt:
+        complain(Problem("interrupted", "interrupted; what was begun goes on", "haulier migration list"))
+        return 1
+    except BrokenPipeError:
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def complain_usage(message: str) -> None:
+    """Wrong usage, on one line."""
+    fail(HaulierError("usage", " ".join(message.split()), "haulier --help"))
+
+
+if __name__ == "__main__":
+    main()

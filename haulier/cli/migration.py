@@ -1,0 +1,125 @@
+"""`haulier explain`, `migrate`, and `haulier migration …`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from haulier.cli.around import context
+from haulier.cli.output import complain, show, show_text, size, table
+from haulier.cli.progress import live_migration
+from haulier.errors import Problem
+from haulier.services import migrations
+
+app = App(name="migration", help="Show, list, cancel and retry migrations.")
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+def explain(name: str, *, to: str) -> int:
+    """How each volume of a VM would cross, and what would be refused. Touches nothing.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    to
+        The target node.
+    """
+    document = migrations.explain(context(), name, target=to)
+    rows = table(document["volumes"], {"device": "device", "role": "role", "method": "method", "because": "reason"})
+    show(document, rows)
+    for refusal in document["refusals"]:
+        complain(Problem(**refusal))
+    if not document["refusals"]:
+        show_text(f"phases: {' → '.join(document['phases'])}; about {document['estimate_s']} s")
+    return 2 if document["refusals"] else 0
+
+
+def migrate(name: str, *, to: str, offline: Flag = False, wait: Flag = False) -> int:
+    """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    to
+        The target node.
+    offline
+        Move it while it is stopped.
+    wait
+        Return when it is over, and show how it goes.
+    """
+    around = context()
+    migration_id = migrations.file_migration(around, name, target=to, offline=offline)
+    until = migrations.is_over if wait else migrations.is_past_check
+    with live_migration(wanted=wait) as look:
+        document = migrations.await_migration(around, migration_id, until=until, look=look)
+    return _end(document)
+
+
+def _end(document: dict[str, Any]) -> int:
+    """Print a migration's document and give the exit status of its state; one that is under way is no failure."""
+    show(document, _text(document))
+    for problem in document["errors"]:
+        complain(Problem(**problem))
+    return migrations.exit_status_of(document["state"]) if document["state"] in migrations.ENDED else 0
+
+
+def _text(document: dict[str, Any]) -> str:
+    lines = [
+        f"migration {document['id']}: {document['vm']} {document['source']} → {document['target']}: {document['state']}"
+    ]
+    if document["downtime_ms"] is not None:
+        pause = ", ".join(f"{name} {at:.1f}" for name, at in document["pause"].items())
+        lines.append(f"  pause {document['downtime_ms']:.1f} ms ({pause})")
+    if document["state"] == "done":
+        lines.append(f"  total {document['total_s']:.1f} s, RAM {size(document['ram_bytes'])} sent")
+    tpm = document["tpm"]
+    if tpm and tpm["digest_target"]:
+        same = "same" if tpm["digest_source"] == tpm["digest_target"] else "DIFFERENT"
+        lines.append(f"  TPM state {tpm['digest_source'][:16]}… on both sides: {same}")
+    return "\n".join(lines)
+
+
+@app.command(name="show")
+def show_one(migration_id: int) -> None:
+    """One migration with its phases and volumes."""
+    document = migrations.show_migration(context(), migration_id)
+    show(document, _text(document))
+    show_text(table(document["phases"], {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
+    for problem in document["errors"]:
+        complain(Problem(**problem))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """The newest migrations."""
+    documents = migrations.list_migrations(context())
+    columns = {"id": "id", "vm": "vm", "source": "source", "target": "target", "state": "state", "seconds": "total_s"}
+    show(documents, table(documents, columns))
+
+
+@app.command
+def cancel(migration_id: int) -> None:
+    """Ask for a migration to be undone; possible until the guest has been handed over."""
+    document = migrations.cancel_migration(context(), migration_id)
+    show(document, f"migration {migration_id} is being undone")
+
+
+@app.command
+def retry(migration_id: int, *, wait: Flag = False) -> int:
+    """File a failed migration again.
+
+    Parameters
+    ----------
+    migration_id
+        The migration that failed.
+    wait
+        Return when the new one is over.
+    """
+    around = context()
+    fresh = migrations.retry_migration(around, migration_id)
+    until = migrations.is_over if wait else migrations.is_past_check
+    with live_migration(wanted=wait) as look:
+        return _end(migrations.await_migration(around, fresh, until=until, look=look))

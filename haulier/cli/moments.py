@@ -1,0 +1,22 @@
+"""Moments as people write them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from haulier.clock import now
+from haulier.errors import Refused
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment_of(text: str) -> str:
+    """A moment (`2026-05-01T12:00:00+00:00`) or an age (`15m`) as an ISO moment in UTC. Raises Refused `bad_moment`."""
+    if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
+        return (now() - timedelta(**{_UNITS[match[2]]: int(match[1])})).isoformat()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Refused("bad_moment", f"{text!r} is no moment", "Write 15m, 2h, or 2026-05-01T12:00:00+00:00.") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()

@@ -1,0 +1,87 @@
+"""What the commands print: one JSON document, or text for people; errors in one form.
+
+Progress and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from haulier.errors import HaulierError, Problem, Refused
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+class Mode:
+    """Whether this run speaks JSON; set once, before the first word."""
+
+    json = False
+
+
+def show(document: Any, text: Any = None) -> None:  # noqa: ANN401 - whatever JSON can hold, whatever rich can print
+    """Print a command's result: the document as JSON, or `text` for people."""
+    if Mode.json:
+        print(json.dumps(document, default=str))  # noqa: T201 - this is the command's output
+    elif text is not None:
+        stdout.print(text)
+
+
+def show_text(text: Any) -> None:  # noqa: ANN401
+    """Print something that only people are to see."""
+    if not Mode.json:
+        stdout.print(text)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table | str:
+    """Rows as a table: `columns` maps a heading to a row's key."""
+    if not rows:
+        return "none"
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in columns:
+        drawn.add_column(heading, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(_cell(row.get(key)) for key in columns.values()))
+    return drawn
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def fail(error: HaulierError) -> None:
+    """Print an error: in JSON on standard output, for people on standard error, a line for each reason."""
+    problems = error.problems if isinstance(error, Refused) else (error.problem,)
+    if Mode.json:
+        first = problems[0].as_dict()
+        everything = [problem.as_dict() for problem in problems]
+        print(json.dumps({**first, "error": first, "errors": everything}))  # noqa: T201
+    for problem in problems:
+        complain(problem)
+
+
+def complain(problem: Problem) -> None:
+    """One problem on standard error: a line with its code, and a line that says what to do."""
+    print(f"error[{problem.code}]: {problem.message}", file=sys.stderr)  # noqa: T201
+    if problem.hint:
+        print(f"  hint: {problem.hint}", file=sys.stderr)  # noqa: T201
+
+
+def size(number: int | float | None) -> str:
+    """Bytes for people."""
+    if number is None:
+        return "-"
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

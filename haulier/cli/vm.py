@@ -1,0 +1,88 @@
+"""`haulier vm …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from haulier.cli.around import context
+from haulier.cli.output import show, size, stderr, table
+from haulier.services import vms
+
+app = App(name="vm", help="Define, start, stop and show VMs.")
+_COLUMNS = {"vm": "name", "node": "node", "state": "state", "epoch": "epoch", "pid": "pid"}
+
+
+@app.command
+def define(file: Path, *, node: str, name: str | None = None, storages: Path | None = None) -> None:
+    """Take over a VM from its file; volumes that are missing are made.
+
+    Parameters
+    ----------
+    file
+        A Proxmox VE .conf, or a TOML file (see docs/vm-files.md).
+    node
+        The node it belongs to.
+    name
+        Its name, if not the one in the file.
+    storages
+        A Proxmox VE storage.cfg that says where other storages than `local` are.
+    """
+    document = vms.define_vm(context(), file, node=node, name=name, storages=storages)
+    for key, value in document["ignored"].items():
+        stderr.print(f"note: {key}: {value} is kept, and has no effect here", markup=False)
+    show(document, f"defined {document['name']} on {document['node']}")
+
+
+@app.command
+def start(name: str) -> None:
+    """Start a VM on its node and wait until it runs."""
+    document = vms.start_vm(context(), name)
+    show(document, f"{name} runs on {document['node']} (pid {document['pid']})")
+
+
+@app.command
+def stop(name: str, *, now: Annotated[bool, Parameter(negative=())] = False, grace_s: float = 30.0) -> None:
+    """Ask the guest to power off; end it if it has not done so in time.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    now
+        End it at once, like pulling the plug.
+    grace_s
+        How many seconds the guest gets before it is ended.
+    """
+    document = vms.stop_vm(context(), name, now_=now, grace_s=grace_s)
+    show(document, f"{name} is stopped")
+
+
+@app.command(name="list")
+def list_() -> None:
+    """All VMs."""
+    documents = vms.list_vms(context())
+    show(documents, table(documents, _COLUMNS))
+
+
+@app.command(name="show")
+def show_one(name: str) -> None:
+    """One VM with its volumes and its TPM."""
+    document = vms.show_vm(context(), name)
+    show(document, _text(document))
+
+
+def _text(document: dict[str, Any]) -> str:
+    tpm = document["tpm"]
+    lines = [
+        f"{document['name']}: {document['state']} on {document['node']}, epoch {document['epoch']}, pid {document['pid']}",
+        *(
+            f"  {volume['device']:10}{volume['role']:10}{volume['format']:6}{size(volume['size_bytes']):>11}  {volume['path']}"
+            for volume in document["volumes"]
+        ),
+        *([f"  tpm {tpm['identity'][:16]}…, state {(tpm['digest'] or '-')[:16]}…"] if tpm and tpm["identity"] else []),
+        f"  qmp {document['qmp'] or '-'}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,322 @@
+"""The chain of one attempt: which step may be taken, what follows on its end, and how a failed attempt is undone
+backwards.
+
+The rows are the truth. A step is taken by compare-and-set under a growing fencing number and held by a lease; its end
+is taken only under the same number. Messages are sent after the commit and may be lost, doubled or late: `sweep` finds
+the rows that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Problem
+from haulier.planner.refusals import silent_node
+from haulier.services.context import Context, Message, Unit
+from haulier.services.nodes import silent_s
+from models import LIVE_CHAIN, Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
+from models.transitions import require_legal
+
+CONTROL_QUEUE = "control"
+# Phases that touched nothing, so that there is nothing to undo.
+_WITHOUT_UNDO = (Phase.CHECK,)
+
+
+def message_for(step: Step) -> Message:
+    """The nudge that makes a worker look at this step."""
+    return Message(f"haulier.{step.phase}", step.queue, step.id)
+
+
+def start_attempt(unit: Unit, migration: Migration) -> Attempt:
+    """Write the steps of a new attempt, the first of them ready, and move the migration to running."""
+    move_migration(unit, migration, MigrationState.RUNNING, started_at=migration.started_at or now())
+    attempt = Attempt(migration_id=migration.id, number=len(migration.attempts) + 1, started_at=now())
+    unit.session.add(attempt)
+    unit.session.flush()
+    queues = {
+        Side.CONTROL: CONTROL_QUEUE,
+        Side.SOURCE: f"node.{migration.source.name}",
+        Side.TARGET: f"node.{migration.target.name}",
+    }
+    for position, rule in enumerate(LIVE_CHAIN):
+        step = Step(attempt_id=attempt.id, position=position, phase=rule.phase, side=rule.side, queue=queues[rule.side])
+        unit.session.add(step)
+        if not rule.after:
+            step.state, step.ready_at = StepState.READY, now()
+            unit.session.flush()
+            unit.send(message_for(step))
+    unit.session.flush()
+    return attempt
+
+
+def move_migration(unit: Unit, migration: Migration, to: MigrationState, **values: object) -> bool:
+    """Move a migration by compare-and-set from the state it was read in. False if somebody else was first."""
+    require_legal(migration.state, to)
+    moved = unit.session.execute(
+        update(Migration)
+        .where(Migration.id == migration.id, Migration.state == migration.state)
+        .values(state=to, **values)
+        .execution_options(synchronize_session="fetch")
+    )
+    if moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        return False
+    unit.note(
+        f"migration.{to}",
+        vm=migration.vm.name,
+        migration=migration.id,
+        source=migration.source.name,
+        target=migration.target.name,
+    )
+    unit.ring(f"migration.{migration.id}")
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step that a worker holds.
+
+    `undo` says which of its two works is to be done; results count only under `fence`.
+    """
+
+    step_id: int
+    attempt_id: int
+    migration_id: int
+    phase: Phase
+    side: Side
+    fence: int
+    undo: bool
+
+
+def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Claim | None:
+    """Take a step that is ready to be run or undone; None if there is nothing to take (a doubled message)."""
+    with context.unit() as unit:
+        step = unit.session.get(Step, step_id)
+        if step is None or step.state not in (StepState.READY, StepState.UNDO_READY):
+            return None
+        undo = step.state is StepState.UNDO_READY
+        taken = unit.session.execute(
+            update(Step)
+            .where(Step.id == step_id, Step.state == step.state, Step.fence == step.fence)
+            .values(
+                state=StepState.UNDOING if undo else StepState.RUNNING,
+                fence=Step.fence + 1,
+                worker=worker,
+                lease_until=now() + timedelta(seconds=lease_s),
+                **({} if undo else {"started_at": now()}),
+            )
+            .execution_options(synchronize_session="fetch")
+        )
+        if taken.rowcount != 1:  # type: ignore[attr-defined]
+            return None
+        unit.session.refresh(step)
+        migration_id = step.attempt.migration_id
+        unit.ring(f"migration.{migration_id}")
+        return Claim(step.id, step.attempt_id, migration_id, step.phase, step.side, step.fence, undo)
+
+
+def _held(session: Session, held: Claim, *, undo: bool) -> Step | None:
+    """The step's row if the claim still counts."""
+    step = session.get_one(Step, held.step_id)
+    expected = StepState.UNDOING if undo else StepState.RUNNING
+    return step if step.fence == held.fence and step.state is expected else None
+
+
+def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, Any] | None = None) -> bool:
+    """Prolong the lease. False if the step is to be given up: the claim was lost, or the migration is being undone."""
+    with context.unit() as unit:
+        step = _held(unit.session, held, undo=held.undo)
+        if step is None:
+            return False
+        step.lease_until = now() + timedelta(seconds=lease_s)
+        if progress is not None:
+            step.progress = progress
+            unit.ring(f"migration.{held.migration_id}")
+        migration = step.attempt.migration
+        if migration.cancel_asked and migration.state is MigrationState.RUNNING:
+            _roll_back(unit, migration, step.attempt)
+        return held.undo or migration.state in (MigrationState.RUNNING, MigrationState.HANDED_OVER)
+
+
+def complete(context: Context, held: Claim, *, notes: dict[str, Any], marks: dict[str, float] | None = None) -> bool:
+    """Write down that the step is done and make ready what follows. False if the claim no longer counts."""
+    with context.unit() as unit:
+        step = _held(unit.session, held, undo=False)
+        if step is None:
+            return False
+        finish_step(unit, step, notes=notes, marks=marks)
+        return True
+
+
+def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[str, float] | None = None) -> None:
+    """The same inside a transaction of the caller, who holds the step."""
+    step.state, step.finished_at = StepState.DONE, now()
+    step.notes = {**step.notes, **notes}
+    step.marks = {**step.marks, **(marks or {})}
+    step.lease_until = None
+    unit.session.flush()
+    attempt = step.attempt
+    unit.ring(f"migration.{attempt.migration_id}")
+    if attempt.migration.state is MigrationState.ROLLING_BACK:
+        advance_undo(unit, attempt)
+        return
+    for successor in _released(attempt.steps):
+        successor.state, successor.ready_at = StepState.READY, now()
+        unit.send(message_for(successor))
+    if all(each.state is StepState.DONE for each in attempt.steps):
+        attempt.finished_at = now()
+        move_migration(unit, attempt.migration, MigrationState.DONE, finished_at=now())
+
+
+def _released(steps: Iterable[Step]) -> list[Step]:
+    """The waiting steps whose predecessors are all done."""
+    rows = list(steps)
+    done = {(step.phase, step.side) for step in rows if step.state is StepState.DONE}
+    after = {(rule.phase, rule.side): rule.after for rule in LIVE_CHAIN}
+    return [step for step in rows if step.state is StepState.WAITING and set(after[step.phase, step.side]) <= done]
+
+
+def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, refused: bool = False) -> None:
+    """Write down that the step failed, and what becomes of the migration: refused, undone, or kept for an operator.
+
+    A failure after the hand-over never moves the VM back: the step becomes ready again and is tried once more by
+    `sweep`.
+    """
+    with context.unit() as unit:
+        step = _held(unit.session, held, undo=held.undo)
+        if step is None:
+            return
+        step.problem, step.finished_at, step.lease_until = problems[0].as_dict(), now(), None
+        migration = step.attempt.migration
+        unit.note(
+            "step.failed",
+            vm=migration.vm.name,
+            migration=migration.id,
+            phase=step.phase,
+            side=step.side,
+            undo=held.undo,
+            problem=problems[0].as_dict(),
+        )
+        if held.undo:
+            step.state = StepState.UNDO_READY
+            return
+        step.state = StepState.FAILED
+        unit.session.flush()
+        if migration.state is MigrationState.HANDED_OVER:
+            step.state = StepState.READY
+            return
+        if not migration.problems:
+            migration.problems = [problem.as_dict() for problem in problems]
+        if refused and step.phase is Phase.CHECK:
+            step.attempt.finished_at = now()
+            move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+            return
+        _roll_back(unit, migration, step.attempt)
+
+
+def _roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:
+    """Decide that the source keeps the guest. Whoever finds the migration handed over already is too late."""
+    if migration.state is MigrationState.RUNNING:
+        move_migration(unit, migration, MigrationState.ROLLING_BACK)
+    if migration.state is MigrationState.ROLLING_BACK:
+        advance_undo(unit, attempt)
+
+
+def advance_undo(unit: Unit, attempt: Attempt) -> None:
+    """Make ready the next step to be undone, in reverse order, once nothing runs any more; at the end close the
+    attempt.
+    """
+    unit.session.flush()
+    steps = sorted(attempt.steps, key=lambda step: step.position, reverse=True)
+    for step in steps:
+        if step.state is StepState.READY:
+            step.state = StepState.WAITING
+    if any(step.state in (StepState.RUNNING, StepState.UNDO_READY, StepState.UNDOING) for step in steps):
+        return
+    for step in steps:
+        if step.state in (StepState.DONE, StepState.FAILED) and step.phase not in _WITHOUT_UNDO:
+            step.state, step.ready_at = StepState.UNDO_READY, now()
+            unit.send(message_for(step))
+            return
+    attempt.finished_at = now()
+    migration = attempt.migration
+    ended = MigrationState.CANCELLED if migration.cancel_asked else MigrationState.UNDONE
+    move_migration(unit, migration, ended, finished_at=now())
+
+
+def complete_undo(context: Context, held: Claim) -> None:
+    """Write down that a step's traces are gone, and go on with the one before it."""
+    with context.unit() as unit:
+        step = _held(unit.session, held, undo=True)
+        if step is None:
+            return
+        step.state, step.undone_at, step.lease_until = StepState.UNDONE, now(), None
+        advance_undo(unit, step.attempt)
+
+
+def sweep(context: Context) -> None:
+    """Find steps that wait for a worker: messages that were lost, workers that died, nodes that are silent.
+
+    A step whose message was lost is nudged again. One whose lease ran out has lost its worker: before the hand-over the
+    attempt is undone (its effects are of unknown extent, and every undo is safe on half-done work), after it the step
+    is tried again.
+    """
+    moment = now()
+    with context.unit() as unit:
+        for step in unit.session.scalars(
+            select(Step).where(Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
+        ).all():
+            _lost_worker(unit, step)
+        unit.session.flush()
+        old = moment - timedelta(seconds=context.settings.reconcile_s)
+        for step in unit.session.scalars(
+            select(Step).where(Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
+        ).all():
+            _not_taken(context, unit, step, moment)
+
+
+def _lost_worker(unit: Unit, step: Step) -> None:
+    step.fence += 1
+    migration = step.attempt.migration
+    unit.note("step.lost", vm=migration.vm.name, migration=migration.id, phase=step.phase, side=step.side)
+    if step.state is StepState.UNDOING:
+        step.state, step.ready_at = StepState.UNDO_READY, now()
+        unit.send(message_for(step))
+    elif migration.state is MigrationState.HANDED_OVER:
+        step.state, step.ready_at = StepState.READY, now()
+        unit.send(message_for(step))
+    else:
+        problem = Problem("worker_lost", f"the worker of {step.phase} on {step.queue} did not finish", "See its log.")
+        step.state, step.problem, step.finished_at = StepState.FAILED, problem.as_dict(), now()
+        migration.problems = migration.problems or [problem.as_dict()]
+        _roll_back(unit, migration, step.attempt)
+
+
+def _not_taken(context: Context, unit: Unit, step: Step, moment: datetime) -> None:
+    migration = step.attempt.migration
+    silent = _silence(context, unit.session, step)
+    before_anything = step.phase is Phase.CHECK and step.state is StepState.READY
+    if silent is not None and before_anything and migration.state is MigrationState.RUNNING:
+        problem = silent_node(*silent)
+        step.state, step.problem, step.finished_at = StepState.WAITING, problem.as_dict(), moment
+        migration.problems = [problem.as_dict()]
+        step.attempt.finished_at = moment
+        move_migration(unit, migration, MigrationState.REFUSED, finished_at=moment)
+        return
+    unit.send(message_for(step))
+
+
+def _silence(context: Context, session: Session, step: Step) -> tuple[str, float] | None:
+    """The name of the step's node and for how long it is silent; None if its worker lives or it has none."""
+    if step.side is Side.CONTROL:
+        return None
+    migration = step.attempt.migration
+    node: Node = migration.source if step.side is Side.SOURCE else migration.target
+    silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
+    return None if silent is None else (node.name, silent)

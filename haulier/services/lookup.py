@@ -1,0 +1,46 @@
+"""Rows by the names that people use, with an error that says what there is instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.errors import Refused
+from models import Migration, Node, Vm
+
+
+def find_node(session: Session, name: str) -> Node:
+    """Raises Refused `unknown_node`."""
+    node = session.scalar(select(Node).where(Node.name == name))
+    if node is None:
+        raise _unknown("node", name, session.scalars(select(Node.name)).all(), "haulier node list")
+    return node
+
+
+def find_vm(session: Session, name: str) -> Vm:
+    """Raises Refused `unknown_vm`."""
+    vm = session.scalar(select(Vm).where(Vm.name == name))
+    if vm is None:
+        raise _unknown("vm", name, session.scalars(select(Vm.name)).all(), "haulier vm list")
+    return vm
+
+
+def find_migration(session: Session, migration_id: int) -> Migration:
+    """Raises Refused `unknown_migration`."""
+    migration = session.get(Migration, migration_id)
+    if migration is None:
+        raise Refused("unknown_migration", f"there is no migration {migration_id}", "haulier migration list")
+    return migration
+
+
+def _unknown(kind: str, name: str, names: Sequence[str], hint: str) -> Refused:
+    near = difflib.get_close_matches(name, names, n=1)
+    label = {"vm": "VM"}.get(kind, kind)
+    return Refused(
+        f"unknown_{kind}",
+        f"there is no {label} called {name}",
+        f"Did you mean {near[0]}?" if near else f"See `{hint}`.",
+    )

@@ -1,0 +1,334 @@
+"""Migrations as people see them: explained, filed, shown, cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.definition import Role
+from haulier.errors import Refused
+from haulier.planner.methods import Choice, VolumeFacts, choose_method
+from haulier.planner.refusals import FilingFacts, refuse_filing
+from haulier.services.chain import start_attempt
+from haulier.services.context import Context, Unit
+from haulier.services.lookup import find_migration, find_node, find_vm
+from haulier.services.nodes import silent_s
+from models import (
+    Attempt,
+    Locality,
+    Migration,
+    MigrationState,
+    Node,
+    Phase,
+    Replica,
+    Step,
+    StepState,
+    Storage,
+    TpmLedger,
+    TransferMethod,
+    Vm,
+    Volume,
+    VolumeTransfer,
+)
+from models.enums import LedgerRole
+from models.transitions import OPEN_MIGRATION
+
+# The states of contract.md: the two that decide ownership are inner ones.
+_SHOWN_AS = {MigrationState.HANDED_OVER: "running", MigrationState.ROLLING_BACK: "running"}
+ENDED = frozenset({"done", "undone", "refused", "cancelled", "needs_operator"})
+# What a first guess at the duration rests on, until rates are measured: a loopback or 10 Gbit/s link.
+_GUESS_BYTES_PER_S = 400 << 20
+_GUESS_FIXED_S = 2.0
+
+
+def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
+    """How each volume would cross and what would be refused. Touches nothing. Raises Refused for unknown names."""
+    with context.database.read() as session:
+        vm, node = find_vm(session, vm_name), find_node(session, target)
+        choices = _choices(session, vm, node)
+        refusals = refuse_filing(_filing_facts(context, session, vm, node, choices=choices, offline=False))
+        moved = sum(volume.size_bytes or 0 for volume in vm.volumes)
+        ram = int(vm.pinned.get("ram_kib", 0)) * 1024
+        return {
+            "vm": vm.name,
+            "source": vm.node.name,
+            "target": node.name,
+            "volumes": [
+                {"device": choice.device, "role": choice.role, "method": choice.method, "reason": choice.reason}
+                for choice in choices
+            ],
+            "refusals": [problem.as_dict() for problem in refusals],
+            "phases": [phase.value for phase in Phase],
+            "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / _GUESS_BYTES_PER_S, 1),
+        }
+
+
+def file_migration(context: Context, vm_name: str, *, target: str, offline: bool = False) -> int:
+    """File a migration and start its chain. Returns its id.
+
+    Raises Refused with all reasons; nothing is written then.
+    """
+    with context.unit() as unit:
+        vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
+        choices = _choices(unit.session, vm, node)
+        facts = _filing_facts(context, unit.session, vm, node, choices=choices, offline=offline)
+        if problems := refuse_filing(facts):
+            raise Refused.because(problems)
+        migration = Migration(
+            vm_id=vm.id,
+            source_id=vm.node_id,
+            target_id=node.id,
+            epoch=vm.epoch,
+            offline=offline,
+            created_at=now(),
+            state=MigrationState.QUEUED,
+        )
+        unit.session.add(migration)
+        unit.session.flush()
+        unit.note("migration.queued", vm=vm.name, migration=migration.id, source=vm.node.name, target=node.name)
+        attempt = start_attempt(unit, migration)
+        _plan_transfers(unit, attempt, vm, node, choices)
+        return migration.id
+
+
+def _choices(session: Session, vm: Vm, target: Node) -> tuple[Choice, ...]:
+    replicated = set(
+        session.scalars(
+            select(Replica.volume_id).join(Storage).join(Volume, Replica.volume_id == Volume.id)
+            .where(Volume.vm_id == vm.id, Storage.node_id == target.id)
+        )
+    )  # fmt: skip
+    return tuple(
+        choose_method(
+            VolumeFacts(
+                device=volume.device,
+                role=Role(volume.role),
+                shared=volume.locality is Locality.SHARED,
+                replica_on_target=volume.id in replicated,
+            )
+        )
+        for volume in vm.volumes
+    )
+
+
+def _filing_facts(
+    context: Context, session: Session, vm: Vm, target: Node, *, choices: tuple[Choice, ...], offline: bool
+) -> FilingFacts:
+    limit_s = context.settings.node_silent_after_s
+    return FilingFacts(
+        vm=vm.name,
+        vm_state=vm.state,
+        vm_node=vm.node.name,
+        target=target.name,
+        offline=offline,
+        open_migration=session.scalar(
+            select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(OPEN_MIGRATION))
+        ),
+        source_silent_s=silent_s(vm.node, limit_s=limit_s),
+        target_silent_s=silent_s(target, limit_s=limit_s),
+        target_state=target.state,
+        choices=choices,
+    )
+
+
+def _plan_transfers(unit: Unit, attempt: Attempt, vm: Vm, target: Node, choices: tuple[Choice, ...]) -> None:
+    storages = {storage.name: storage for storage in target.storages}
+    for volume, choice in zip(vm.volumes, choices, strict=True):
+        storage = storages.get(volume.storage.name)
+        if storage is None:
+            raise Refused(
+                "storage_missing",
+                f"node {target.name} has no storage {volume.storage.name} for {volume.device}",
+                "Define a VM there with that storage first, or move the volume to `local`.",
+            )
+        unit.session.add(
+            VolumeTransfer(
+                attempt_id=attempt.id,
+                volume_id=volume.id,
+                role=volume.role,
+                method=TransferMethod(choice.method),
+                reason=choice.reason,
+                target_storage_id=storage.id,
+                target_name=_free_name(unit.session, storage, volume.name),
+                bytes_total=volume.size_bytes or 0,
+            )
+        )
+
+
+def _free_name(session: Session, storage: Storage, name: str) -> str:
+    """The volume's own name, or one beside it where a replica, another VM or a quarantined state has that already."""
+    taken = {
+        *session.scalars(select(Volume.name).where(Volume.storage_id == storage.id)),
+        *session.scalars(select(Replica.name).where(Replica.storage_id == storage.id)),
+        *(
+            str(Path(path).relative_to(storage.path))
+            for path in session.scalars(
+                select(TpmLedger.path).where(
+                    TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED
+                )
+            )
+            if Path(path).is_relative_to(storage.path)
+        ),
+    }
+    path, number = Path(name), 0
+    while name in taken:
+        number += 1
+        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+    return name
+
+
+def await_migration(
+    context: Context,
+    migration_id: int,
+    *,
+    until: Callable[[dict[str, Any]], bool],
+    look: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Wait until the migration's document is as wanted; each new look at it is shown to `look`.
+
+    Returns the last one.
+    """
+    with context.signals.listen(f"migration.{migration_id}") as bell:
+        while True:
+            document = show_migration(context, migration_id)
+            look(document)
+            if until(document):
+                return document
+            bell.wait(0.5)
+
+
+def is_over(document: dict[str, Any]) -> bool:
+    """Whether a migration's document is of one that has ended."""
+    return document["state"] in ENDED
+
+
+def is_past_check(document: dict[str, Any]) -> bool:
+    """Whether everything that can be refused has been looked at."""
+    return is_over(document) or all(
+        phase["state"] == StepState.DONE for phase in document["phases"] if phase["name"] == Phase.CHECK
+    )
+
+
+def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
+    """Ask for a migration to be undone. Raises Refused when it has ended or the guest was handed over already."""
+    with context.unit() as unit:
+        migration = find_migration(unit.session, migration_id)
+        if migration.state in (MigrationState.HANDED_OVER, MigrationState.DONE):
+            raise Refused(
+                "cancel_too_late", f"VM {migration.vm.name} runs on {migration.target.name} already", "Migrate it back."
+            )
+        if migration.state not in (MigrationState.QUEUED, MigrationState.RUNNING):
+            raise Refused(
+                "migration_over", f"migration {migration_id} is {migration.state}", "There is nothing to undo."
+            )
+        migration.cancel_asked = True
+        unit.note("migration.cancel_asked", vm=migration.vm.name, migration=migration_id)
+    return show_migration(context, migration_id)
+
+
+def retry_migration(context: Context, migration_id: int) -> int:
+    """File the same wish again after it failed. Returns the new migration's id."""
+    with context.database.read() as session:
+        migration = find_migration(session, migration_id)
+        if migration.state not in (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED):
+            raise Refused(
+                "not_to_be_retried", f"migration {migration_id} is {migration.state}", "Only failed ones are."
+            )
+        vm, target, offline = migration.vm.name, migration.target.name, migration.offline
+    return file_migration(context, vm, target=target, offline=offline)
+
+
+def list_migrations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest migrations as contract.md shows them."""
+    with context.database.read() as session:
+        rows = session.scalars(select(Migration).order_by(Migration.id.desc()).limit(limit))
+        return [_document(migration) for migration in rows]
+
+
+def show_migration(context: Context, migration_id: int) -> dict[str, Any]:
+    """One migration as contract.md shows it. Raises Refused for an unknown one."""
+    with context.database.read() as session:
+        return _document(find_migration(session, migration_id))
+
+
+def _document(migration: Migration) -> dict[str, Any]:
+    attempt = migration.attempts[-1] if migration.attempts else None
+    steps = attempt.steps if attempt else []
+    transfers = attempt.transfers if attempt else []
+    problem = migration.problems[0] if migration.problems else None
+    return {
+        "id": migration.id,
+        "vm": migration.vm.name,
+        "source": migration.source.name,
+        "target": migration.target.name,
+        "state": _SHOWN_AS.get(migration.state, migration.state.value),
+        "phases": [_phase(step, migration) for step in steps],
+        "volumes": [
+            {
+                "device": transfer.volume.device,
+                "role": transfer.role,
+                "method": transfer.method,
+                "bytes": transfer.bytes,
+                "bytes_total": transfer.bytes_total,
+                "seconds": transfer.seconds,
+            }
+            for transfer in transfers
+        ],
+        "downtime_ms": migration.downtime_ms,
+        "pause": _pause(steps),
+        "total_s": _seconds(migration.created_at, migration.finished_at),
+        "ram_bytes": migration.ram_bytes,
+        "tpm": _tpm(transfers),
+        "attempt": attempt.number if attempt else 0,
+        "error": problem,
+        "errors": migration.problems,
+    }
+
+
+def _phase(step: Step, migration: Migration) -> dict[str, Any]:
+    names = {"source": migration.source.name, "target": migration.target.name, "control": None}
+    return {
+        "name": step.phase,
+        "state": step.state,
+        "side": step.side,
+        "node": names[step.side],
+        "seconds": _seconds(step.started_at, step.finished_at),
+        "progress": step.progress,
+    }
+
+
+def _pause(steps: list[Step]) -> dict[str, float]:
+    """The moments inside the pause in milliseconds since its begin."""
+    marks: dict[str, float] = {name: at for step in steps for name, at in step.marks.items()}
+    begin = marks.get("paused")
+    if begin is None:
+        return {}
+    in_order = sorted(marks.items(), key=lambda mark: mark[1])
+    return {name: round((at - begin) * 1000, 2) for name, at in in_order}
+
+
+def _tpm(transfers: list[VolumeTransfer]) -> dict[str, Any] | None:
+    transfer = next((each for each in transfers if each.method is TransferMethod.TPM_SYNC), None)
+    if transfer is None:
+        return None
+    identities = (transfer.identity_source, transfer.identity_target)
+    return {
+        "digest_source": transfer.digest_source,
+        "digest_target": transfer.digest_target,
+        "identity_same": None if None in identities else identities[0] == identities[1],
+    }
+
+
+def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
+    return None if begin is None else round(((end or now()) - begin).total_seconds(), 3)
+
+
+def exit_status_of(state: str) -> int:
+    """The exit status of contract.md for a migration's state."""
+    return {"done": 0, "refused": 2, "needs_operator": 3}.get(state, 1)

@@ -1,0 +1,132 @@
+"""Nodes: they register themselves when their worker starts, and beat as long as it lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Refused
+from haulier.services.context import Context
+from haulier.services.lookup import find_node
+from models import Node, NodeState, Storage, Vm
+
+LOCAL_STORAGE = "local"
+
+
+def register_node(context: Context, name: str, *, facts: dict[str, Any], images: Path) -> int:
+    """Write down that this node is there, with what it can do and its own image folder. Returns its row's id."""
+    settings = context.settings
+    with context.unit() as unit:
+        node = unit.session.scalar(select(Node).where(Node.name == name))
+        if node is None:
+            node = Node(name=name, address="", port_first=1, port_last=1)
+            unit.session.add(node)
+            unit.note("node.registered", node=name)
+        node.address, node.network, node.facts = settings.address, settings.network, facts
+        node.port_first, node.port_last = settings.port_first, settings.port_last
+        node.heartbeat_at = now()
+        unit.session.flush()
+        ensure_storage(unit.session, node, LOCAL_STORAGE, path=images)
+        unit.ring("nodes")
+        return node.id
+
+
+def ensure_storage(session: Session, node: Node, name: str, *, path: Path, shared: bool = False) -> Storage:
+    """The storage's row on this node, made if it is not there. Raises Refused when it is there with another path."""
+    storage = session.scalar(select(Storage).where(Storage.node_id == node.id, Storage.name == name))
+    if storage is None:
+        storage = Storage(node_id=node.id, name=name, kind="folder", path=str(path), shared=shared)
+        session.add(storage)
+        session.flush()
+    if storage.path != str(path):
+        raise Refused(
+            "storage_differs",
+            f"storage {name} of node {node.name} is {storage.path}, not {path}",
+            "A storage keeps its folder as long as volumes may lie there.",
+        )
+    return storage
+
+
+def beat(context: Context, node_id: int, **fresh_facts: object) -> None:
+    """Say that the node's worker lives, with the facts that change by themselves."""
+    with context.database.write() as session:
+        node = session.get_one(Node, node_id)
+        node.heartbeat_at = now()
+        node.facts = {**node.facts, **fresh_facts}
+
+
+def leave(context: Context, node_id: int) -> None:
+    """Say that the node's worker ends in good order, so that nobody waits for its silence to be noticed."""
+    with context.database.write() as session:
+        session.execute(update(Node).where(Node.id == node_id).values(heartbeat_at=None))
+
+
+def silent_s(node: Node, *, limit_s: float) -> float | None:
+    """None if the node's worker lives, else for how many seconds it has not been heard (infinite: not at all)."""
+    if node.heartbeat_at is None:
+        return float("inf")
+    age = (now() - node.heartbeat_at).total_seconds()
+    return age if age > limit_s else None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChange:
+    """What a person may change about a node; None leaves it."""
+
+    address: str | None = None
+    maintenance: bool | None = None
+
+
+def change_node(context: Context, name: str, change: NodeChange) -> dict[str, Any]:
+    """Change a node. Raises Refused for an unknown one."""
+    with context.unit() as unit:
+        node = find_node(unit.session, name)
+        if change.address is not None:
+            node.address = change.address
+        if change.maintenance is not None:
+            node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
+            unit.note("node.maintenance", node=name, on=change.maintenance)
+    return show_node(context, name)
+
+
+def show_node(context: Context, name: str) -> dict[str, Any]:
+    """One node as contract.md shows it. Raises Refused for an unknown one."""
+    with context.database.read() as session:
+        return _document(session, find_node(session, name), context)
+
+
+def list_nodes(context: Context) -> list[dict[str, Any]]:
+    """All nodes as contract.md shows them, by name."""
+    with context.database.read() as session:
+        return [_document(session, node, context) for node in session.scalars(select(Node).order_by(Node.name))]
+
+
+def _document(session: Session, node: Node, context: Context) -> dict[str, Any]:
+    vms = session.scalar(select(func.count()).select_from(Vm).where(Vm.node_id == node.id))
+    age = (now() - node.heartbeat_at).total_seconds() if node.heartbeat_at else None
+    silent = silent_s(node, limit_s=context.settings.node_silent_after_s) is not None
+    return {
+        "name": node.name,
+        "state": node.state,
+        "worker": "silent" if silent else "alive",
+        "address": node.address,
+        "ports": f"{node.port_first}-{node.port_last}",
+        "network": node.network,
+        "vms": vms,
+        "ram_bytes": node.facts.get("ram_bytes"),
+        "ram_free_bytes": node.facts.get("ram_free_bytes"),
+        "heartbeat_age_s": age,
+        "qemu_version": node.facts.get("qemu_version"),
+        "accel": node.facts.get("accel"),
+        "swtpm_version": node.facts.get("swtpm_version"),
+        "libtpms_version": node.facts.get("libtpms_version"),
+        "storages": [
+            {"name": storage.name, "kind": storage.kind, "path": storage.path, "shared": storage.shared}
+            for storage in node.storages
+        ],
+    }

@@ -1,0 +1,196 @@
+"""Who runs the guest: the one compare-and-set that a migration exists for.
+
+Whoever wins it may let the guest run. The target wins by `hand_over`, the source by the move to `rolling_back`
+(chain.py); both ask for a migration that is still `running`, so that only one of them can win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.services.attempts import AttemptView
+from haulier.services.chain import Claim
+from haulier.services.context import Context
+from haulier.services.ledger import TpmCopy, move_copy
+from models import (
+    Allocation,
+    AllocationKind,
+    LedgerRole,
+    Migration,
+    MigrationState,
+    Replica,
+    Step,
+    StepState,
+    Storage,
+    TpmLedger,
+    Vm,
+    VmState,
+    Volume,
+    VolumeTransfer,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewHome:
+    """What is true of the VM on the target once the hand-over is committed."""
+
+    pid: int
+    qmp: str
+    digest: str | None
+
+
+def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: NewHome) -> bool:
+    """Give the guest to the target. True if it may run there now; False if the migration is not the target's to take
+    any more.
+
+    One transaction: the migration, the VM with its epoch, its volumes, the ledger. It runs while the guest is paused,
+    so it is short.
+    """
+    with context.unit() as unit:
+        session = unit.session
+        if (
+            session.scalar(
+                select(Step.id).where(
+                    Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
+                )
+            )
+            is None
+        ):
+            return False
+        won = session.execute(
+            update(Migration)
+            .where(Migration.id == view.migration_id, Migration.state == MigrationState.RUNNING)
+            .values(state=MigrationState.HANDED_OVER)
+        )
+        moved = session.execute(
+            update(Vm)
+            .where(Vm.id == view.vm_id, Vm.epoch == view.epoch, Vm.node_id == view.source.id)
+            .values(node_id=view.target.id, epoch=view.epoch + 1, pid=home.pid, qmp=home.qmp, state=VmState.PAUSED)
+        )
+        if won.rowcount != 1 or moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+            session.rollback()
+            return False
+        for transfer in view.transfers:
+            session.execute(
+                update(Volume)
+                .where(Volume.id == transfer.volume_id)
+                .values(storage_id=transfer.target_storage_id, name=transfer.target_name)
+            )
+        _move_ledger(session, view, home, keep_s=context.settings.tpm_quarantine_s)
+        unit.note(
+            "migration.handed_over",
+            vm=view.vm,
+            node=view.target.name,
+            migration=view.migration_id,
+            epoch=view.epoch + 1,
+        )
+        unit.ring(f"migration.{view.migration_id}")
+        return True
+
+
+def _move_ledger(session: Session, view: AttemptView, home: NewHome, *, keep_s: float) -> None:
+    """The source's copy is quarantined before the target's becomes active: SQL allows one active copy at a time."""
+    tpm = view.tpm
+    if tpm is None:
+        return
+    move_copy(session, TpmCopy(view.vm_id, view.source.id, tpm.source_path), LedgerRole.QUARANTINED, keep_s=keep_s)
+    session.flush()
+    session.execute(
+        update(TpmLedger)
+        .where(
+            TpmLedger.vm_id == view.vm_id,
+            TpmLedger.node_id == view.target.id,
+            TpmLedger.path == str(tpm.target_path),
+            TpmLedger.role == LedgerRole.RESERVED,
+        )
+        .values(
+            role=LedgerRole.ACTIVE,
+            epoch=view.epoch + 1,
+            digest=home.digest,
+            identity=view.tpm_identity,
+            swtpm_version=view.target.facts.get("swtpm_version"),
+            libtpms_version=view.target.facts.get("libtpms_version"),
+            changed_at=now(),
+        )
+    )
+
+
+def record_running(context: Context, view: AttemptView, *, running: bool, downtime_ms: float | None) -> None:
+    """After the resume: the VM's state and the length of the pause.
+
+    What was promised to the attempt is the VM's now.
+    """
+    with context.unit() as unit:
+        session = unit.session
+        vm = session.get_one(Vm, view.vm_id)
+        vm.state = VmState.RUNNING if running else VmState.PAUSED
+        migration = session.get_one(Migration, view.migration_id)
+        migration.downtime_ms = downtime_ms
+        session.execute(
+            update(Allocation)
+            .where(
+                Allocation.attempt_id == view.attempt_id,
+                Allocation.node_id == view.target.id,
+                Allocation.freed_at.is_(None),
+            )
+            .values(freed_at=now())
+        )
+        unit.ring(f"migration.{view.migration_id}")
+
+
+def old_replicas(context: Context, view: AttemptView) -> tuple[Path, ...]:
+    """Replicas that lie on the node where the VM lives now are no help to anybody: their rows go, their files are to
+    go.
+
+    The files are written down as this attempt's allocations first, so that they are found again if we end right here.
+    """
+    with context.database.write() as session:
+        rows = session.execute(
+            select(Replica, Storage)
+            .join(Storage, Replica.storage_id == Storage.id)
+            .join(Volume, Replica.volume_id == Volume.id)
+            .where(Volume.vm_id == view.vm_id, Storage.node_id == view.target.id)
+        ).all()
+        for replica, storage in rows:
+            session.add(
+                Allocation(
+                    attempt_id=view.attempt_id,
+                    node_id=view.target.id,
+                    kind=AllocationKind.VOLUME,
+                    purpose="old replica",
+                    path=str(Path(storage.path) / replica.name),
+                    taken_at=now(),
+                )
+            )
+            session.execute(delete(Replica).where(Replica.id == replica.id))
+        session.flush()
+        paths = session.scalars(
+            select(Allocation.path).where(
+                Allocation.attempt_id == view.attempt_id,
+                Allocation.purpose == "old replica",
+                Allocation.freed_at.is_(None),
+            )
+        )
+        return tuple(Path(path) for path in paths if path)
+
+
+def record_transfer_digests(
+    context: Context, transfer_id: int, *, source: str, target: str, identity_source: str, identity_target: str
+) -> None:
+    """Keep the proof beside the transfer it is about."""
+    with context.database.write() as session:
+        session.execute(
+            update(VolumeTransfer)
+            .where(VolumeTransfer.id == transfer_id)
+            .values(
+                digest_source=source,
+                digest_target=target,
+                identity_source=identity_source,
+                identity_target=identity_target,
+            )
+        )

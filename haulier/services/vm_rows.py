@@ -1,0 +1,122 @@
+"""A VM as its node's worker needs it, in plain values, and what the worker writes down about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from haulier.definition import VmDefinition
+from haulier.services.context import Context
+from models import Migration, Operation, Vm, VmState, Volume, VolumeRole
+from models.transitions import OPEN_MIGRATION
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """One volume on this node; `size_bytes` is unknown until the node has looked at it."""
+
+    id: int
+    device: str
+    role: VolumeRole
+    path: Path
+    format: str
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """One VM on this node; `facts` are its node's."""
+
+    id: int
+    name: str
+    node_id: int
+    node: str
+    epoch: int
+    state: VmState
+    definition: VmDefinition
+    pinned: dict[str, Any]
+    volumes: tuple[VolumeView, ...]
+    facts: dict[str, Any]
+
+    @property
+    def tpm(self) -> VolumeView | None:
+        """The TPM's state volume, if there is one."""
+        return next((volume for volume in self.volumes if volume.role is VolumeRole.TPMSTATE), None)
+
+
+def load_vm(context: Context, vm_id: int) -> VmView:
+    """Read a VM with its volumes."""
+    with context.database.read() as session:
+        vm = session.get_one(Vm, vm_id)
+        return VmView(
+            id=vm.id,
+            name=vm.name,
+            node_id=vm.node_id,
+            node=vm.node.name,
+            epoch=vm.epoch,
+            state=vm.state,
+            definition=VmDefinition.from_dict(vm.definition),
+            pinned=vm.pinned,
+            volumes=tuple(
+                VolumeView(
+                    volume.id,
+                    volume.device,
+                    volume.role,
+                    Path(volume.storage.path) / volume.name,
+                    volume.format,
+                    volume.size_bytes,
+                )
+                for volume in vm.volumes
+            ),
+            facts=vm.node.facts,
+        )
+
+
+def record_sizes(context: Context, vm_id: int, sizes: Mapping[int, int]) -> None:
+    """Write down how large the volumes really are; with that the VM is defined."""
+    with context.unit() as unit:
+        for volume_id, size_bytes in sizes.items():
+            unit.session.get_one(Volume, volume_id).size_bytes = size_bytes
+        vm = unit.session.get_one(Vm, vm_id)
+        unit.note("vm.defined", vm=vm.name, node=vm.node.name)
+
+
+def forget_vm(context: Context, vm_id: int, *, keep_operation: int) -> None:
+    """Remove a VM that could not be defined. Its operation stays until its end is written, on no VM's account."""
+    with context.database.write() as session:
+        session.execute(delete(Volume).where(Volume.vm_id == vm_id))
+        operation = session.get_one(Operation, keep_operation)
+        operation.vm_id = None
+        session.flush()
+        session.execute(delete(Operation).where(Operation.vm_id == vm_id))
+        session.execute(delete(Vm).where(Vm.id == vm_id))
+
+
+def record_state(context: Context, vm_id: int, state: VmState, **values: object) -> None:
+    """Write down what the VM does now, with what else changed (`pid`, `qmp`, `pinned`)."""
+    with context.unit() as unit:
+        vm = unit.session.get_one(Vm, vm_id)
+        vm.state = state
+        for name, value in values.items():
+            setattr(vm, name, value)
+        unit.note(f"vm.{state}", vm=vm.name, node=vm.node.name)
+
+
+def vms_that_should_run(context: Context, node_id: int) -> list[VmView]:
+    """The VMs of a node that run as far as the rows know, without those that a migration or operation is working on."""
+    with context.database.read() as session:
+        busy = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION))
+        working = select(Operation.vm_id).where(Operation.state.in_(("ready", "running")), Operation.vm_id.is_not(None))
+        ids = session.scalars(
+            select(Vm.id).where(
+                Vm.node_id == node_id,
+                Vm.state.in_((VmState.RUNNING, VmState.PAUSED)),
+                Vm.id.not_in(busy),
+                Vm.id.not_in(working),
+            )
+        ).all()
+    return [load_vm(context, vm_id) for vm_id in ids]

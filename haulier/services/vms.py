@@ -1,0 +1,195 @@
+"""VMs: defined from a file, started, stopped and shown. The work on the node is an operation (tasks/vm.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import uuid
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.definition import Nic, Role, VmDefinition, VolumeSpec
+from haulier.definition.files import read_definition
+from haulier.definition.storage_cfg import StorageSpec, read_storage_cfg
+from haulier.errors import Refused
+from haulier.services.context import Context, Unit
+from haulier.services.lookup import find_node, find_vm
+from haulier.services.nodes import LOCAL_STORAGE, ensure_storage
+from haulier.services.operations import await_operation, file_operation, require_free, require_worker
+from haulier.settings import NAME
+from models import Locality, Node, OperationKind, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
+from models.enums import LedgerRole
+
+HOST_FILES = "host-files"
+
+
+def define_vm(
+    context: Context, file: Path, *, node: str, name: str | None = None, storages: Path | None = None
+) -> dict[str, Any]:
+    """Take a VM's file over: rows for it and its volumes, and what is missing of the volumes is made on the node.
+
+    Raises Refused for anything wrong with the file, the names or the volumes; then no row and no file was left behind.
+    """
+    definition = read_definition(file)
+    chosen = name or definition.name
+    if chosen is None:
+        raise Refused("vm_without_name", f"{file} does not name the VM", "Give --name NAME.")
+    if not NAME.fullmatch(chosen):
+        raise Refused("bad_name", f"{chosen!r} is no name for a VM", "Letters, digits, dot, dash and underscore.")
+    specs = _read_storages(storages)
+    definition = pin_addresses(dataclasses.replace(definition, name=chosen))
+    with context.unit() as unit:
+        host = find_node(unit.session, node)
+        require_worker(context, host)
+        if unit.session.scalar(select(Vm.id).where(Vm.name == chosen)) is not None:
+            raise Refused("vm_exists", f"there is a VM {chosen} already", f"haulier vm show {chosen}")
+        vm = Vm(name=chosen, node_id=host.id, node=host, definition=definition.as_dict(), created_at=now())
+        unit.session.add(vm)
+        unit.session.flush()
+        for spec in definition.volumes:
+            if not spec.is_empty_drive:
+                unit.session.add(_volume(unit.session, vm, host, spec, specs))
+        unit.session.flush()
+        operation = file_operation(unit, vm, OperationKind.CREATE)
+    await_operation(context, operation.id)
+    return show_vm(context, chosen) | {"ignored": definition.ignored}
+
+
+def pin_addresses(definition: VmDefinition) -> VmDefinition:
+    """Give the VM a UUID and each card a MAC where its owner wrote none: they must be the same wherever it runs."""
+    return dataclasses.replace(
+        definition,
+        uuid=definition.uuid or str(uuid.uuid4()),
+        nics=tuple(nic if nic.mac else _with_mac(nic) for nic in definition.nics),
+    )
+
+
+def _with_mac(nic: Nic) -> Nic:
+    # 52:54:00 is the prefix that QEMU's users know; it has the bit for locally administered addresses.
+    return dataclasses.replace(nic, mac=":".join(["52:54:00", *(f"{byte:02X}" for byte in secrets.token_bytes(3))]))
+
+
+def _read_storages(path: Path | None) -> dict[str, StorageSpec]:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused("file_not_found", f"{path} cannot be read: {error}", "It is a storage.cfg.") from error
+    return {spec.name: spec for spec in read_storage_cfg(text, source=str(path))}
+
+
+def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Volume:
+    storage = _storage(session, node, spec, storages)
+    name = spec.name or f"{vm.name}/{spec.device}.{spec.format}"
+    taken = session.scalar(
+        select(Vm.name).join(Volume).where(Volume.storage_id == storage.id, Volume.name == name, Volume.role != "cdrom")
+    )
+    if taken is not None and spec.role is not Role.CDROM:
+        raise Refused(
+            "volume_owned", f"{spec.device}: {name} on {storage.name} belongs to VM {taken}", "One owner each."
+        )
+    return Volume(
+        vm_id=vm.id,
+        device=spec.device,
+        role=VolumeRole(spec.role),
+        storage_id=storage.id,
+        name=name,
+        format=spec.format,
+        size_bytes=spec.size_bytes,
+        locality=Locality.SHARED if storage.shared else Locality.LOCAL,
+    )
+
+
+def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Storage:
+    """The row of the storage that a volume names; a file by its absolute path lies on the node's storage of such."""
+    if spec.storage is None:
+        return ensure_storage(session, node, HOST_FILES, path=Path("/"))
+    known = session.scalar(select(Storage).where(Storage.node_id == node.id, Storage.name == spec.storage))
+    described = storages.get(spec.storage)
+    if described is None or spec.storage == LOCAL_STORAGE:
+        if known is not None:
+            return known
+        raise Refused(
+            "unknown_storage",
+            f"{spec.device}: node {node.name} has no storage {spec.storage}",
+            "Give its storage.cfg with --storages.",
+        )
+    if described.kind != "dir" or described.path is None:
+        raise Refused(
+            "storage_kind", f"storage {spec.storage} is of kind {described.kind}", "Only `dir` is supported so far."
+        )
+    if described.nodes and node.name not in described.nodes:
+        raise Refused("storage_elsewhere", f"storage {spec.storage} is not on node {node.name}", "See its `nodes`.")
+    # Where PVE keeps images of a `dir` storage.
+    path = Path(described.path) / "images"
+    return ensure_storage(session, node, spec.storage, path=path, shared=described.shared)
+
+
+def start_vm(context: Context, name: str) -> dict[str, Any]:
+    """Start a VM on its node and wait until it runs. Raises Refused, or StepFailed with QEMU's words."""
+    with context.unit() as unit:
+        vm = find_vm(unit.session, name)
+        if vm.state in (VmState.RUNNING, VmState.PAUSED):
+            raise Refused("vm_running", f"VM {name} is {vm.state} already", f"haulier vm show {name}")
+        operation = _file_on_node(context, unit, vm, OperationKind.START)
+    await_operation(context, operation)
+    return show_vm(context, name)
+
+
+def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[str, Any]:
+    """Ask the guest to power off, and end it when it has not within `grace_s`; at once with `now_`."""
+    with context.unit() as unit:
+        vm = find_vm(unit.session, name)
+        if vm.state is VmState.STOPPED:
+            raise Refused("vm_stopped", f"VM {name} is stopped already", f"haulier vm show {name}")
+        operation = _file_on_node(context, unit, vm, OperationKind.STOP, grace_s=0.0 if now_ else grace_s)
+    await_operation(context, operation, seconds=grace_s + 60)
+    return show_vm(context, name)
+
+
+def _file_on_node(context: Context, unit: Unit, vm: Vm, kind: OperationKind, **arguments: object) -> int:
+    require_free(unit, vm)
+    require_worker(context, vm.node)
+    return file_operation(unit, vm, kind, **arguments).id
+
+
+def list_vms(context: Context) -> list[dict[str, Any]]:
+    """All VMs as contract.md shows them, by name."""
+    with context.database.read() as session:
+        return [_document(session, vm) for vm in session.scalars(select(Vm).order_by(Vm.name))]
+
+
+def show_vm(context: Context, name: str) -> dict[str, Any]:
+    """One VM as contract.md shows it. Raises Refused for an unknown one."""
+    with context.database.read() as session:
+        return _document(session, find_vm(session, name))
+
+
+def _document(session: Session, vm: Vm) -> dict[str, Any]:
+    tpm = session.scalar(select(TpmLedger).where(TpmLedger.vm_id == vm.id, TpmLedger.role == LedgerRole.ACTIVE))
+    return {
+        "name": vm.name,
+        "node": vm.node.name,
+        "state": vm.state,
+        "epoch": vm.epoch,
+        "volumes": [
+            {
+                "device": volume.device,
+                "role": volume.role,
+                "storage": volume.storage.name,
+                "path": str(Path(volume.storage.path) / volume.name),
+                "format": volume.format,
+                "size_bytes": volume.size_bytes,
+            }
+            for volume in vm.volumes
+        ],
+        "tpm": tpm and {"identity": tpm.identity, "digest": tpm.digest, "epoch": tpm.epoch},
+        "pinned": vm.pinned,
+        "qmp": vm.qmp,
+        "pid": vm.pid,
+    }

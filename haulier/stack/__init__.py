@@ -1,0 +1,3 @@
+"""The local stack: broker, control worker, beat and node workers as background processes of one machine, under a
+supervisor.
+"""

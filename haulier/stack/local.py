@@ -1,0 +1,192 @@
+"""`up` and `down`: the local stack begins and ends here. Both may be called twice."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+from supervisor.xmlrpc import SupervisorTransport
+
+import migrations
+from haulier.clock import now
+from haulier.errors import HaulierError, Refused, StepFailed
+from haulier.hypervisor.images import stop_carrier
+from haulier.hypervisor.layout import NodeLayout
+from haulier.hypervisor.machine import stop_now
+from haulier.hypervisor.processes import Daemon, last_words, wait_for_end
+from haulier.hypervisor.swtpm import stop_swtpm
+from haulier.services.context import Context
+from haulier.services.nodes import list_nodes
+from haulier.services.vms import list_vms, stop_vm
+from haulier.settings import NAME, Settings
+from haulier.stack.programs import supervisor_config
+from tasks.celery import app
+
+_READY_S = 60.0
+
+
+def prepare(settings: Settings) -> None:
+    """Make the state folder, the cluster secret and the database, where they are missing. Safe to call twice."""
+    for folder in (settings.state, settings.sockets, settings.state / "logs", settings.state / "broker"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if settings.sockets.stat().st_uid != os.getuid():
+        raise Refused("sockets_taken", f"{settings.sockets} belongs to somebody else", "Set HAULIER_STATE.")
+    secret = settings.secret_file or settings.state / "secret"
+    if not secret.exists():
+        handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    migrations.upgrade(settings.database)
+
+
+def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
+    """Start the stack with these nodes and return when all of it answers. What runs already is left as it is.
+
+    Raises Refused for bad names, StepFailed with the end of a log when a part does not come up.
+    """
+    settings = context.settings
+    if not nodes or len(set(nodes)) != len(nodes):
+        raise Refused("bad_nodes", "name each node once", "haulier up --nodes alpha,beta")
+    for node in nodes:
+        if not NAME.fullmatch(node):
+            raise Refused("bad_name", f"{node!r} is no name for a node", "Letters, digits, dot, dash and underscore.")
+    prepare(settings)
+    names = sorted({*nodes, *_nodes_of(settings)})
+    (settings.state / "nodes.list").write_text("\n".join(names) + "\n")
+    config = settings.state / "supervisord.conf"
+    config.write_text(supervisor_config(settings, names, with_broker=not settings.broker_url))
+    supervisor = _supervisor(settings)
+    if supervisor is None:
+        _start_supervisor(settings, config)
+    else:
+        _take_over_changes(supervisor)
+    _wait_until_ready(context, names)
+    return {"web": None, "nodes": names}
+
+
+def _nodes_of(settings: Settings) -> list[str]:
+    """The nodes that the running stack has; a stack that is down begins anew."""
+    if _supervisor(settings) is None:
+        return []
+    return (settings.state / "nodes.list").read_text().split()
+
+
+def _start_supervisor(settings: Settings, config: Path) -> None:
+    environment = {
+        # This machine's own nodes find each other here, and have no bridge that anybody promised.
+        "HAULIER_ADDRESS": "127.0.0.1",
+        "HAULIER_NETWORK": "isolated",
+        **os.environ,
+        "HAULIER_STATE": str(settings.state),
+        "HAULIER_DATABASE_URL": settings.database,
+        "HAULIER_BROKER_URL": settings.broker,
+    }
+    environment.pop("HAULIER_NODE", None)
+    log = settings.state / "logs" / "supervisord.out"
+    with log.open("ab") as output:
+        started = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    if started.returncode != 0:
+        raise StepFailed("stack_not_started", f"supervisord: {last_words(log)}", f"See {log}.")
+
+
+def _supervisor(settings: Settings) -> Any:  # noqa: ANN401 - an XML-RPC proxy has the methods of its server
+    """The running supervisor, or None."""
+    socket = settings.sockets / "supervisor.sock"
+    if not socket.exists():
+        return None
+    proxy = ServerProxy("http://localhost", transport=SupervisorTransport(None, None, f"unix://{socket}"))
+    try:
+        proxy.supervisor.getState()
+    except (OSError, Fault):
+        return None
+    return proxy.supervisor
+
+
+def _take_over_changes(supervisor: Any) -> None:  # noqa: ANN401
+    added, _changed, _removed = supervisor.reloadConfig()[0]
+    for name in added:
+        supervisor.addProcessGroup(name)
+
+
+def _wait_until_ready(context: Context, names: Sequence[str]) -> None:
+    """Wait for a control worker that answers and for a heartbeat of each node."""
+    deadline = now() + timedelta(seconds=_READY_S)
+    with context.signals.listen("nodes") as bell:
+        while True:
+            alive = {node["name"] for node in list_nodes(context) if node["worker"] == "alive"}
+            missing = [f"node-{name}" for name in names if name not in alive]
+            if not missing and not _control_answers():
+                missing = ["control"]
+            if not missing:
+                return
+            if now() > deadline:
+                log = context.settings.state / "logs" / f"{missing[0]}.log"
+                words = last_words(log)
+                raise StepFailed("stack_not_ready", f"{missing[0]} does not answer: {words}", f"See {log}.")
+            bell.wait(0.2)
+
+
+def _control_answers() -> bool:
+    try:
+        return any("control@" in name for reply in app.control.ping(timeout=0.5) or () for name in reply)
+    except OSError:
+        return False
+
+
+def down(context: Context, *, vms: bool) -> dict[str, Any]:
+    """Stop the stack, VMs included with `vms`; without it they run on and are found again by the next `up`."""
+    settings = context.settings
+    stopped: list[str] = []
+    if vms and settings.database.startswith("sqlite") and not (settings.state / "haulier.db").exists():
+        vms = False
+    if vms:
+        stopped = _stop_vms(context)
+    supervisor = _supervisor(settings)
+    if supervisor is not None:
+        daemon = Daemon(settings.state / "supervisord.pid", "supervisord", settings.state / "logs" / "supervisord.log")
+        supervisor.shutdown()
+        if not wait_for_end(daemon, seconds=60):
+            raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")
+    if vms:
+        _end_processes(settings)
+    return {"stopped": supervisor is not None, "vms": stopped}
+
+
+def _stop_vms(context: Context) -> list[str]:
+    stopped = []
+    for vm in list_vms(context):
+        if vm["state"] in ("running", "paused"):
+            try:
+                stop_vm(context, vm["name"], now_=True, grace_s=0)
+            except HaulierError:
+                # Its worker is dead or a migration has it; the processes are ended below.
+                continue
+            stopped.append(vm["name"])
+    return stopped
+
+
+def _end_processes(settings: Settings) -> None:
+    """End what no worker could end any more, on every node of this machine."""
+    for sockets in settings.sockets.iterdir() if settings.sockets.is_dir() else ():
+        if not sockets.is_dir():
+            continue
+        layout = NodeLayout(settings.state / "nodes" / sockets.name, sockets)
+        for run in sockets.iterdir():
+            place = layout.vm(run.name)
+            stop_now(place)
+            stop_swtpm(place)
+            stop_carrier(place)

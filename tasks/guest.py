@@ -1,0 +1,55 @@
+"""The guest's machine on this node, made from rows: what `vm start` and `open_target` have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from haulier.definition import Role, VmDefinition
+from haulier.hypervisor.command_line import MachineSpec
+from haulier.hypervisor.devices import Drive, node_name
+from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.machine import find_firmware
+from haulier.settings import Settings
+
+_NOT_OPENED = (Role.TPMSTATE, Role.UNUSED, Role.VMSTATE)
+
+
+def machine_spec(
+    definition: VmDefinition,
+    pinned: Mapping[str, Any],
+    *,
+    place: VmPlace,
+    paths: Mapping[str, Path],
+    settings: Settings,
+    incoming: bool = False,
+) -> MachineSpec:
+    """The machine with its disks at `paths` (by device) on this node. `pinned` is what the first start fixed."""
+    drives = tuple(
+        Drive(
+            device=volume.device,
+            role=volume.role,
+            node_name=node_name(volume.device),
+            path=paths.get(volume.device),
+            format=volume.format,
+            read_only=volume.read_only or volume.role in (Role.CDROM, Role.CLOUDINIT),
+        )
+        for volume in definition.volumes
+        if volume.role not in _NOT_OPENED
+    )
+    return MachineSpec(
+        definition=dataclasses.replace(definition, machine=pinned["machine"], cpu=pinned["cpu"]),
+        program=settings.qemu,
+        accel=pinned["accel"],
+        ram_kib=pinned["ram_kib"],
+        run_dir=place.run,
+        log_dir=place.logs,
+        drives=drives,
+        uuid=str(definition.uuid),
+        tpm_socket=place.tpm_socket if definition.tpm_version else None,
+        incoming=incoming,
+        network=settings.network,
+        firmware_code=find_firmware(definition.firmware),
+    )

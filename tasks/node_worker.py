@@ -1,0 +1,76 @@
+"""A node's worker says that it lives, and notices guests whose QEMU has ended.
+
+Celery calls `_begin` when a worker is ready and `_end` when it stops in good order. A worker without HAULIER_NODE is a
+control worker: it only reconciles.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import structlog
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
+
+from haulier.hypervisor import facts
+from haulier.hypervisor.swtpm import stop_swtpm
+from haulier.logs import configure_logs
+from haulier.services.nodes import beat, leave, register_node
+from haulier.services.vm_rows import record_state, vms_that_should_run
+from models import VmState
+from tasks.quarantine import destroy_expired
+from tasks.reconcile import reconcile
+from tasks.surroundings import context, this_node
+
+log = structlog.get_logger()
+_ending = threading.Event()
+_node_id: list[int] = []
+
+
+@setup_logging.connect
+def _logs(**_: Any) -> None:  # noqa: ANN401 - Celery's signals pass what they like
+    configure_logs()
+
+
+@worker_ready.connect
+def _begin(**_: Any) -> None:  # noqa: ANN401
+    settings = context().settings
+    if settings.node is None:
+        reconcile.delay()
+        return
+    found = facts.node_facts(qemu=settings.qemu, swtpm=settings.swtpm, accel=settings.accel)
+    node_id = register_node(context(), settings.node, facts=found, images=this_node().layout.images)
+    _node_id.append(node_id)
+    threading.Thread(target=_live, args=(node_id,), name="heartbeat", daemon=True).start()
+    log.info("node.ready", node=settings.node, **{k: v for k, v in found.items() if k != "machines"})
+    reconcile.delay()
+
+
+@worker_shutting_down.connect
+def _end(**_: Any) -> None:  # noqa: ANN401
+    _ending.set()
+    if _node_id:
+        leave(context(), _node_id[0])
+
+
+def _live(node_id: int) -> None:
+    """Beat until the worker ends; a database that is away for a moment ends nothing."""
+    while not _ending.wait(context().settings.heartbeat_s):
+        try:
+            beat(context(), node_id, **facts.memory())
+            _look_after_guests(node_id)
+            destroy_expired(context(), node_id)
+        except Exception:
+            log.exception("heartbeat.failed")
+
+
+def _look_after_guests(node_id: int) -> None:
+    """A QEMU that ended by itself was powered off by its guest; one that left its pid file behind was killed."""
+    for vm in vms_that_should_run(context(), node_id):
+        place = this_node().layout.vm(vm.name)
+        if place.qemu.pid() is not None:
+            continue
+        state = VmState.STOPPED if place.qemu.ended_by_itself() else VmState.LOST
+        stop_swtpm(place)
+        record_state(context(), vm.id, state, pid=None, qmp=None)
+        log.warning("vm.ended", vm=vm.name, state=state)

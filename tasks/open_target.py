@@ -1,0 +1,105 @@
+"""Phase 5, open_target (target): the carrier closes, then swtpm and QEMU start and wait, and the disks are served.
+
+Before swtpm opens the volume, the copy is read back and a scratch swtpm is asked who it is: a state that this node
+cannot read is noticed here, with the guest still running on the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from haulier.errors import StepFailed
+from haulier.hypervisor import machine
+from haulier.hypervisor.disks import serve_disks
+from haulier.hypervisor.images import NbdServer, stop_carrier
+from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.processes import log_size
+from haulier.hypervisor.stream import ensure_key, listen
+from haulier.hypervisor.swtpm import start_swtpm, stop_swtpm
+from haulier.hypervisor.tpm_identity import read_identity
+from haulier.hypervisor.tpm_state import read_state
+from haulier.services.attempts import free_allocations, update_transfer
+from models import Phase, Side, TransferMethod
+from tasks.celery import app
+from tasks.guest import machine_spec
+from tasks.runner import Notes, StepRun, execute
+from tasks.surroundings import this_swtpm
+
+
+async def run(work: StepRun) -> Notes:
+    """Start what will be the guest. Raises StepFailed with the words of the program that failed."""
+    view, place = work.view, work.place
+    stop_carrier(place)
+    free_allocations(work.context, view.attempt_id, purpose="carrier")
+    log_from = log_size(place.qemu.log)
+    if view.tpm:
+        _prove_copy(work)
+        start_swtpm(place, view.tpm.target_path, facts=this_swtpm(), program=work.context.settings.swtpm)
+    spec = machine_spec(
+        view.definition,
+        view.pinned,
+        place=place,
+        paths={volume.device: volume.target_path for volume in view.transfers},
+        settings=work.context.settings,
+        incoming=True,
+    )
+    pid = await machine.launch(place, spec)
+    async with open_monitor(place.control) as monitor:
+        if keys := work.keys():
+            await ensure_key(monitor, keys, server=True)
+        served = await _serve(work, monitor)
+        stream = await _on_some_port(work, "stream", lambda server: listen(monitor, server=server, tls=work.tls))
+    return {"pid": pid, "nbd_port": served and served.port, "stream_port": stream.port, "log_from": log_from}
+
+
+def _prove_copy(work: StepRun) -> None:
+    tpm, sent = work.view.tpm, work.view.notes[Phase.SYNC_TPM, Side.SOURCE]
+    if tpm is None:
+        return
+    arrived = read_state(tpm.target_path)
+    if arrived.digest != sent["digest"]:
+        raise StepFailed("tpm_copy_differs", "the copy of the TPM state is not what was sent", "Try again.")
+    identity = read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
+    if identity != sent["identity"]:
+        raise StepFailed("tpm_identity_differs", "the TPM's copy answers as another TPM", "Keep the source; ask us.")
+    update_transfer(work.context, tpm.id, digest_target=arrived.digest, identity_target=identity)
+
+
+async def _serve(work: StepRun, monitor: Monitor) -> NbdServer | None:
+    disks = [(volume.device, str(volume.role)) for volume in work.view.by_method(TransferMethod.MIRROR)]
+    if not disks:
+        return None
+    return await _on_some_port(work, "disks", lambda server: serve_disks(monitor, disks, server=server, tls=work.tls))
+
+
+async def _on_some_port(work: StepRun, purpose: str, opening: Callable[[NbdServer], Awaitable[None]]) -> NbdServer:
+    """Open a server on a port of the range; one that a stranger has is left to the stranger."""
+    tried: frozenset[int] = frozenset()
+    while True:
+        server = work.listen_on(work.view.target, purpose, avoid=tried)
+        try:
+            await opening(server)
+        except StepFailed as error:
+            free_allocations(work.context, work.view.attempt_id, purpose=purpose)
+            if "Address already in use" not in error.problem.message:
+                raise
+            tried |= {server.port}
+        else:
+            return server
+
+
+async def undo(work: StepRun) -> None:
+    """Stop QEMU, then swtpm: the loser's TPM must be dead before the winner's guest runs."""
+    stop_target(work)
+
+
+def stop_target(work: StepRun) -> None:
+    """Make sure that nothing of this VM runs on the target. Safe to call twice."""
+    machine.stop_now(work.place)
+    stop_swtpm(work.place)
+
+
+@app.task(name=f"haulier.{Phase.OPEN_TARGET}")
+def open_target(step_id: int) -> None:
+    """Celery's entry to this phase."""
+    execute(step_id, run=run, undo=undo)

@@ -1,0 +1,91 @@
+"""Phase 2, reserve (target): a row for everything before it is made, then the volumes, and a carrier that receives the
+cold ones.
+
+The carrier is a storage daemon that exports the TPM's volume and the volumes QEMU does not write, as long as nobody has
+them open.
+"""
+
+from __future__ import annotations
+
+from haulier.errors import StepFailed
+from haulier.hypervisor.images import (
+    CarrierExport,
+    NbdServer,
+    create_image,
+    destroy_image,
+    remove_image,
+    start_carrier,
+    stop_carrier,
+)
+from haulier.services.attempts import (
+    TransferView,
+    allocated_volumes,
+    free_allocations,
+    take_memory,
+    take_volume,
+)
+from haulier.services.ledger import TpmCopy, drop_reserved, reserve_copy
+from models import AllocationKind, Phase, TransferMethod, VolumeRole
+from tasks.celery import app
+from tasks.runner import Notes, StepRun, execute
+
+CARRIED = (TransferMethod.TPM_SYNC, TransferMethod.COPY)
+
+
+async def run(work: StepRun) -> Notes:
+    """Make room on the target. Raises StepFailed when a volume cannot be made; `undo` frees what was."""
+    view = work.view
+    take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
+    for volume in view.transfers:
+        if volume.method is not TransferMethod.NONE:
+            _make(work, volume)
+    carried = view.by_method(*CARRIED)
+    if not carried:
+        return {}
+    return {"carrier_port": _open_carrier(work, carried).port}
+
+
+def _make(work: StepRun, volume: TransferView) -> None:
+    view = work.view
+    if volume.role is VolumeRole.TPMSTATE:
+        reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=view.epoch + 1)
+    # The row goes first: if we end right here, an undo finds a row without a file, never a file without a row.
+    take_volume(work.context, view.attempt_id, view.target, volume.target_path)
+    create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
+
+
+def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
+    exports = [CarrierExport(volume.device, volume.target_path, volume.format) for volume in carried]
+    tried: frozenset[int] = frozenset()
+    while True:
+        server = work.listen_on(work.view.target, "carrier", avoid=tried)
+        try:
+            start_carrier(work.place, exports, server=server, keys=work.keys())
+        except StepFailed as error:
+            free_allocations(work.context, work.view.attempt_id, purpose="carrier")
+            if "Address already in use" not in error.problem.message:
+                raise
+            tried |= {server.port}
+        else:
+            return server
+
+
+async def undo(work: StepRun) -> None:
+    """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
+    view = work.view
+    stop_carrier(work.place)
+    for path in allocated_volumes(work.context, view.attempt_id, view.target):
+        if view.tpm and path == view.tpm.target_path:
+            destroy_image(path)
+            drop_reserved(work.context, TpmCopy(view.vm_id, view.target.id, path))
+        else:
+            remove_image(path)
+        free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
+    free_allocations(work.context, view.attempt_id)
+    work.place.clear()
+
+
+@app.task(name=f"haulier.{Phase.RESERVE}")
+def reserve(step_id: int) -> None:
+    """Celery's entry to this phase."""
+    execute(step_id, run=run, undo=undo)

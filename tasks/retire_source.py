@@ -1,0 +1,42 @@
+"""Phase 9, retire_source (source): the old QEMU and swtpm end, the old volumes go. The guest runs on the target by now.
+
+There is no way back from here, so there is no undo: what fails is tried again until it is done.
+"""
+
+from __future__ import annotations
+
+from haulier.hypervisor import machine
+from haulier.hypervisor.images import remove_image, stop_carrier
+from haulier.hypervisor.swtpm import stop_swtpm
+from haulier.services.ledger import TpmCopy, quarantine_path
+from models import Phase, TransferMethod
+from tasks.celery import app
+from tasks.quarantine import destroy_expired
+from tasks.runner import Notes, StepRun, execute
+
+
+async def run(work: StepRun) -> Notes:
+    """Clear the source. Safe to call twice. Raises StepFailed while a process does not end; no volume is freed then."""
+    view, place = work.view, work.place
+    machine.stop_now(place)
+    stop_swtpm(place)
+    stop_carrier(place)
+    if view.tpm:
+        copy = TpmCopy(view.vm_id, view.source.id, view.tpm.source_path)
+        away = work.node.layout.quarantine / f"{view.vm}-e{view.epoch}-{view.tpm.source_path.name}"
+        # The row names the new place first: whoever looks in between finds the file in one of the two.
+        quarantine_path(work.context, copy, away)
+        if view.tpm.source_path.exists():
+            view.tpm.source_path.rename(away)
+    for volume in view.transfers:
+        if volume.method not in (TransferMethod.NONE, TransferMethod.TPM_SYNC):
+            remove_image(volume.source_path)
+    place.clear()
+    destroy_expired(work.context, view.source.id)
+    return {}
+
+
+@app.task(name=f"haulier.{Phase.RETIRE_SOURCE}")
+def retire_source(step_id: int) -> None:
+    """Celery's entry to this phase."""
+    execute(step_id, run=run)

@@ -1,0 +1,162 @@
+"""The shell around every phase: take the step, keep its lease while it works, write down how it ended.
+
+A phase itself knows nothing of this. It is a coroutine that returns its notes or raises one of the errors of
+haulier/errors.py; what becomes of the migration then is decided in haulier/services/chain.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from haulier.errors import HaulierError, Problem, Refused, StepFailed
+from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.tls import KeyFolder
+from haulier.services import chain
+from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step, take_port
+from haulier.services.context import Context
+from tasks.surroundings import ThisNode, context, this_node
+
+log = structlog.get_logger()
+
+Notes = dict[str, Any]
+Act = Callable[["StepRun"], Awaitable[Notes | None]]
+
+
+@dataclass(slots=True)
+class StepRun:
+    """One phase at work: the attempt as it was read at the start, and where to write down what happens meanwhile."""
+
+    context: Context
+    claim: chain.Claim
+    view: AttemptView
+    progress: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, float] = field(default_factory=dict)
+    source_marks: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def node(self) -> ThisNode:
+        return this_node()
+
+    @property
+    def place(self) -> VmPlace:
+        """The VM's folders on this node."""
+        return self.node.place(self.view.vm)
+
+    @property
+    def tls(self) -> bool:
+        return self.context.settings.tls
+
+    def keys(self) -> KeyFolder | None:
+        """This attempt's key in its folder on this node; None when TLS is switched off."""
+        if not self.tls:
+            return None
+        keys = KeyFolder(self.place.keys(self.view.key))
+        keys.write(self.context.settings.cluster_secret, self.view.key)
+        return keys
+
+    def mark(self, name: str) -> None:
+        """Note a moment inside the pause."""
+        self.marks[name] = time.time()
+
+    def note(self, **notes: object) -> None:
+        """Write something down before the step ends."""
+        note_on_step(self.context, self.claim, **notes)
+
+    def listen_on(self, node: NodeView, purpose: str, *, avoid: frozenset[int] = frozenset()) -> NbdServer:
+        """A port of this node that no other migration has."""
+        port = take_port(self.context, self.view.attempt_id, node, purpose, avoid=avoid)
+        return NbdServer(node.address, port)
+
+
+def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
+    """Do the work that the step's row asks for: run it or undo it.
+
+    A doubled message finds nothing to take and goes away.
+    """
+    around = context()
+    held = chain.claim(around, step_id, worker=socket.gethostname(), lease_s=around.settings.lease_s)
+    if held is None:
+        return
+    act = run if not held.undo else undo
+    bound = log.bind(action=held.phase, side=held.side, migration=held.migration_id, undo=held.undo)
+    bound.info("step.begin")
+    try:
+        work = StepRun(around, held, load_view(around, held.attempt_id))
+        notes = asyncio.run(_with_lease(work, act)) if act else None
+    except HaulierError as error:
+        bound.warning("step.failed", code=error.code, message=error.problem.message)
+        problems = error.problems if isinstance(error, Refused) else (error.problem,)
+        chain.fail(around, held, problems, refused=isinstance(error, Refused))
+    except Exception as error:  # noqa: BLE001 - the task's boundary: whatever it is, the row must say so
+        bound.exception("step.broken")
+        chain.fail(around, held, (Problem("unexpected", f"{type(error).__name__}: {error}", "See the worker's log."),))
+    else:
+        if held.undo:
+            chain.complete_undo(around, held)
+        else:
+            chain.complete(around, held, notes=notes or {}, marks=work.marks)
+        bound.info("step.end")
+
+
+async def _with_lease(work: StepRun, act: Act) -> Notes | None:
+    """Run the phase beside a task that prolongs the lease; when that says so, the phase is given up."""
+    phase = asyncio.ensure_future(_as_coroutine(act, work))
+    keeper = asyncio.create_task(_keep_lease(work))
+    try:
+        await asyncio.wait({phase, keeper}, return_when=asyncio.FIRST_COMPLETED)
+        if not phase.done():
+            phase.cancel()
+            with contextlib.suppress(asyncio.CancelledError, HaulierError):
+                await phase
+            raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+        return phase.result()
+    finally:
+        keeper.cancel()
+
+
+def _as_coroutine(act: Act, work: StepRun) -> Coroutine[Any, Any, Notes | None]:
+    async def call() -> Notes | None:
+        return await act(work)
+
+    return call()
+
+
+async def _keep_lease(work: StepRun) -> None:
+    """Return when the step is to be given up."""
+    settings = work.context.settings
+    while True:
+        await asyncio.sleep(min(settings.lease_s / 3, 1.0))
+        progress = dict(work.progress) or None
+        alive = await asyncio.to_thread(
+            chain.renew, work.context, work.claim, lease_s=settings.lease_s, progress=progress
+        )
+        if not alive:
+            return
+
+
+@contextlib.asynccontextmanager
+async def reporting(report: Callable[[], Awaitable[None]], *, every_s: float = 0.5) -> Any:  # noqa: ANN401
+    """Call `report` now and then while the block works: for people, nothing waits for it."""
+
+    async def loop() -> None:
+        while True:
+            with contextlib.suppress(HaulierError):
+                await report()
+            await asyncio.sleep(every_s)
+
+    task = asyncio.create_task(loop())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,67 @@
+"""Phase 3, sync_tpm (source): a stable copy of the TPM's state goes to the target, and the TPM is asked who it is.
+
+The copy is the fallback and the proof that the target can read such a state; what the guest changes from now on crosses
+in the stream of the devices and is proved in the pause (docs/tpm.md). No swtpm has the target's volume open yet, and no
+QEMU ever has.
+"""
+
+from __future__ import annotations
+
+import time
+
+from haulier.errors import StepFailed
+from haulier.hypervisor.images import NbdServer, send_image
+from haulier.hypervisor.tpm_identity import read_identity
+from haulier.hypervisor.tpm_state import read_state
+from haulier.services.attempts import update_transfer
+from models import Phase, Side
+from tasks.celery import app
+from tasks.runner import Notes, StepRun, execute
+
+
+async def run(work: StepRun) -> Notes:
+    """Copy and recognise. Raises StepFailed when the state is blank, unreadable or not the recorded TPM's."""
+    view, tpm = work.view, work.view.tpm
+    if tpm is None:
+        return {}
+    begun = time.monotonic()
+    state = read_state(tpm.source_path)
+    if state.is_blank:
+        raise StepFailed("tpm_state_blank", f"the TPM state of {view.vm} is blank while it runs", "Do not stop the VM.")
+    identity = read_identity(state.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
+    if view.tpm_identity is not None and identity != view.tpm_identity:
+        raise StepFailed(
+            "tpm_identity_differs", f"the TPM of {view.vm} is not the one in the ledger", "Compare `haulier vm show`."
+        )
+    copy = work.place.run / f"tpm-{view.key}"
+    try:
+        copy.touch(mode=0o600)
+        # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
+        copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0"))
+        port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
+        server = NbdServer(view.target.address, port)
+        await send_image(copy, format="raw", export=tpm.device, server=server, keys=work.keys())
+    finally:
+        copy.unlink(missing_ok=True)
+    update_transfer(
+        work.context,
+        tpm.id,
+        digest_source=state.digest,
+        identity_source=identity,
+        bytes=len(state.container),
+        bytes_total=len(state.container),
+        seconds=time.monotonic() - begun,
+    )
+    return {"digest": state.digest, "identity": identity}
+
+
+async def undo(work: StepRun) -> None:
+    """The copy on the target is freed by `reserve`; here only the key is left."""
+    if keys := work.keys():
+        keys.remove()
+
+
+@app.task(name=f"haulier.{Phase.SYNC_TPM}")
+def sync_tpm(step_id: int) -> None:
+    """Celery's entry to this phase."""
+    execute(step_id, run=run, undo=undo)

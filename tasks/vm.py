@@ -1,0 +1,222 @@
+"""Work on one VM at its node that is no migration: its volumes are made, it is started, it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from haulier.errors import HaulierError, Problem, Refused
+from haulier.hypervisor import machine
+from haulier.hypervisor.command_line import MachineSpec
+from haulier.hypervisor.images import create_image, image_info, remove_image
+from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.monitor import open_monitor
+from haulier.hypervisor.swtpm import manufacture, start_swtpm, stop_swtpm
+from haulier.hypervisor.tpm_identity import read_identity
+from haulier.hypervisor.tpm_state import read_state
+from haulier.planner.guest_ram import guest_ram_kib
+from haulier.services.ledger import TpmCopy, record_active, recorded_identity
+from haulier.services.operations import Order, end_operation, take_operation
+from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
+from models import OperationKind, OperationState, VmState, VolumeRole
+from tasks.celery import app
+from tasks.guest import machine_spec
+from tasks.surroundings import context, this_node, this_swtpm
+
+log = structlog.get_logger()
+# Models that every host of the kind can run, and that mean the same on each QEMU.
+_DEFAULT_CPU = {"tcg": "qemu64", "kvm": "kvm64"}
+
+
+def _carry_out(operation_id: int, work: Callable[[Order, VmView], None]) -> None:
+    """Take an operation, do it, write down how it ended. A doubled message finds nothing to take."""
+    around = context()
+    order = take_operation(around, operation_id)
+    if order is None:
+        return
+    state = OperationState.DONE
+    problems: tuple[Problem, ...] = ()
+    try:
+        work(order, load_vm(around, order.vm_id))
+    except Refused as error:
+        state, problems = OperationState.REFUSED, error.problems
+    except HaulierError as error:
+        state, problems = OperationState.FAILED, (error.problem,)
+    except Exception as error:
+        log.exception("operation.broken", operation=operation_id)
+        state = OperationState.FAILED
+        problems = (Problem("unexpected", f"{type(error).__name__}: {error}", "See the worker's log."),)
+    with around.unit() as unit:
+        end_operation(unit, operation_id, state, problems)
+
+
+@app.task(name=f"haulier.vm.{OperationKind.CREATE}")
+def create(operation_id: int) -> None:
+    """Make the volumes that are not there; on any refusal nothing of the VM is left."""
+    _carry_out(operation_id, _create)
+
+
+def _create(order: Order, vm: VmView) -> None:
+    made: list[Path] = []
+    try:
+        sizes = {volume.id: _made_or_found(volume, made) for volume in vm.volumes}
+    except HaulierError as error:
+        for path in made:
+            remove_image(path)
+        forget_vm(context(), order.vm_id, keep_operation=order.operation_id)
+        if isinstance(error, Refused):
+            raise
+        raise Refused(error.problem.code, error.problem.message, error.problem.hint) from error
+    record_sizes(context(), order.vm_id, sizes)
+
+
+def _made_or_found(volume: VolumeView, made: list[Path]) -> int:
+    """The size of a volume in bytes; it is made if it is not there."""
+    if volume.path.exists():
+        return _found(volume)
+    if volume.size_bytes is None or volume.role is VolumeRole.CDROM:
+        raise Refused(
+            "volume_missing", f"{volume.device}: {volume.path} is not there", "Give it a size to have it made."
+        )
+    create_image(volume.path, format=volume.format, size_bytes=volume.size_bytes)
+    made.append(volume.path)
+    return volume.size_bytes
+
+
+def _found(volume: VolumeView) -> int:
+    """A volume that was there before: is it what the definition says?"""
+    if volume.role is VolumeRole.TPMSTATE:
+        read_state(volume.path)
+        return volume.size_bytes or volume.path.stat().st_size
+    found = image_info(volume.path)
+    if volume.format not in (found.format, "raw"):
+        raise Refused(
+            "format_differs", f"{volume.device}: {volume.path} is {found.format}, not {volume.format}", "Say format=."
+        )
+    if volume.format == "raw":
+        return volume.path.stat().st_size
+    return found.size_bytes
+
+
+@app.task(name=f"haulier.vm.{OperationKind.START}")
+def start(operation_id: int) -> None:
+    """Start the VM on this node: swtpm first, then QEMU, then the guest."""
+    _carry_out(operation_id, _start)
+
+
+def _start(order: Order, vm: VmView) -> None:
+    place = this_node().place(vm.name)
+    if vm.node != this_node().name:
+        raise Refused("vm_elsewhere", f"VM {vm.name} is on {vm.node}", "It moved; start it again.")
+    if problem := vm.facts.get("qemu_problem"):
+        raise Refused(**problem)
+    try:
+        _start_processes(vm, place)
+    except BaseException:
+        machine.stop_now(place)
+        stop_swtpm(place)
+        raise
+
+
+def _start_processes(vm: VmView, place: VmPlace) -> None:
+    # What an earlier run left dead must not stand in the way of this one.
+    machine.stop_now(place)
+    stop_swtpm(place)
+    if vm.tpm:
+        _prepare_tpm(vm, vm.tpm, place)
+        start_swtpm(place, vm.tpm.path, facts=this_swtpm(), program=context().settings.swtpm)
+    pinned = _pin(vm)
+    spec = machine_spec(
+        vm.definition,
+        pinned,
+        place=place,
+        paths={volume.device: volume.path for volume in vm.volumes},
+        settings=context().settings,
+    )
+    pid = asyncio.run(_launch_and_run(place, spec))
+    record_state(context(), vm.id, VmState.RUNNING, pid=pid, qmp=str(place.qmp), pinned=pinned)
+
+
+async def _launch_and_run(place: VmPlace, spec: MachineSpec) -> int:
+    pid = await machine.launch(place, spec)
+    async with open_monitor(place.control) as monitor:
+        await machine.resume(monitor)
+    return pid
+
+
+def _pin(vm: VmView) -> dict[str, Any]:
+    """Fix what must be the same wherever the guest goes.
+
+    A machine type that was fixed once stays: guests notice a new one.
+    """
+    facts = vm.facts
+    wanted = vm.pinned.get("machine") or vm.definition.machine or "pc"
+    known = facts["machines"]
+    if wanted not in known:
+        raise Refused("machine_unknown", f"QEMU {facts['qemu_version']} has no machine type {wanted}", "See `machine`.")
+    return {
+        "machine": known[wanted],
+        "cpu": vm.definition.cpu or _DEFAULT_CPU[facts["accel"]],
+        "accel": facts["accel"],
+        "ram_kib": guest_ram_kib(vm.definition.memory_mib, accel=facts["accel"], qemu_version=facts["qemu_version"]),
+        "qemu_version": facts["qemu_version"],
+    }
+
+
+def _prepare_tpm(vm: VmView, tpm: VolumeView, place: VmPlace) -> None:
+    """Make a new TPM where there has never been one; otherwise make sure that it is the recorded one."""
+    if problem := vm.facts.get("swtpm_problem"):
+        raise Refused(**problem)
+    if vm.facts["swtpm_too_old"]:
+        raise Refused("swtpm_too_old", f"swtpm {vm.facts['swtpm_version']} is too old", "Install swtpm 0.7 or newer.")
+    if vm.definition.tpm_version != "v2.0":
+        raise Refused("tpm_version", "only TPM 2.0 is supported", "Write version=v2.0.")
+    if not tpm.path.exists():
+        raise Refused("volume_missing", f"{tpm.device}: {tpm.path} is not there", "Nothing is made in its place.")
+    recorded = recorded_identity(context(), vm.id)
+    state = read_state(tpm.path)
+    if state.is_blank and recorded is not None:
+        raise Refused(
+            "tpm_state_blank",
+            f"the TPM state of {vm.name} is blank, but the VM has a TPM with recorded keys",
+            f"Put the right volume at {tpm.path}; a start would quietly make another TPM.",
+        )
+    if state.is_blank:
+        manufacture(tpm.path, work=place.run)
+        state = read_state(tpm.path)
+    identity = read_identity(state.container, swtpm=context().settings.swtpm, scratch=place.run)
+    if recorded not in (None, identity):
+        raise Refused(
+            "tpm_identity_differs", f"the TPM state at {tpm.path} is not the TPM of {vm.name}", "Find the right volume."
+        )
+    record_active(
+        context(),
+        TpmCopy(vm.id, vm.node_id, tpm.path),
+        epoch=vm.epoch,
+        digest=state.digest,
+        identity=identity,
+        swtpm_version=vm.facts["swtpm_version"],
+        libtpms_version=vm.facts.get("libtpms_version"),
+    )
+
+
+@app.task(name=f"haulier.vm.{OperationKind.STOP}")
+def stop(operation_id: int) -> None:
+    """Stop the VM: ask the guest, wait as long as was allowed, end QEMU, then swtpm."""
+    _carry_out(operation_id, _stop)
+
+
+def _stop(order: Order, vm: VmView) -> None:
+    place = this_node().place(vm.name)
+    asyncio.run(machine.shut_down(place, grace_s=order.arguments.get("grace_s", 0.0)))
+    stop_swtpm(place)
+    if vm.tpm and vm.tpm.path.exists():
+        record_active(
+            context(), TpmCopy(vm.id, vm.node_id, vm.tpm.path), epoch=vm.epoch, digest=read_state(vm.tpm.path).digest
+        )
+    place.clear()
+    record_state(context(), vm.id, VmState.STOPPED, pid=None, qmp=None)

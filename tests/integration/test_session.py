@@ -1,0 +1,128 @@
+"""What `models.Database` promises: who may write is alone from the beginning, who only reads waits for nobody."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from sqlalchemy import event, select, text, update
+from sqlalchemy.exc import OperationalError
+
+from models import Database, Node, Vm
+from tests.integration.rows import NOW
+
+THREADS = 4
+ROUNDS = 50
+
+
+def fill(database: Database) -> None:
+    """One VM, whose epoch is the number that the threads count up."""
+    with database.write() as session:
+        node = Node(name="a", address="127.0.0.1", port_first=1, port_last=2)
+        session.add(Vm(name="v", node=node, definition={}, created_at=NOW))
+
+
+@pytest.fixture
+def database(sqlite_url: str) -> Iterator[Database]:
+    with closing(Database(sqlite_url)) as database:
+        fill(database)
+        yield database
+
+
+@pytest.fixture
+def other(database: Database) -> Iterator[Database]:
+    """The same file, opened as another process would."""
+    with closing(Database(database.engine.url.render_as_string())) as other:
+        yield other
+
+
+@pytest.fixture
+def impatient(other: Database) -> Database:
+    """As `other`, but instead of waiting for a lock it fails at once."""
+    event.listen(other.engine, "connect", lambda raw, _record: raw.execute("PRAGMA busy_timeout=0"))
+    return other
+
+
+def count_up(database: Database, start: threading.Barrier) -> None:
+    """Read, then write what was read plus one: the pattern that loses updates, or cannot get its write lock."""
+    start.wait()
+    for _ in range(ROUNDS):
+        with database.write() as session:
+            epoch = session.scalars(select(Vm.epoch)).one()
+            session.execute(update(Vm).values(epoch=epoch + 1))
+
+
+def count_together(databases: list[Database]) -> None:
+    start = threading.Barrier(len(databases))
+    with ThreadPoolExecutor(len(databases)) as pool:
+        for future in [pool.submit(count_up, database, start) for database in databases]:
+            future.result()
+
+
+def epoch_of(database: Database) -> int:
+    with database.read() as session:
+        return int(session.scalars(select(Vm.epoch)).one())
+
+
+def test_threads_that_read_then_write_lose_nothing(database: Database) -> None:
+    count_together([database] * THREADS)
+    assert epoch_of(database) == THREADS * ROUNDS
+
+
+def test_processes_that_read_then_write_lose_nothing(database: Database, other: Database) -> None:
+    """Nothing is shared but the file."""
+    count_together([database, other])
+    assert epoch_of(other) == 2 * ROUNDS
+
+
+def test_writer_holds_the_lock_before_it_has_done_anything(database: Database, impatient: Database) -> None:
+    with database.write() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(OperationalError, match="database is locked"), impatient.write() as late:
+            late.execute(text("SELECT 1"))
+    with impatient.write() as late:
+        late.execute(text("SELECT 1"))
+
+
+def test_reader_waits_for_no_writer(database: Database, impatient: Database) -> None:
+    with database.write() as session:
+        session.execute(update(Vm).values(epoch=7))
+        assert epoch_of(impatient) == 0
+    assert epoch_of(impatient) == 7
+
+
+def test_writer_waits_for_no_reader(database: Database, impatient: Database) -> None:
+    with database.read() as session:
+        assert session.scalars(select(Vm.epoch)).one() == 0
+        with impatient.write() as writer:
+            writer.execute(update(Vm).values(epoch=7))
+        assert session.scalars(select(Vm.epoch)).one() == 0
+    assert epoch_of(database) == 7
+
+
+def test_write_is_undone_by_an_error(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        session.execute(update(Vm).values(epoch=99))
+        raise ZeroDivisionError
+    assert epoch_of(database) == 0
+
+
+def test_objects_stay_readable_after_the_commit(database_url: str) -> None:
+    with closing(Database(database_url)) as database:
+        fill(database)
+        with database.write() as session:
+            vm = session.scalars(select(Vm)).one()
+            vm.epoch = 5
+        assert (vm.name, vm.epoch) == ("v", 5)
+
+
+def test_every_connection_is_prepared(database: Database) -> None:
+    with database.engine.connect() as one, database.engine.connect() as two:
+        for connection in (one, two):
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            names = ("journal_mode", "synchronous", "foreign_keys")
+            assert [raw.execute(f"PRAGMA {name}").fetchone() for name in names] == [("wal",), (2,), (1,)]
