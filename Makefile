@@ -11,7 +11,9 @@ PYTEST := $(BIN)/pytest
 STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check static unit integration acceptance bench up down logs migrate revision lock clean setup setup-tests
+.NOTPARALLEL:
+.PHONY: help demo test check static unit integration acceptance bench
+.PHONY: up down logs migrate revision lock clean setup setup-tests
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +21,8 @@ help: ## this list
 demo: setup ## live-migrates a VM with disks and a vTPM between two nodes of this machine
 	@$(BIN)/python -m scripts.demo
 
-test: setup-tests static ## all that CI runs: check and every test, on real QEMU, swtpm and PostgreSQL; about a quarter of an hour
+# CI=1: a tool that is missing fails the tests that need it instead of skipping them.
+test: setup-tests static ## all that CI runs: check and every test, with real QEMU, swtpm, PostgreSQL; many minutes
 	@CI=1 $(PYTEST)
 
 check: static unit ## format, lint, types, import contracts, unit tests; a minute
@@ -49,10 +52,11 @@ down: setup ## stops the local stack; VMs stay
 	@$(BIN)/haulier down
 
 logs: ## follows the local stack's logs
-	@tail -n 20 -F $(STATE)/log/*.log
+	@tail -n 20 -F $(STATE)/logs/*.log
 
 migrate: setup ## brings the database (HAULIER_DATABASE_URL, else the local stack's) to the newest revision
-	@$(BIN)/python -c 'from haulier.settings import load_settings; from migrations import upgrade; upgrade(load_settings().database)'
+	@mkdir -p -m 700 $(STATE)
+	@$(BIN)/python -c 'from haulier.settings import load_settings as s; import migrations as m; m.upgrade(s().database)'
 
 # Compared with a database of its own, made from the revisions so far: yours may be anywhere.
 revision: setup ## M="what changes": writes a new revision from the difference between models/ and the revisions

@@ -121,6 +121,8 @@ class Step(Base):
 class VolumeTransfer(Base):
     """How one volume crosses in one attempt: the method with its reason, where it goes, what went over the wire.
 
+    Both places are written down when it is planned: the volume's own row names the target from the hand-over on.
+
     Digests are those of the TPM state's blobs (docs/tpm.md); only a tpmstate volume has them.
     """
 
@@ -138,6 +140,8 @@ class VolumeTransfer(Base):
     role: Mapped[VolumeRole] = mapped_column(word(VolumeRole))
     method: Mapped[TransferMethod] = mapped_column(word(TransferMethod))
     reason: Mapped[str]
+    source_storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
+    source_name: Mapped[str]
     target_storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
     target_name: Mapped[str]
     bytes: Mapped[int] = mapped_column(default=0)
@@ -150,7 +154,8 @@ class VolumeTransfer(Base):
 
     attempt: Mapped[Attempt] = relationship(back_populates="transfers")
     volume: Mapped[Volume] = relationship()
-    target_storage: Mapped[Storage] = relationship()
+    source_storage: Mapped[Storage] = relationship(foreign_keys=[source_storage_id])
+    target_storage: Mapped[Storage] = relationship(foreign_keys=[target_storage_id])
 
 
 class Allocation(Base):

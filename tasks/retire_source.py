@@ -5,9 +5,11 @@ There is no way back from here, so there is no undo: what fails is tried again u
 
 from __future__ import annotations
 
+from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
 from haulier.hypervisor.images import remove_image, stop_carrier
 from haulier.hypervisor.swtpm import stop_swtpm
+from haulier.services.attempts import paths_in_use
 from haulier.services.ledger import TpmCopy, quarantine_path
 from models import Phase, TransferMethod
 from tasks.celery import app
@@ -28,9 +30,12 @@ async def run(work: StepRun) -> Notes:
         quarantine_path(work.context, copy, away)
         if view.tpm.source_path.exists():
             view.tpm.source_path.rename(away)
-    for volume in view.transfers:
-        if volume.method not in (TransferMethod.NONE, TransferMethod.TPM_SYNC):
-            remove_image(volume.source_path)
+    in_use = paths_in_use(work.context, view.source.id)
+    for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.COPY):
+        # The rows have the last word: whatever an error somewhere else makes of the paths, a VM's volume stays.
+        if volume.source_path in in_use:
+            raise NeedsOperator("volume_in_use", f"{volume.source_path} is a VM's volume", "Nothing more was freed.")
+        remove_image(volume.source_path)
     place.clear()
     destroy_expired(work.context, view.source.id)
     return {}

@@ -26,9 +26,11 @@ from models import (
     Side,
     Step,
     StepState,
+    Storage,
     TpmLedger,
     TransferMethod,
     VmState,
+    Volume,
     VolumeRole,
     VolumeTransfer,
 )
@@ -147,7 +149,7 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         method=transfer.method,
         format=volume.format,
         size_bytes=volume.size_bytes or 0,
-        source_path=Path(volume.storage.path) / volume.name,
+        source_path=Path(transfer.source_storage.path) / transfer.source_name,
         target_path=Path(transfer.target_storage.path) / transfer.target_name,
         target_storage=transfer.target_storage.name,
         target_storage_id=transfer.target_storage_id,
@@ -232,6 +234,13 @@ def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tupl
             )
         )
         return tuple(Path(path) for path in paths if path)
+
+
+def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
+    """Every file of a node that is some VM's volume now: nothing that frees may touch one of them."""
+    with context.database.read() as session:
+        rows = session.execute(select(Storage.path, Volume.name).join(Volume).where(Storage.node_id == node_id))
+        return frozenset(Path(folder) / name for folder, name in rows)
 
 
 def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *, avoid: frozenset[int]) -> int:

@@ -154,6 +154,8 @@ def _plan_transfers(unit: Unit, attempt: Attempt, vm: Vm, target: Node, choices:
                 role=volume.role,
                 method=TransferMethod(choice.method),
                 reason=choice.reason,
+                source_storage_id=volume.storage_id,
+                source_name=volume.name,
                 target_storage_id=storage.id,
                 target_name=_free_name(unit.session, storage, volume.name),
                 bytes_total=volume.size_bytes or 0,

@@ -146,7 +146,7 @@ def upgrade() -> None:
     op.create_table(
         "operation",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("vm_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("vm_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("node_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column(
             "kind",
@@ -176,7 +176,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["node_id"], ["node.id"], name=op.f("fk_operation_node_id_node")),
-        sa.ForeignKeyConstraint(["vm_id"], ["vm.id"], name=op.f("fk_operation_vm_id_vm"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["vm_id"], ["vm.id"], name=op.f("fk_operation_vm_id_vm")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_operation")),
     )
     with op.batch_alter_table("operation", schema=None) as batch_op:
@@ -461,6 +461,8 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("source_storage_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("source_name", sa.String(), nullable=False),
         sa.Column("target_storage_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("target_name", sa.String(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
@@ -477,6 +479,9 @@ def upgrade() -> None:
             "role <> 'tpmstate' OR method = 'tpm_sync'", name=op.f("ck_volume_transfer_tpmstate_by_tpm_sync_only")
         ),
         sa.ForeignKeyConstraint(["attempt_id"], ["attempt.id"], name=op.f("fk_volume_transfer_attempt_id_attempt")),
+        sa.ForeignKeyConstraint(
+            ["source_storage_id"], ["storage.id"], name=op.f("fk_volume_transfer_source_storage_id_storage")
+        ),
         sa.ForeignKeyConstraint(
             ["target_storage_id"], ["storage.id"], name=op.f("fk_volume_transfer_target_storage_id_storage")
         ),

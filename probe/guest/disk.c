@@ -95,30 +95,6 @@ void disk_init(u32 wanted_ring)
         take_up(&the_disks.disk[i], wanted_ring);
 }
 
-/* One more sector on every disk, side by side. A number moves on only when both writes ended well. */
-void disk_step(u64 tick)
-{
-    bool good[DISKS];
-
-    for (u32 i = 0; i < the_disks.count; i++) {
-        struct disk *disk = &the_disks.disk[i];
-        compose(disk, data_magic, tick);
-        virtio_submit(i, TRANSFER_WRITE, slot(disk, disk->sequence + 1));
-    }
-    the_disks.errors += !virtio_finish_all();
-    for (u32 i = 0; i < the_disks.count; i++) {
-        struct disk *disk = &the_disks.disk[i];
-        good[i] = virtio_ok(i);
-        if (!good[i])
-            continue;
-        compose(disk, head_magic, tick);
-        virtio_submit(i, TRANSFER_WRITE, disk->base - 1);
-    }
-    the_disks.errors += !virtio_finish_all();
-    for (u32 i = 0; i < the_disks.count; i++)
-        the_disks.disk[i].sequence += good[i] && virtio_ok(i);
-}
-
 /* Reads the same distance back from the newest sector on every disk and compares. */
 static void check_back(u64 back)
 {
@@ -137,6 +113,32 @@ static void check_back(u64 back)
         if (asked[i] && virtio_ok(i))
             the_disks.lost += !valid(disk, data_magic) || found->sequence != disk->sequence - back;
     }
+}
+
+/* One more sector on every disk, side by side. A number moves on only when both writes ended well.
+ * First a look at the last one: so every write is read back, and the last before a pause right behind it. */
+void disk_step(u64 tick)
+{
+    bool good[DISKS];
+
+    check_back(0);
+    for (u32 i = 0; i < the_disks.count; i++) {
+        struct disk *disk = &the_disks.disk[i];
+        compose(disk, data_magic, tick);
+        virtio_submit(i, TRANSFER_WRITE, slot(disk, disk->sequence + 1));
+    }
+    the_disks.errors += !virtio_finish_all();
+    for (u32 i = 0; i < the_disks.count; i++) {
+        struct disk *disk = &the_disks.disk[i];
+        good[i] = virtio_ok(i);
+        if (!good[i])
+            continue;
+        compose(disk, head_magic, tick);
+        virtio_submit(i, TRANSFER_WRITE, disk->base - 1);
+    }
+    the_disks.errors += !virtio_finish_all();
+    for (u32 i = 0; i < the_disks.count; i++)
+        the_disks.disk[i].sequence += good[i] && virtio_ok(i);
 }
 
 /* The newest sector, and one older one; over time the walk visits the whole ring. */

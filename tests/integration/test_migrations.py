@@ -273,7 +273,7 @@ def test_waiting_has_an_end(empty_database_url: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("migrations.connection.WAIT_S", 0.2)
     with (
         revision_connection(empty_database_url),
-        pytest.raises((UpgradeLocked, OperationalError), match="lock|changing"),
+        pytest.raises((UpgradeLocked, OperationalError), match=r"lock|changing"),
     ):
         migrations.upgrade(empty_database_url)
     assert not migrations.is_current(empty_database_url)
@@ -317,7 +317,7 @@ def test_failed_revision_leaves_nothing_behind(empty_database_url: str, own_chai
 
 
 def test_rebuilt_table_keeps_the_rows_that_point_to_it(sqlite_url: str, own_chain: Path) -> None:
-    """Batch mode drops `vm`; with foreign keys on, that would take the operations with it (ON DELETE CASCADE)."""
+    """Batch mode drops `vm`; with foreign keys on, that would delete what points to it, or be refused."""
     fill_one_operation(sqlite_url)
     add_revision(own_chain, "with op.batch_alter_table('vm', recreate='always') as it:\n    it.drop_column('qmp')")
     command.upgrade(migrations.make_config(sqlite_url, folder=own_chain), "head")
@@ -420,6 +420,20 @@ def test_new_revision_is_empty_numbered_and_carries_the_rules(database_url: str,
     assert "op." not in source.split("def upgrade")[1], "the models differ from the chain"
     for rule in ("Both databases", "Short transactions", "Expand, then contract", "No data loss"):
         assert f"# * {rule}" in source
+
+
+def test_first_revision_can_be_written_from_the_models_alone(
+    empty_database_url: str, modelled_url: str, own_chain: Path
+) -> None:
+    """And what Alembic writes needs no import from the models, which will be others one day."""
+    shutil.rmtree(own_chain / "versions")
+    (own_chain / "versions").mkdir()
+    config = migrations.make_config(empty_database_url, folder=own_chain)
+    command.revision(config, message="first", autogenerate=True)
+    (file,) = (own_chain / "versions").glob("0001_first.py")
+    assert "models" not in file.read_text().split("from __future__")[1]
+    command.upgrade(config, "head")
+    assert schema_of(empty_database_url) == schema_of(modelled_url)
 
 
 def test_sql_can_be_written_for_an_administrator(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,203 @@
+"""A local stack as a user has it: started by `haulier up`, spoken to by `haulier ... --json`, looked into by its rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import ServerProxy
+
+from sqlalchemy import MetaData, select
+from supervisor.xmlrpc import SupervisorTransport
+
+from models import Base, Database
+from tests.acceptance.processes import VM_PROGRAMS, Process, processes_of
+from tests.acceptance.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+COMMAND_S = 170.0
+# What a worker's heartbeat changes by itself.
+_BEATING = {"node": ("heartbeat_at", "facts")}
+# What is left of a migration that was filed and refused by its first phase: the record of the wish.
+FILED = ("migration", "attempt", "step", "volume_transfer", "event")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one command left behind: exit status and both outputs."""
+
+    words: tuple[str, ...]
+    status: int
+    output: str
+    errors: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on standard output."""
+        return json.loads(self.output)
+
+    def done(self) -> Any:
+        """The document of a command that must have succeeded."""
+        assert self.status == 0, f"haulier {' '.join(self.words)}: status {self.status}\n{self.output}\n{self.errors}"
+        return self.document
+
+
+class Command:
+    """A command that runs beside the test."""
+
+    def __init__(self, words: tuple[str, ...], process: subprocess.Popen[str]) -> None:
+        self._words = words
+        self._process = process
+
+    def finish(self) -> Answer:
+        """Wait for its end."""
+        try:
+            output, errors = self._process.communicate(timeout=COMMAND_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            output, errors = self._process.communicate()
+            raise AssertionError(f"haulier {' '.join(self._words)} does not end\n{output}\n{errors}") from None
+        return Answer(self._words, self._process.returncode, output, errors)
+
+
+class Stack:
+    """One stack with its state folder. `settings` are environment variables beside the tests' usual ones."""
+
+    def __init__(self, nodes: tuple[str, ...], settings: dict[str, str]) -> None:
+        self.nodes = nodes
+        # Directly under /tmp: sockets have room for 107 bytes of path.
+        self.state = Path(tempfile.mkdtemp(prefix="ha-", dir="/tmp"))
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("HAULIER_")}
+        self.environment = {
+            **clean,
+            "PYTHONPATH": str(ROOT),
+            "HAULIER_STATE": str(self.state),
+            "HAULIER_ACCEL": "tcg",
+            "HAULIER_TPM_QUARANTINE_S": "0",
+            **settings,
+        }
+
+    def begin(self, *words: str) -> Command:
+        """Run a command beside the test."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "haulier.cli.main", *words, "--json"],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return Command(words, process)
+
+    def haulier(self, *words: str) -> Answer:
+        """Run a command to its end."""
+        return self.begin(*words).finish()
+
+    def up(self) -> Any:
+        """Start it, or find that it runs."""
+        return self.haulier("up", "--nodes", ",".join(self.nodes)).done()
+
+    def remove(self) -> list[Process]:
+        """Stop everything and remove the folder, however bad things stand; give what `down` had left running."""
+        try:
+            self.haulier("down", "--vms")
+            left = processes_of(self.state)
+        finally:
+            self._kill_all()
+            self.database.close()
+            shutil.rmtree(self.state, ignore_errors=True)
+        return left
+
+    def _kill_all(self) -> None:
+        for process in processes_of(self.state):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    @cached_property
+    def database(self) -> Database:
+        """The stack's own database."""
+        return Database(self.environment.get("HAULIER_DATABASE_URL") or f"sqlite:///{self.state / 'haulier.db'}")
+
+    def images(self, node: str) -> Path:
+        """The folder of a node's own images."""
+        return self.state / "nodes" / node / "images"
+
+    def run_folder(self, node: str, vm: str) -> Path:
+        """Where sockets and pid files of a VM are."""
+        return self.state / "run" / node / vm
+
+    def qmp(self, node: str, vm: str) -> Path:
+        """The monitor for people and tools."""
+        return self.run_folder(node, vm) / "qmp.sock"
+
+    def processes(self, *programs: str, node: str = "", vm: str = "") -> list[Process]:
+        """The processes of VMs that run these programs (all of `VM_PROGRAMS` unless given), on a node, of a VM."""
+        token = f"{self.state}/run/{node}/{vm}/" if vm else f"{self.state}/"
+        return [
+            process
+            for process in processes_of(self.state)
+            if process.program in (programs or VM_PROGRAMS) and any(token in word for word in process.argv)
+        ]
+
+    def supervisor(self) -> Any:
+        """What holds the workers; its methods are those of supervisord's XML-RPC."""
+        socket = self.state / "run" / "supervisor.sock"
+        return ServerProxy("http://localhost", transport=SupervisorTransport(None, None, f"unix://{socket}")).supervisor
+
+    def restart_worker(self, node: str) -> None:
+        """End a node's worker in good order, start it again, and wait until it beats."""
+        self.supervisor().stopProcess(f"node-{node}")
+        self.start_worker(node)
+
+    def start_worker(self, node: str) -> None:
+        """Start a node's worker that was stopped, and wait until it beats."""
+        self.supervisor().startProcess(f"node-{node}")
+        wait_until(f"worker of {node}", lambda: self._is_alive(node))
+
+    def _is_alive(self, node: str) -> bool:
+        (row,) = [row for row in self.table("node") if row["name"] == node]
+        return row["heartbeat_at"] is not None
+
+    def table(self, name: str, /, **wanted: object) -> list[dict[str, Any]]:
+        """All rows of a table that have these values, in the order of their keys."""
+        columns = Base.metadata.tables[name]
+        query = select(columns).filter_by(**wanted).order_by(columns.c.id)
+        with self.database.read() as session:
+            return [dict(row) for row in session.execute(query).mappings()]
+
+    def snapshot(self, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Rows, files and processes: what must be the same before and after a command that touches nothing."""
+        metadata: MetaData = Base.metadata
+        rows = {name: self._still(name) for name in metadata.tables if name not in without}
+        nodes = self.state / "nodes"
+        files = sorted((str(path.relative_to(nodes)), _size(path)) for path in nodes.rglob("*") if "vms" not in path.parts)
+        return {"rows": rows, "files": files, "processes": sorted(str(process) for process in self.processes())}
+
+    def _still(self, name: str) -> list[dict[str, Any]]:
+        beating = _BEATING.get(name, ())
+        return [{key: value for key, value in row.items() if key not in beating} for row in self.table(name)]
+
+    def log_tails(self, *, lines: int = 40) -> str:
+        """The ends of all logs, for the report of a test that failed."""
+        patterns = ("logs/*.log", "nodes/*/vms/*/qemu.log", "nodes/*/vms/*/swtpm.log")
+        logs = [log for pattern in patterns for log in sorted(self.state.glob(pattern))]
+        parts = []
+        for log in logs:
+            tail = log.read_text(errors="replace").splitlines()[-lines:]
+            parts.append("\n".join([f"--- {log.relative_to(self.state)}", *tail]))
+        return "\n".join(parts)
+
+
+def _size(path: Path) -> int | None:
+    # A running guest's qcow2 grows and swtpm rewrites its state: a raw disk alone keeps its size.
+    return path.stat().st_size if path.suffix == ".raw" and "tpm" not in path.name else None

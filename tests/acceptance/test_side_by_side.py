@@ -1,0 +1,95 @@
+"""Several migrations at the same time: neither ports nor rows of theirs ever collide."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.acceptance.guest import Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.stack import Stack
+
+# Of twelve ports a stranger has eight, so that most of the first choices are taken.
+FIRST, LAST, FREE = 61700, 61711, {61702, 61705, 61708, 61711}
+
+
+def test_two_vms_change_places(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    one, other = make_guest(node="alpha"), make_guest(node="beta")
+    there, back = one.begin_migrate("beta"), other.begin_migrate("alpha")
+    assert there.finish().done()["state"] == back.finish().done()["state"] == "done"
+    assert (one.row()["node"], other.row()["node"]) == ("beta", "alpha")
+    one.wait_ticks()
+    other.wait_ticks()
+    assert_all_is_well(stack, one, other)
+
+
+def test_four_at_once_share_no_port(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guests = [make_guest() for _ in range(4)]
+    commands = [guest.begin_migrate("beta") for guest in guests]
+    assert [command.finish().done()["state"] for command in commands] == ["done"] * 4
+    for guest in guests:
+        guest.wait_ticks()
+    assert_all_is_well(stack, *guests)
+    assert_ports_never_collided(stack)
+
+
+def assert_ports_never_collided(stack: Stack) -> None:
+    """No two allocations of one port overlapped in time; each migration had its three."""
+    rows = stack.table("allocation", kind="port")
+    for row in rows:
+        for other in rows:
+            same = row["id"] < other["id"] and (row["address"], row["port"]) == (other["address"], other["port"])
+            assert not same or row["freed_at"] <= other["taken_at"] or other["freed_at"] <= row["taken_at"]
+    purposes = Counter((row["attempt_id"], row["purpose"]) for row in rows)
+    assert {purpose for _attempt, purpose in purposes} == {"carrier", "disks", "stream"}
+
+
+class TestNarrowPortRange:
+    """A range of twelve ports, of which somebody else listens on eight."""
+
+    @pytest.fixture
+    def settings(self) -> dict[str, str]:
+        return {"HAULIER_PORTS": f"{FIRST}-{LAST}"}
+
+    @pytest.fixture
+    def stranger(self) -> Iterator[set[int]]:
+        taken = set(range(FIRST, LAST + 1)) - FREE
+        with ExitStack() as sockets:
+            for port in taken:
+                listener = sockets.enter_context(socket.socket())
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+            yield taken
+
+    def test_ports_of_a_stranger_are_left_alone(
+        self, stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]
+    ) -> None:
+        guest = make_guest()
+        guest.move("beta")
+        guest.move("alpha")
+        assert_all_is_well(stack, guest)
+        assert_ports_never_collided(stack)
+        used = {row["port"] for row in stack.table("allocation", kind="port")}
+        assert used & stranger, "no port of the stranger was ever tried: this run proves nothing"
+        assert used <= set(range(FIRST, LAST + 1))
+
+    def test_range_that_is_used_up_undoes_the_migration(
+        self, stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]
+    ) -> None:
+        guest = make_guest()
+        with ExitStack() as sockets:
+            for port in FREE:
+                listener = sockets.enter_context(socket.socket())
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+            answer = guest.migrate("beta")
+        assert answer.status == 1, answer
+        assert answer.document["state"] == "undone"
+        assert answer.document["error"]["code"] == "no_port"
+        assert answer.document["error"]["hint"]
+        guest.wait_ticks()
+        assert_all_is_well(stack, guest)

@@ -1,0 +1,105 @@
+"""All kinds of volumes cross, each by its method, and a VM with replicas of everything migrates live."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import insert
+
+from haulier.clock import now
+from models import Replica
+from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.stack import Stack
+
+TWO_DISKS = (
+    DISK,
+    "virtio1: local:{name}/disk1.qcow2,size=48M",
+    "ide2: local:cloudinit,media=cdrom",
+    "unused0: local:{name}/old.qcow2",
+    TPM,
+)
+
+
+def make_image(path: Path, *, form: str, size: str, fill: bytes) -> None:
+    """An image that was there before its VM was defined, with something in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", form, path, size], check=True)
+    pattern = f"write -P {fill[0]} 64k 192k"
+    subprocess.run(["qemu-io", "-f", form, "-c", pattern, path], check=True, capture_output=True)
+
+
+def contents(path: Path) -> bytes:
+    """What a guest would read from an image."""
+    with tempfile.NamedTemporaryFile(prefix="ha-contents-") as raw:
+        subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", path, raw.name], check=True)
+        return Path(raw.name).read_bytes()
+
+
+def test_every_kind_of_volume_crosses(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(*TWO_DISKS, start=False, define=False)
+    old = stack.images("alpha") / guest.name / "old.qcow2"
+    make_image(old, form="qcow2", size="6M", fill=b"u")
+    guest.define()
+    seed = guest.volumes()["ide2"]
+    seed.write_bytes(b"the seed of cloud-init".ljust(seed.stat().st_size, b"\0"))
+    before = {"unused0": contents(old), "ide2": seed.read_bytes()}
+    guest.start()
+    document = guest.move("beta")
+    methods = {volume["device"]: volume["method"] for volume in document["volumes"]}
+    assert methods == {
+        "virtio0": "mirror", "virtio1": "mirror", "ide2": "copy", "unused0": "copy", "tpmstate0": "tpm_sync",
+    }  # fmt: skip
+    after = guest.volumes()
+    assert {stack.images("beta")} <= set(after["virtio1"].parents)
+    assert contents(after["unused0"]) == before["unused0"]
+    assert after["ide2"].read_bytes() == before["ide2"]
+    assert_all_is_well(stack, guest)
+    assert sorted(guest.volume_verdicts()) == ["virtio0", "virtio1"]
+    guest.move("alpha")
+    assert_all_is_well(stack, guest)
+
+
+def test_vm_without_tpm_migrates(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(DISK)
+    document = guest.move("beta")
+    assert document["tpm"] is None
+    assert_all_is_well(stack, guest)
+    assert guest.verdict().tpm is None
+
+
+def test_vm_with_a_tpm_and_no_disk_migrates(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(TPM)
+    guest.move("beta")
+    assert_all_is_well(stack, guest)
+    assert guest.verdict().tpm is not None
+
+
+def test_vm_with_replicas_of_everything_migrates_live(stack: Stack, guest: Guest) -> None:
+    """Others' live migration falls apart when a replicated VM has a TPM (the case this project began with)."""
+    add_replicas(stack, guest, node="beta")
+    planned = stack.haulier("explain", guest.name, "--to", "beta").done()
+    assert planned["refusals"] == []
+    methods = {volume["device"]: volume["method"] for volume in planned["volumes"]}
+    assert methods["tpmstate0"] == "tpm_sync" and methods["virtio0"] in ("mirror", "delta")
+    guest.move("beta")
+    assert_all_is_well(stack, guest)
+    replicas = {row["storage_id"] for row in stack.table("replica")}
+    assert replicas.isdisjoint(row["id"] for row in stack.table("storage") if row["path"].endswith("beta/images"))
+    guest.move("alpha")
+    assert_all_is_well(stack, guest)
+
+
+def add_replicas(stack: Stack, guest: Guest, *, node: str) -> None:
+    """Older copies of all volumes on another node under the volumes' own names, as a replication leaves them."""
+    (storage,) = [row for row in stack.table("storage", name="local") if f"/{node}/" in row["path"]]
+    for row in stack.table("volume", vm_id=guest.row()["id"]):
+        place = Path(storage["path"]) / row["name"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"an older generation".ljust(row["size_bytes"], b"\0"))
+        values = {"volume_id": row["id"], "storage_id": storage["id"], "name": row["name"], "generation": 3}
+        with stack.database.write() as session:
+            session.execute(insert(Replica).values(**values, synced_at=now()))
