@@ -49,7 +49,8 @@ async def run(work: StepRun) -> Notes:
         if not commit_hand_over(work.context, work.claim, view, home):
             raise StepFailed("not_ours", "the source keeps the guest", "See the other steps.")
         work.mark("committed")
-        await _let_run(work, monitor, was_running=sent["was_running"])
+        await _let_run(work, monitor, sent)
+        await stream.drop_key(monitor)
     _afterwards(work, arrived, sent)
     return {}
 
@@ -92,10 +93,10 @@ def _prove(work: StepRun, arrived: TpmState | None, sent_digest: str | None) -> 
         )
 
 
-async def _let_run(work: StepRun, monitor: Monitor, *, was_running: bool) -> None:
+async def _let_run(work: StepRun, monitor: Monitor, sent: dict[str, Any]) -> None:
     """The guest is ours: from here on no failure gives it back."""
     resumed: float | None = None
-    if was_running:
+    if sent["was_running"]:
         try:
             await machine.resume(monitor)
             resumed = (await monitor.wait_for(_is_resume)).at
@@ -106,7 +107,13 @@ async def _let_run(work: StepRun, monitor: Monitor, *, was_running: bool) -> Non
         work.marks["resumed"] = resumed
     paused = work.source_marks.get("paused")
     downtime_ms = (resumed - paused) * 1000 if resumed and paused else None
-    record_running(work.context, work.view, running=was_running, downtime_ms=downtime_ms)
+    record_running(
+        work.context,
+        work.view,
+        running=sent["was_running"],
+        downtime_ms=downtime_ms,
+        ram_bytes=sent["ram_bytes"],
+    )
 
 
 def _is_resume(event: Event) -> bool:

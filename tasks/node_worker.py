@@ -72,5 +72,6 @@ def _look_after_guests(node_id: int) -> None:
             continue
         state = VmState.STOPPED if place.qemu.ended_by_itself() else VmState.LOST
         stop_swtpm(place)
+        place.clear()
         record_state(context(), vm.id, state, pid=None, qmp=None)
         log.warning("vm.ended", vm=vm.name, state=state)

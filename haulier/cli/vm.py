@@ -77,10 +77,11 @@ def show_one(name: str) -> None:
 def _text(document: dict[str, Any]) -> str:
     tpm = document["tpm"]
     lines = [
-        f"{document['name']}: {document['state']} on {document['node']}, epoch {document['epoch']}, pid {document['pid']}",
+        f"{document['name']}: {document['state']} on {document['node']}, epoch {document['epoch']}"
+        + (f", pid {document['pid']}" if document["pid"] else ""),
         *(
-            f"  {volume['device']:10}{volume['role']:10}{volume['format']:6}{size(volume['size_bytes']):>11}  {volume['path']}"
-            for volume in document["volumes"]
+            f"  {each['device']:10}{each['role']:10}{each['format']:6}{size(each['size_bytes']):>11}  {each['path']}"
+            for each in document["volumes"]
         ),
         *([f"  tpm {tpm['identity'][:16]}…, state {(tpm['digest'] or '-')[:16]}…"] if tpm and tpm["identity"] else []),
         f"  qmp {document['qmp'] or '-'}",

@@ -120,7 +120,9 @@ def _move_ledger(session: Session, view: AttemptView, home: NewHome, *, keep_s: 
     )
 
 
-def record_running(context: Context, view: AttemptView, *, running: bool, downtime_ms: float | None) -> None:
+def record_running(
+    context: Context, view: AttemptView, *, running: bool, downtime_ms: float | None, ram_bytes: int
+) -> None:
     """After the resume: the VM's state and the length of the pause.
 
     What was promised to the attempt is the VM's now.
@@ -130,7 +132,7 @@ def record_running(context: Context, view: AttemptView, *, running: bool, downti
         vm = session.get_one(Vm, view.vm_id)
         vm.state = VmState.RUNNING if running else VmState.PAUSED
         migration = session.get_one(Migration, view.migration_id)
-        migration.downtime_ms = downtime_ms
+        migration.downtime_ms, migration.ram_bytes = downtime_ms, ram_bytes
         session.execute(
             update(Allocation)
             .where(

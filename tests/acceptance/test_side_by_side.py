@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -37,6 +37,19 @@ def test_four_at_once_share_no_port(stack: Stack, make_guest: Callable[..., Gues
     assert_ports_never_collided(stack)
 
 
+@contextmanager
+def listening(ports: set[int]) -> Iterator[None]:
+    """Hold these ports as some other program of the host would."""
+    with ExitStack() as sockets:
+        for port in ports:
+            listener = sockets.enter_context(socket.socket())
+            # Else a connection of an earlier test that still waits for its end would stand in the way.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+        yield
+
+
 def assert_ports_never_collided(stack: Stack) -> None:
     """No two allocations of one port overlapped in time; each migration had its three."""
     rows = stack.table("allocation", kind="port")
@@ -58,11 +71,7 @@ class TestNarrowPortRange:
     @pytest.fixture
     def stranger(self) -> Iterator[set[int]]:
         taken = set(range(FIRST, LAST + 1)) - FREE
-        with ExitStack() as sockets:
-            for port in taken:
-                listener = sockets.enter_context(socket.socket())
-                listener.bind(("127.0.0.1", port))
-                listener.listen()
+        with listening(taken):
             yield taken
 
     def test_ports_of_a_stranger_are_left_alone(
@@ -81,11 +90,7 @@ class TestNarrowPortRange:
         self, stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]
     ) -> None:
         guest = make_guest()
-        with ExitStack() as sockets:
-            for port in FREE:
-                listener = sockets.enter_context(socket.socket())
-                listener.bind(("127.0.0.1", port))
-                listener.listen()
+        with listening(FREE):
             answer = guest.migrate("beta")
         assert answer.status == 1, answer
         assert answer.document["state"] == "undone"

@@ -18,7 +18,7 @@ from tests.acceptance.stack import Stack
 TWO_DISKS = (
     DISK,
     "virtio1: local:{name}/disk1.qcow2,size=48M",
-    "ide2: local:cloudinit,media=cdrom",
+    "ide2: local:{name}/vm-9-cloudinit.raw,media=cdrom,size=4M",
     "unused0: local:{name}/old.qcow2",
     TPM,
 )
