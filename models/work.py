@@ -51,7 +51,6 @@ class Migration(Base):
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     problems: Mapped[list[Any]] = mapped_column(default=list)
     downtime_ms: Mapped[float | None]
-    ram_bytes: Mapped[int | None]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

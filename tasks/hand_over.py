@@ -6,7 +6,7 @@ over Redis says when to look.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
 from haulier.errors import NeedsOperator, StepFailed
 from haulier.hypervisor import machine, stream
@@ -15,44 +15,59 @@ from haulier.hypervisor.images import remove_image
 from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
 from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.tpm_identity import read_identity
-from haulier.hypervisor.tpm_state import TpmState, read_state
-from haulier.services.attempts import free_allocations, step_state
+from haulier.hypervisor.tpm_state import read_state
+from haulier.services.attempts import SourceNote, free_allocations, source_note
 from haulier.services.ownership import (
     NewHome,
     commit_hand_over,
     old_replicas,
+    record_proof,
     record_running,
-    record_transfer_digests,
 )
 from haulier.signals import AsyncBell
-from models import AllocationKind, Phase, Side, StepState, TransferMethod
+from models import AllocationKind, Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.open_target import stop_target
 from tasks.runner import Notes, StepRun, execute
 
 
 async def run(work: StepRun) -> Notes:
-    """Take the guest over. Raises StepFailed when the load or the proof fails; the guest is then the source's."""
-    view, place = work.view, work.place
+    """Take the guest over and let it run. Raises StepFailed when the load or the proof fails: it stays the source's.
+
+    Tried again after the hand-over was committed, it goes on with letting the guest run.
+    """
+    view = work.view
     async with (
-        work.context.signals.listen_async(f"migration.{view.migration_id}") as bell,
-        open_monitor(place.control) as monitor,
+        work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell,
+        open_monitor(work.place.control) as monitor,
     ):
-        await _wait_for_load(work, monitor)
-        arrived = read_state(view.tpm.target_path) if view.tpm else None
-        if view.by_method(TransferMethod.MIRROR):
-            await stop_serving(monitor)
-        sent = await _wait_for_source(work, bell)
-        _prove(work, arrived, sent["digest"])
-        work.mark("proved")
-        home = NewHome(pid=place.qemu.pid() or 0, qmp=str(place.qmp), digest=arrived.digest if arrived else None)
-        if not commit_hand_over(work.context, work.claim, view, home):
-            raise StepFailed("not_ours", "the source keeps the guest", "See the other steps.")
-        work.mark("committed")
-        await _let_run(work, monitor, sent)
+        if not view.handed_over:
+            await _take_over(work, monitor, bell)
+        await _let_run(work, monitor)
         await stream.drop_key(monitor)
-    _afterwards(work, arrived, sent)
+    await asyncio.to_thread(_afterwards, work)
     return {}
+
+
+async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> None:
+    """The target's half of the pause: loaded, proved, committed."""
+    view = work.view
+    await _wait_for_load(work, monitor)
+    arrived = read_state(view.tpm.target_path).digest if view.tpm else None
+    if view.by_method(TransferMethod.MIRROR):
+        await stop_serving(monitor)
+    sent = await _wait_for_source(work, bell)
+    if arrived != sent.digest:
+        raise StepFailed(
+            "tpm_proof_failed",
+            f"the TPM state that arrived ({str(arrived)[:12]}…) is not the source's ({str(sent.digest)[:12]}…)",
+            "The source keeps the guest; nothing was lost. Look at both logs of swtpm.",
+        )
+    work.mark("proved")
+    home = NewHome(pid=work.place.qemu.pid() or 0, qmp=str(work.place.qmp), digest=arrived)
+    if not commit_hand_over(work.context, work.claim, view, home):
+        raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
+    work.mark("committed")
 
 
 async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
@@ -71,67 +86,47 @@ async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
     work.mark("loaded")
 
 
-async def _wait_for_source(work: StepRun, bell: AsyncBell) -> dict[str, Any]:
-    """Wait for the end of move_memory: the source's QEMU knows that we have loaded, and has noted the TPM's last
-    digest.
-    """
+async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:
+    """Wait for the source's note: its QEMU knows that we have loaded, and this is the TPM's last digest."""
     while True:
-        state, notes, marks = step_state(work.context, work.view.attempt_id, Phase.MOVE_MEMORY)
-        if state is StepState.DONE:
-            work.source_marks = marks
-            return notes
+        note = source_note(work.context, work.view.attempt_id)
+        if note is not None:
+            return note
         await bell.wait(0.05)
 
 
-def _prove(work: StepRun, arrived: TpmState | None, sent_digest: str | None) -> None:
-    """Nothing that the guest wrote into its TPM before the pause may be missing here."""
-    if arrived is not None and arrived.digest != sent_digest:
-        raise StepFailed(
-            "tpm_proof_failed",
-            f"the TPM state that arrived ({arrived.digest[:12]}…) is not the source's ({str(sent_digest)[:12]}…)",
-            "The source keeps the guest; nothing was lost. Look at both logs of swtpm.",
-        )
-
-
-async def _let_run(work: StepRun, monitor: Monitor, sent: dict[str, Any]) -> None:
-    """The guest is ours: from here on no failure gives it back."""
-    resumed: float | None = None
-    if sent["was_running"]:
+async def _let_run(work: StepRun, monitor: Monitor) -> None:
+    """The guest is ours: from here on no failure gives it back. One that was paused before stays paused."""
+    sent = source_note(work.context, work.view.attempt_id)
+    downtime_ms: float | None = None
+    was_running = sent is not None and sent.was_running
+    if was_running and await machine.status(monitor) != "running":
         try:
             await machine.resume(monitor)
             resumed = (await monitor.wait_for(_is_resume)).at
         except (StepFailed, MonitorLost) as error:
-            raise NeedsOperator(
-                "resume_failed", f"the guest is here but does not run: {error.problem.message}", "haulier vm show"
-            ) from error
+            words = f"the guest is here but does not run: {error.problem.message}"
+            raise NeedsOperator("resume_failed", words, "Look at its QEMU; then haulier migration retry.") from error
         work.marks["resumed"] = resumed
-    paused = work.source_marks.get("paused")
-    downtime_ms = (resumed - paused) * 1000 if resumed and paused else None
-    record_running(
-        work.context,
-        work.view,
-        running=sent["was_running"],
-        downtime_ms=downtime_ms,
-        ram_bytes=sent["ram_bytes"],
-    )
+        downtime_ms = (resumed - sent.paused_at) * 1000 if sent and sent.paused_at else None
+    record_running(work.context, work.view, running=was_running, downtime_ms=downtime_ms)
 
 
 def _is_resume(event: Event) -> bool:
     return event.name == "RESUME"
 
 
-def _afterwards(work: StepRun, arrived: TpmState | None, sent: dict[str, Any]) -> None:
+def _afterwards(work: StepRun) -> None:
     """With the guest running: keep the proof, and drop replicas that lie where the VM now lives."""
-    view = work.view
-    if arrived is not None and view.tpm is not None:
-        identity = read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
-        record_transfer_digests(
+    view, sent = work.view, source_note(work.context, work.view.attempt_id)
+    if view.tpm and sent:
+        arrived = read_state(view.tpm.target_path)
+        record_proof(
             work.context,
             view.tpm.id,
-            source=sent["digest"],
-            target=arrived.digest,
+            digest=str(sent.digest),
             identity_source=view.notes[Phase.SYNC_TPM, Side.SOURCE]["identity"],
-            identity_target=identity,
+            identity_target=read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run),
         )
     for path in old_replicas(work.context, view):
         remove_image(path)

@@ -9,12 +9,14 @@ take it.
 
 from __future__ import annotations
 
+from haulier.errors import StepFailed
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import finish_mirrors
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
 from haulier.hypervisor.tpm_state import read_state
 from haulier.planner.convergence import next_downtime_limit_ms
+from haulier.services.attempts import note_source_done
 from models import Phase, Side
 from tasks.celery import app
 from tasks.mirror_disks import mirrors_of
@@ -31,7 +33,7 @@ async def run(work: StepRun) -> Notes:
     async with open_monitor(work.place.control) as monitor:
         if keys := work.keys():
             await stream.ensure_key(monitor, keys, server=False)
-        begun_running = await machine.status(monitor) == "running"
+        was_running = await machine.status(monitor) == "running"
         await stream.send(
             monitor,
             server=NbdServer(view.target.address, port),
@@ -42,12 +44,11 @@ async def run(work: StepRun) -> Notes:
         async with reporting(lambda: _report(work, monitor)):
             await _wait_for_pause(work, monitor)
         await _switch_over(work, monitor)
+        notes = {"digest": read_state(view.tpm.source_path).digest if view.tpm else None, "was_running": was_running}
+        if not note_source_done(work.context, work.claim, notes, work.marks):
+            raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
         sent = await stream.read_stream(monitor)
-    return {
-        "digest": view.tpm and read_state(view.tpm.source_path).digest,
-        "was_running": begun_running,
-        "ram_bytes": sent.transferred,
-    }
+    return {"ram_bytes": sent.transferred}
 
 
 async def _wait_for_pause(work: StepRun, monitor: Monitor) -> None:

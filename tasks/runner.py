@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from haulier.errors import HaulierError, Problem, Refused, StepFailed
+from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, StepFailed
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.tls import KeyFolder
@@ -40,7 +40,6 @@ class StepRun:
     view: AttemptView
     progress: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, float] = field(default_factory=dict)
-    source_marks: dict[str, float] = field(default_factory=dict)
 
     @property
     def node(self) -> ThisNode:
@@ -95,7 +94,7 @@ def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
     except HaulierError as error:
         bound.warning("step.failed", code=error.code, message=error.problem.message)
         problems = error.problems if isinstance(error, Refused) else (error.problem,)
-        chain.fail(around, held, problems, refused=isinstance(error, Refused))
+        chain.fail(around, held, problems, outcome=_outcome_of(error))
     except Exception as error:  # noqa: BLE001 - the task's boundary: whatever it is, the row must say so
         bound.exception("step.broken")
         chain.fail(around, held, (Problem("unexpected", f"{type(error).__name__}: {error}", "See the worker's log."),))
@@ -105,6 +104,12 @@ def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
         else:
             chain.complete(around, held, notes=notes or {}, marks=work.marks)
         bound.info("step.end")
+
+
+def _outcome_of(error: HaulierError) -> chain.Outcome:
+    if isinstance(error, Refused):
+        return chain.Outcome.REFUSED
+    return chain.Outcome.NEEDS_OPERATOR if isinstance(error, NeedsOperator) else chain.Outcome.FAILED
 
 
 async def _with_lease(work: StepRun, act: Act) -> Notes | None:

@@ -30,13 +30,13 @@ def show(document: Any, text: Any = None) -> None:  # noqa: ANN401 - whatever JS
     if Mode.json:
         print(json.dumps(document, default=str))  # noqa: T201 - this is the command's output
     elif text is not None:
-        stdout.print(text)
+        stdout.print(text, soft_wrap=isinstance(text, str), markup=False)
 
 
 def show_text(text: Any) -> None:  # noqa: ANN401
     """Print something that only people are to see."""
     if not Mode.json:
-        stdout.print(text)
+        stdout.print(text, soft_wrap=isinstance(text, str), markup=False)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table | str:

@@ -21,6 +21,7 @@ from models import (
     Allocation,
     AllocationKind,
     Attempt,
+    MigrationState,
     Node,
     Phase,
     Side,
@@ -91,6 +92,7 @@ class AttemptView:
     target: NodeView
     transfers: tuple[TransferView, ...]
     tpm_identity: str | None
+    handed_over: bool
     notes: Mapping[tuple[Phase, Side], dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -106,6 +108,15 @@ class AttemptView:
     def tpm(self) -> TransferView | None:
         """The TPM's state volume, if the VM has one."""
         return next(iter(self.by_method(TransferMethod.TPM_SYNC)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNote:
+    """The source's word in the pause: the TPM's last digest, whether the guest ran, and when it was paused."""
+
+    digest: str | None
+    was_running: bool
+    paused_at: float | None
 
 
 def load_view(context: Context, attempt_id: int) -> AttemptView:
@@ -131,6 +142,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             target=_node(migration.target),
             transfers=tuple(_transfer(transfer) for transfer in attempt.transfers),
             tpm_identity=identity,
+            handed_over=migration.state is MigrationState.HANDED_OVER,
             notes={(step.phase, step.side): step.notes for step in attempt.steps},
         )
 
@@ -171,13 +183,31 @@ def update_transfer(context: Context, transfer_id: int, **values: object) -> Non
         session.execute(update(VolumeTransfer).where(VolumeTransfer.id == transfer_id).values(**values))
 
 
-def step_state(context: Context, attempt_id: int, phase: Phase) -> tuple[StepState, dict[str, Any], dict[str, Any]]:
-    """Where a step of the attempt stands, with its notes and marks: how the two sides of the switch-over see each
-    other.
+def note_source_done(context: Context, held: Claim, notes: dict[str, Any], marks: dict[str, float]) -> bool:
+    """Write down, in the pause, that the source's QEMU has seen the load: what the target waits for. One statement.
+
+    False if the claim no longer counts; then the target must never see this note, and does not.
     """
+    with context.database.write() as session:
+        noted = session.execute(
+            update(Step)
+            .where(Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING)
+            .values(notes=notes, marks=marks)
+            .execution_options(synchronize_session=False)
+        )
+    context.signals.ring(f"attempt.{held.attempt_id}")
+    return bool(noted.rowcount == 1)  # type: ignore[attr-defined]  # an UPDATE's result has it
+
+
+def source_note(context: Context, attempt_id: int) -> SourceNote | None:
+    """What the source noted in the pause, or None as long as it has not."""
     with context.database.read() as session:
-        step = session.scalars(select(Step).where(Step.attempt_id == attempt_id, Step.phase == phase)).one()
-        return step.state, step.notes, step.marks
+        row = session.execute(
+            select(Step.notes, Step.marks).where(Step.attempt_id == attempt_id, Step.phase == Phase.MOVE_MEMORY)
+        ).one()
+        if "digest" not in row.notes:
+            return None
+        return SourceNote(row.notes["digest"], bool(row.notes["was_running"]), row.marks.get("paused"))
 
 
 def take_volume(context: Context, attempt_id: int, node: NodeView, path: Path) -> None:

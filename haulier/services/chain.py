@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -122,7 +123,12 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
 
 
 def _held(session: Session, held: Claim, *, undo: bool) -> Step | None:
-    """The step's row if the claim still counts."""
+    """The step's row if the claim still counts.
+
+    The attempt's row is locked first: of two steps that end at the same moment, the second must see the first as done,
+    or neither would send what follows on both.
+    """
+    session.get_one(Attempt, held.attempt_id, with_for_update=True)
     step = session.get_one(Step, held.step_id)
     expected = StepState.UNDOING if undo else StepState.RUNNING
     return step if step.fence == held.fence and step.state is expected else None
@@ -139,7 +145,7 @@ def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, 
             step.progress = progress
             unit.ring(f"migration.{held.migration_id}")
         migration = step.attempt.migration
-        if migration.cancel_asked and migration.state is MigrationState.RUNNING:
+        if migration.cancel_asked:
             _roll_back(unit, migration, step.attempt)
         return held.undo or migration.state in (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 
@@ -163,8 +169,9 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
     unit.session.flush()
     attempt = step.attempt
     unit.ring(f"migration.{attempt.migration_id}")
+    if attempt.migration.cancel_asked or attempt.migration.state is MigrationState.ROLLING_BACK:
+        _roll_back(unit, attempt.migration, attempt)
     if attempt.migration.state is MigrationState.ROLLING_BACK:
-        advance_undo(unit, attempt)
         return
     for successor in _released(attempt.steps):
         successor.state, successor.ready_at = StepState.READY, now()
@@ -182,18 +189,27 @@ def _released(steps: Iterable[Step]) -> list[Step]:
     return [step for step in rows if step.state is StepState.WAITING and set(after[step.phase, step.side]) <= done]
 
 
-def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, refused: bool = False) -> None:
+class Outcome(StrEnum):
+    """What a failure means for the migration, as the thrower's class of error says."""
+
+    REFUSED = "refused"
+    FAILED = "failed"
+    NEEDS_OPERATOR = "needs_operator"
+
+
+def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcome: Outcome = Outcome.FAILED) -> None:
     """Write down that the step failed, and what becomes of the migration: refused, undone, or kept for an operator.
 
     A failure after the hand-over never moves the VM back: the step becomes ready again and is tried once more by
-    `sweep`.
+    `sweep`. So is an undo that failed.
     """
     with context.unit() as unit:
         step = _held(unit.session, held, undo=held.undo)
         if step is None:
             return
-        step.problem, step.finished_at, step.lease_until = problems[0].as_dict(), now(), None
         migration = step.attempt.migration
+        step.problem, step.finished_at, step.lease_until = problems[0].as_dict(), now(), None
+        step.state = StepState.UNDO_READY if held.undo else StepState.FAILED
         unit.note(
             "step.failed",
             vm=migration.vm.name,
@@ -203,21 +219,28 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, refuse
             undo=held.undo,
             problem=problems[0].as_dict(),
         )
-        if held.undo:
-            step.state = StepState.UNDO_READY
-            return
-        step.state = StepState.FAILED
+        unit.ring(f"migration.{migration.id}")
         unit.session.flush()
-        if migration.state is MigrationState.HANDED_OVER:
-            step.state = StepState.READY
+        if outcome is Outcome.NEEDS_OPERATOR and migration.state is not MigrationState.RUNNING:
+            _remember(migration, problems)
+            move_migration(unit, migration, MigrationState.NEEDS_OPERATOR, finished_at=now())
+        elif held.undo:
             return
-        if not migration.problems:
-            migration.problems = [problem.as_dict() for problem in problems]
-        if refused and step.phase is Phase.CHECK:
+        elif migration.state is MigrationState.HANDED_OVER:
+            step.state = StepState.READY
+        elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK:
+            _remember(migration, problems)
             step.attempt.finished_at = now()
             move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
-            return
-        _roll_back(unit, migration, step.attempt)
+        else:
+            _remember(migration, problems)
+            _roll_back(unit, migration, step.attempt)
+
+
+def _remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
+    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail."""
+    found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
+    migration.problems = sorted(found, key=lambda problem: problem["code"] != "target_failed")
 
 
 def _roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:
@@ -237,6 +260,8 @@ def advance_undo(unit: Unit, attempt: Attempt) -> None:
     for step in steps:
         if step.state is StepState.READY:
             step.state = StepState.WAITING
+        if step.state is StepState.FAILED and step.started_at is None:
+            step.state = StepState.WAITING  # nobody ever began it: its node did not answer
     if any(step.state in (StepState.RUNNING, StepState.UNDO_READY, StepState.UNDOING) for step in steps):
         return
     for step in steps:
@@ -268,17 +293,29 @@ def sweep(context: Context) -> None:
     is tried again.
     """
     moment = now()
-    with context.unit() as unit:
-        for step in unit.session.scalars(
-            select(Step).where(Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
-        ).all():
-            _lost_worker(unit, step)
-        unit.session.flush()
-        old = moment - timedelta(seconds=context.settings.reconcile_s)
-        for step in unit.session.scalars(
-            select(Step).where(Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
-        ).all():
-            _not_taken(context, unit, step, moment)
+    old = moment - timedelta(seconds=context.settings.reconcile_s)
+    lost = (Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
+    waiting = (Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
+    for step_id in _step_ids(context, *lost):
+        with context.unit() as unit:
+            if step := _locked(unit.session, step_id, *lost):
+                _lost_worker(unit, step)
+    for step_id in _step_ids(context, *waiting):
+        with context.unit() as unit:
+            if step := _locked(unit.session, step_id, *waiting):
+                _not_taken(context, unit, step, moment)
+
+
+def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:
+    with context.database.read() as session:
+        return list(session.scalars(select(Step.id).where(*conditions).order_by(Step.id)))
+
+
+def _locked(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
+    """The step, with its attempt locked, if it is still as it was found."""
+    attempt_id = session.scalar(select(Step.attempt_id).where(Step.id == step_id))
+    session.get_one(Attempt, attempt_id, with_for_update=True)
+    return session.scalar(select(Step).where(Step.id == step_id, *conditions))
 
 
 def _lost_worker(unit: Unit, step: Step) -> None:
@@ -293,30 +330,55 @@ def _lost_worker(unit: Unit, step: Step) -> None:
         unit.send(message_for(step))
     else:
         problem = Problem("worker_lost", f"the worker of {step.phase} on {step.queue} did not finish", "See its log.")
-        step.state, step.problem, step.finished_at = StepState.FAILED, problem.as_dict(), now()
-        migration.problems = migration.problems or [problem.as_dict()]
-        _roll_back(unit, migration, step.attempt)
+        _give_up(unit, step, problem)
 
 
 def _not_taken(context: Context, unit: Unit, step: Step, moment: datetime) -> None:
+    """A step that nobody takes: nudge its worker again, or give the attempt up if the node is silent."""
     migration = step.attempt.migration
-    silent = _silence(context, unit.session, step)
-    before_anything = step.phase is Phase.CHECK and step.state is StepState.READY
-    if silent is not None and before_anything and migration.state is MigrationState.RUNNING:
-        problem = silent_node(*silent)
-        step.state, step.problem, step.finished_at = StepState.WAITING, problem.as_dict(), moment
-        migration.problems = [problem.as_dict()]
+    silent = _silence(context, step)
+    if silent is None or step.state is StepState.UNDO_READY or migration.state is not MigrationState.RUNNING:
+        unit.send(message_for(step))
+    elif step.phase is Phase.CHECK:
+        step.state, step.problem, step.finished_at = StepState.FAILED, silent.as_dict(), moment
+        _remember(migration, (silent,))
         step.attempt.finished_at = moment
         move_migration(unit, migration, MigrationState.REFUSED, finished_at=moment)
-        return
-    unit.send(message_for(step))
+    else:
+        _give_up(unit, step, silent)
 
 
-def _silence(context: Context, session: Session, step: Step) -> tuple[str, float] | None:
-    """The name of the step's node and for how long it is silent; None if its worker lives or it has none."""
+def _give_up(unit: Unit, step: Step, problem: Problem) -> None:
+    """The step failed without its worker saying so."""
+    migration = step.attempt.migration
+    step.state, step.problem, step.finished_at = StepState.FAILED, problem.as_dict(), now()
+    _remember(migration, (problem,))
+    _roll_back(unit, migration, step.attempt)
+
+
+def _silence(context: Context, step: Step) -> Problem | None:
+    """The problem of the step's node being silent; None if its worker lives or it has none."""
     if step.side is Side.CONTROL:
         return None
     migration = step.attempt.migration
     node: Node = migration.source if step.side is Side.SOURCE else migration.target
     silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
-    return None if silent is None else (node.name, silent)
+    return None if silent is None else silent_node(node.name, silent)
+
+
+def take_up_again(context: Context, migration_id: int) -> None:
+    """After an operator has looked: go on where it stopped, forward if the target has the guest, else backward."""
+    with context.unit() as unit:
+        migration = unit.session.get_one(Migration, migration_id)
+        attempt = migration.attempts[-1]
+        unit.session.get_one(Attempt, attempt.id, with_for_update=True)
+        forward = migration.vm.epoch > migration.epoch
+        to = MigrationState.HANDED_OVER if forward else MigrationState.ROLLING_BACK
+        if not move_migration(unit, migration, to, finished_at=None, problems=[]):
+            return
+        for step in attempt.steps:
+            if forward and step.state is StepState.FAILED:
+                step.state, step.ready_at = StepState.READY, now()
+                unit.send(message_for(step))
+        if not forward:
+            advance_undo(unit, attempt)

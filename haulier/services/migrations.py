@@ -15,7 +15,7 @@ from haulier.definition import Role
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, VolumeFacts, choose_method
 from haulier.planner.refusals import FilingFacts, refuse_filing
-from haulier.services.chain import start_attempt
+from haulier.services.chain import start_attempt, take_up_again
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.nodes import silent_s
@@ -235,14 +235,20 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
 
 
 def retry_migration(context: Context, migration_id: int) -> int:
-    """File the same wish again after it failed. Returns the new migration's id."""
+    """File the same wish again after it failed; one that waits for an operator goes on itself. Returns the id."""
+    needs_operator = False
     with context.database.read() as session:
         migration = find_migration(session, migration_id)
-        if migration.state not in (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED):
+        if migration.state is MigrationState.NEEDS_OPERATOR:
+            needs_operator = True
+        elif migration.state not in (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED):
             raise Refused(
                 "not_to_be_retried", f"migration {migration_id} is {migration.state}", "Only failed ones are."
             )
         vm, target, offline = migration.vm.name, migration.target.name, migration.offline
+    if needs_operator:
+        take_up_again(context, migration_id)
+        return migration_id
     return file_migration(context, vm, target=target, offline=offline)
 
 
@@ -285,7 +291,7 @@ def _document(migration: Migration) -> dict[str, Any]:
         "downtime_ms": migration.downtime_ms,
         "pause": _pause(steps),
         "total_s": _seconds(migration.created_at, migration.finished_at),
-        "ram_bytes": migration.ram_bytes,
+        "ram_bytes": next((step.notes["ram_bytes"] for step in steps if "ram_bytes" in step.notes), None),
         "tpm": _tpm(transfers),
         "attempt": attempt.number if attempt else 0,
         "error": problem,

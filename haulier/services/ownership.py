@@ -53,14 +53,10 @@ def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: New
     """
     with context.unit() as unit:
         session = unit.session
-        if (
-            session.scalar(
-                select(Step.id).where(
-                    Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
-                )
-            )
-            is None
-        ):
+        still_ours = select(Step.id).where(
+            Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
+        )
+        if session.scalar(still_ours) is None:
             return False
         won = session.execute(
             update(Migration)
@@ -120,9 +116,7 @@ def _move_ledger(session: Session, view: AttemptView, home: NewHome, *, keep_s: 
     )
 
 
-def record_running(
-    context: Context, view: AttemptView, *, running: bool, downtime_ms: float | None, ram_bytes: int
-) -> None:
+def record_running(context: Context, view: AttemptView, *, running: bool, downtime_ms: float | None) -> None:
     """After the resume: the VM's state and the length of the pause.
 
     What was promised to the attempt is the VM's now.
@@ -132,7 +126,7 @@ def record_running(
         vm = session.get_one(Vm, view.vm_id)
         vm.state = VmState.RUNNING if running else VmState.PAUSED
         migration = session.get_one(Migration, view.migration_id)
-        migration.downtime_ms, migration.ram_bytes = downtime_ms, ram_bytes
+        migration.downtime_ms = downtime_ms
         session.execute(
             update(Allocation)
             .where(
@@ -181,17 +175,17 @@ def old_replicas(context: Context, view: AttemptView) -> tuple[Path, ...]:
         return tuple(Path(path) for path in paths if path)
 
 
-def record_transfer_digests(
-    context: Context, transfer_id: int, *, source: str, target: str, identity_source: str, identity_target: str
+def record_proof(
+    context: Context, transfer_id: int, *, digest: str, identity_source: str, identity_target: str
 ) -> None:
-    """Keep the proof beside the transfer it is about."""
+    """Keep the proof beside the transfer it is about: the hand-over was committed on one digest for both sides."""
     with context.database.write() as session:
         session.execute(
             update(VolumeTransfer)
             .where(VolumeTransfer.id == transfer_id)
             .values(
-                digest_source=source,
-                digest_target=target,
+                digest_source=digest,
+                digest_target=digest,
                 identity_source=identity_source,
                 identity_target=identity_target,
             )

@@ -124,7 +124,6 @@ def upgrade() -> None:
         sa.Column("cancel_asked", sa.Boolean(), nullable=False),
         sa.Column("problems", sa.JSON(), nullable=False),
         sa.Column("downtime_ms", sa.Double(), nullable=True),
-        sa.Column("ram_bytes", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from probe.build import build
+from tests.acceptance.faults import Faults
 from tests.acceptance.guest import DISK, TPM, Guest
 from tests.acceptance.stack import Stack
 
@@ -105,6 +106,12 @@ def stack(request: pytest.FixtureRequest, stacks: Stacks, settings: dict[str, st
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled probe guest."""
     return build(tmp_path_factory.mktemp("probe-image"))
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+    """Programs that fail when told to; modules that want them give `faults.settings` to their stack."""
+    return Faults(tmp_path_factory.mktemp("faults"))
 
 
 _numbers = count(1)

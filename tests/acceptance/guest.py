@@ -102,6 +102,21 @@ class Guest:
 
         return wait_until(f"{self.name}: tick {first.tick + count}", look)
 
+    def wait_phase(self, phase: str, state: str) -> None:
+        """Wait until a phase of its newest migration is in a state."""
+
+        def look() -> bool:
+            migrations = self.stack.table("migration", vm_id=self.row()["id"])
+            attempts = migrations and self.stack.table("attempt", migration_id=migrations[-1]["id"])
+            steps = self.stack.table("step", attempt_id=attempts[-1]["id"], phase=phase) if attempts else []
+            return bool(steps) and steps[-1]["state"] == state
+
+        wait_until(f"{self.name}: {phase} {state}", look, every_s=0.02)
+
+    def wait_stream(self) -> None:
+        """Wait until some of the RAM has crossed."""
+        wait_until(f"{self.name}: stream", lambda: self.ask("query-migrate").get("ram", {}).get("transferred", 0) > 1 << 20)
+
     def qemus(self) -> dict[str, Process]:
         """Its QEMU processes by node."""
         found = {}

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,12 @@ class Stack:
     def start_worker(self, node: str) -> None:
         """Start a node's worker that was stopped, and wait until it beats."""
         self.supervisor().startProcess(f"node-{node}")
-        wait_until(f"worker of {node}", lambda: self._is_alive(node))
+        wait_until(f"worker of {node}", lambda: self.beats(node))
 
-    def _is_alive(self, node: str) -> bool:
-        (row,) = [row for row in self.table("node") if row["name"] == node]
-        return row["heartbeat_at"] is not None
+    def beats(self, node: str) -> bool:
+        """Whether the node's worker was heard just now."""
+        (row,) = self.table("node", name=node)
+        return row["heartbeat_at"] is not None and row["heartbeat_at"] > datetime.now(UTC) - timedelta(seconds=3)
 
     def table(self, name: str, /, **wanted: object) -> list[dict[str, Any]]:
         """All rows of a table that have these values, in the order of their keys."""

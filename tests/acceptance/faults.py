@@ -1,0 +1,75 @@
+"""Programs that fail when told to: QEMU and swtpm behind a script each, which looks for a word left for its node."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WORDS = "told to fail by the test"
+
+# A worker's environment names its node, and its children have the same. Only what is to be the target has `-incoming`.
+_QEMU = """#!/bin/sh
+case "$*" in
+*-incoming*)
+    case "$(cat '{folder}'/"$HAULIER_NODE".qemu 2>/dev/null)" in
+    open) echo "qemu-system-x86_64: {words}" >&2; exit 1 ;;
+    load) set -- "$@" -m size=70000K ;;
+    esac ;;
+esac
+exec {program} "$@"
+"""
+
+# `shadow`: what the stream brings goes into a file beside the volume, so that the volume keeps the older copy.
+_SWTPM = """#!/bin/sh
+case "$(cat '{folder}'/"$HAULIER_NODE".swtpm 2>/dev/null):$*" in
+old:*--print-capabilities*) {program} "$@" | sed 's/"version": *"[^"]*"/"version": "0.6.0"/'; exit ;;
+open:*--ctrl*) echo "swtpm: {words}" >&2; exit 1 ;;
+shadow:*--ctrl*)
+    for word; do
+        shift
+        case "$word" in
+        backend-uri=file://*)
+            file="${{word#backend-uri=file://}}"
+            cp "${{file%%,*}}" '{folder}/shadow'
+            word='backend-uri=file://{folder}/shadow,mode=0600' ;;
+        esac
+        set -- "$@" "$word"
+    done ;;
+esac
+exec {program} "$@"
+"""
+
+
+class Faults:
+    """The two scripts, and where to leave words for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.settings = {
+            "HAULIER_QEMU": self._script("qemu-system-x86_64", _QEMU),
+            "HAULIER_SWTPM": self._script("swtpm", _SWTPM),
+            # A guest that dirties faster than this is a while under way, so that something can happen to it.
+            "HAULIER_MAX_BANDWIDTH_BYTES_PER_S": str(6 << 20),
+        }
+
+    def _script(self, name: str, text: str) -> str:
+        path = self._folder / name
+        path.write_text(text.format(folder=self._folder, words=WORDS, program=shutil.which(name)))
+        path.chmod(0o755)
+        return str(path)
+
+    @contextmanager
+    def told(self, program: str, node: str, word: str) -> Iterator[None]:
+        """Have `program` (qemu or swtpm) of a node fail in this way inside the block."""
+        flag = self._folder / f"{node}.{program}"
+        flag.write_text(word)
+        try:
+            yield
+        finally:
+            flag.unlink()
+
+    def left(self) -> list[Path]:
+        """Words that were not taken back."""
+        return [*self._folder.glob("*.qemu"), *self._folder.glob("*.swtpm")]
