@@ -64,7 +64,6 @@ class MigrationState(StrEnum):
     UNDONE = "undone"
     REFUSED = "refused"
     CANCELLED = "cancelled"
-    NEEDS_OPERATOR = "needs_operator"
 
 
 class StepState(StrEnum):

@@ -89,6 +89,7 @@ class Volume(Base):
     __tablename__ = "volume"
     __table_args__ = (
         UniqueConstraint("vm_id", "device"),
+        UniqueConstraint("id", "role"),
         # Two VMs, or two devices of one, must never hold the same file; an ISO image is only read.
         only_where("uq_volume_one_owner", "storage_id", "name", where="role <> 'cdrom'"),
         CheckConstraint("size_bytes > 0", name="size"),

@@ -44,7 +44,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = make_engine(url)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
-        self._read = sessionmaker(self.engine.execution_options(reads_only=True), expire_on_commit=False)
+        self._read = sessionmaker(
+            self.engine.execution_options(reads_only=True, postgresql_readonly=True), expire_on_commit=False
+        )
 
     def write(self) -> AbstractContextManager[Session]:
         """A transaction that is committed at the end of the block, rolled back on an error."""

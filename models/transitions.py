@@ -12,9 +12,8 @@ M, S, L, O = MigrationState, StepState, LedgerRole, OperationState  # noqa: E741
 MIGRATION: Mapping[MigrationState, frozenset[MigrationState]] = {
     M.QUEUED: frozenset({M.RUNNING, M.REFUSED, M.CANCELLED}),
     M.RUNNING: frozenset({M.HANDED_OVER, M.ROLLING_BACK, M.REFUSED}),
-    M.HANDED_OVER: frozenset({M.DONE, M.NEEDS_OPERATOR}),
-    M.ROLLING_BACK: frozenset({M.UNDONE, M.CANCELLED, M.NEEDS_OPERATOR}),
-    M.NEEDS_OPERATOR: frozenset({M.HANDED_OVER, M.ROLLING_BACK}),
+    M.HANDED_OVER: frozenset({M.DONE}),
+    M.ROLLING_BACK: frozenset({M.UNDONE, M.CANCELLED}),
     M.DONE: frozenset(),
     M.UNDONE: frozenset(),
     M.REFUSED: frozenset(),
@@ -47,7 +46,7 @@ OPERATION: Mapping[OperationState, frozenset[OperationState]] = {
     O.FAILED: frozenset(),
 }
 
-OPEN_MIGRATION: tuple[MigrationState, ...] = (M.QUEUED, M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK, M.NEEDS_OPERATOR)
+OPEN_MIGRATION: tuple[MigrationState, ...] = (M.QUEUED, M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK)
 
 
 class IllegalMove(ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
@@ -31,6 +31,7 @@ class Migration(Base):
     """One wish to have a VM on another node. Its state is the decision who may run the guest (see
     models/transitions.py).
 
+    `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
     `epoch` is the VM's when the migration was filed: the hand-over counts it up, and only if it is still the same.
     """
 
@@ -38,6 +39,8 @@ class Migration(Base):
     __table_args__ = (
         CheckConstraint("source_id <> target_id", name="two_nodes"),
         only_where("uq_migration_one_open", "vm_id", where=_OPEN),
+        # A key is derived from the number, so no number may come back.
+        {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -49,6 +52,7 @@ class Migration(Base):
     priority: Mapped[int] = mapped_column(default=50)
     epoch: Mapped[int]
     cancel_asked: Mapped[bool] = mapped_column(default=False)
+    needs_operator: Mapped[bool] = mapped_column(default=False)
     problems: Mapped[list[Any]] = mapped_column(default=list)
     downtime_ms: Mapped[float | None]
     created_at: Mapped[datetime]
@@ -67,7 +71,10 @@ class Attempt(Base):
     """
 
     __tablename__ = "attempt"
-    __table_args__ = (UniqueConstraint("migration_id", "number"),)
+    __table_args__ = (
+        UniqueConstraint("migration_id", "number"),
+        only_where("uq_attempt_one_open", "migration_id", where="finished_at IS NULL"),
+    )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     migration_id: Mapped[int] = mapped_column(ForeignKey("migration.id"))
@@ -128,6 +135,8 @@ class VolumeTransfer(Base):
     __tablename__ = "volume_transfer"
     __table_args__ = (
         UniqueConstraint("attempt_id", "volume_id"),
+        # The role is the volume's own: a TPM's state cannot be written down as a disk.
+        ForeignKeyConstraint(["volume_id", "role"], ["volume.id", "volume.role"]),
         # Only swtpm has a TPM's state open: a mirror of it would copy what QEMU never sees.
         CheckConstraint("role <> 'tpmstate' OR method = 'tpm_sync'", name="tpmstate_by_tpm_sync_only"),
         CheckConstraint("method <> 'tpm_sync' OR role = 'tpmstate'", name="tpm_sync_for_tpmstate_only"),
@@ -135,7 +144,7 @@ class VolumeTransfer(Base):
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     attempt_id: Mapped[int] = mapped_column(ForeignKey("attempt.id"))
-    volume_id: Mapped[int] = mapped_column(ForeignKey("volume.id"))
+    volume_id: Mapped[int]
     role: Mapped[VolumeRole] = mapped_column(word(VolumeRole))
     method: Mapped[TransferMethod] = mapped_column(word(TransferMethod))
     reason: Mapped[str]
@@ -164,7 +173,9 @@ class Allocation(Base):
 
     __tablename__ = "allocation"
     __table_args__ = (
-        CheckConstraint("(kind = 'port') = (port IS NOT NULL)", name="port_has_number"),
+        CheckConstraint("(kind = 'port') = (port IS NOT NULL AND address IS NOT NULL)", name="port_has_address"),
+        CheckConstraint("port BETWEEN 1 AND 65535", name="port_range"),
+        CheckConstraint("(kind = 'volume') = (path IS NOT NULL)", name="volume_has_path"),
         CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name="memory_has_bytes"),
         only_where("uq_allocation_port", "address", "port", where="port IS NOT NULL AND freed_at IS NULL"),
         only_where("uq_allocation_volume", "node_id", "path", where="path IS NOT NULL AND freed_at IS NULL"),
@@ -193,7 +204,10 @@ class Operation(Base):
     """
 
     __tablename__ = "operation"
-    __table_args__ = (only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),)
+    __table_args__ = (
+        only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),
+        CheckConstraint("vm_id IS NOT NULL OR state NOT IN ('ready')", name="ready_has_vm"),
+    )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     vm_id: Mapped[int | None] = mapped_column(ForeignKey("vm.id"))

@@ -8,13 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from haulier.definition import Role, VmDefinition
+from haulier.errors import StepFailed
 from haulier.hypervisor.command_line import MachineSpec
 from haulier.hypervisor.devices import Drive, node_name
 from haulier.hypervisor.layout import VmPlace
-from haulier.hypervisor.machine import find_firmware
+from haulier.hypervisor.machine import find_firmware, launch
+from haulier.hypervisor.processes import last_words, log_size
+from haulier.hypervisor.swtpm import SwtpmFacts, start_swtpm
 from haulier.settings import Settings
 
 _NOT_OPENED = (Role.TPMSTATE, Role.UNUSED, Role.VMSTATE)
+
+
+async def launch_guest(place: VmPlace, spec: MachineSpec, *, tpm: Path | None, swtpm: SwtpmFacts | None) -> int:
+    """Start swtpm, then QEMU, and wait until it answers. Returns QEMU's pid.
+
+    Raises StepFailed with the words of the one that failed; what runs then is for the caller's undo to stop.
+    """
+    since = log_size(place.swtpm.log)
+    if tpm is not None and swtpm is not None:
+        start_swtpm(place, tpm, facts=swtpm)
+    try:
+        return await launch(place, spec)
+    except StepFailed as error:
+        words = last_words(place.swtpm.log, since=since)
+        if tpm is None or place.swtpm.pid() is not None or not words:
+            raise
+        raise StepFailed("swtpm_not_started", f"swtpm did not start: {words}", "swtpm's own words.") from error
 
 
 def machine_spec(

@@ -76,10 +76,12 @@ async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
         status = (await stream.read_stream(monitor)).status
         if status != "completed":
             await stream.wait_for_status(monitor, "completed")
-    except (StepFailed, MonitorLost) as error:
+    except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and work.place.qemu.pid() is not None:
+            raise  # given up from outside; nothing is wrong here
         wait_for_end(work.place.qemu, seconds=2.0)
         log_from = work.view.notes[Phase.OPEN_TARGET, Side.TARGET].get("log_from", 0)
-        words = machine.said_last(work.place, since=log_from) or error.problem.message
+        words = machine.said_last(work.place, since=log_from) or str(error)
         raise StepFailed(
             "target_failed", f"the target could not load the guest: {words}", "QEMU's own words; the source runs on."
         ) from error

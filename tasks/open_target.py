@@ -15,13 +15,13 @@ from haulier.hypervisor.images import NbdServer, stop_carrier
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.processes import log_size
 from haulier.hypervisor.stream import ensure_key, listen
-from haulier.hypervisor.swtpm import start_swtpm, stop_swtpm
+from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.services.attempts import free_allocations, update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
-from tasks.guest import machine_spec
+from tasks.guest import launch_guest, machine_spec
 from tasks.runner import Notes, StepRun, execute
 from tasks.surroundings import this_swtpm
 
@@ -34,7 +34,6 @@ async def run(work: StepRun) -> Notes:
     log_from = log_size(place.qemu.log)
     if view.tpm:
         _prove_copy(work)
-        start_swtpm(place, view.tpm.target_path, facts=this_swtpm(), program=work.context.settings.swtpm)
     spec = machine_spec(
         view.definition,
         view.pinned,
@@ -43,7 +42,8 @@ async def run(work: StepRun) -> Notes:
         settings=work.context.settings,
         incoming=True,
     )
-    pid = await machine.launch(place, spec)
+    tpm = view.tpm.target_path if view.tpm else None
+    pid = await launch_guest(place, spec, tpm=tpm, swtpm=this_swtpm() if tpm else None)
     async with open_monitor(place.control) as monitor:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=True)

@@ -120,9 +120,10 @@ async def _with_lease(work: StepRun, act: Act) -> Notes | None:
         await asyncio.wait({phase, keeper}, return_when=asyncio.FIRST_COMPLETED)
         if not phase.done():
             phase.cancel()
-            with contextlib.suppress(asyncio.CancelledError, HaulierError):
+            try:
                 await phase
-            raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+            except asyncio.CancelledError as error:
+                raise StepFailed("given_up", "the migration is being undone", "See the other steps.") from error
         return phase.result()
     finally:
         keeper.cancel()

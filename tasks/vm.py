@@ -15,7 +15,7 @@ from haulier.hypervisor.command_line import MachineSpec
 from haulier.hypervisor.images import create_image, image_info, remove_image
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import open_monitor
-from haulier.hypervisor.swtpm import manufacture, start_swtpm, stop_swtpm
+from haulier.hypervisor.swtpm import manufacture, stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.planner.guest_ram import guest_ram_kib
@@ -24,7 +24,7 @@ from haulier.services.operations import Order, end_operation, take_operation
 from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
-from tasks.guest import machine_spec
+from tasks.guest import launch_guest, machine_spec
 from tasks.surroundings import context, this_node, this_swtpm
 
 log = structlog.get_logger()
@@ -128,7 +128,6 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
     stop_swtpm(place)
     if vm.tpm:
         _prepare_tpm(vm, vm.tpm, place)
-        start_swtpm(place, vm.tpm.path, facts=this_swtpm(), program=context().settings.swtpm)
     pinned = _pin(vm)
     spec = machine_spec(
         vm.definition,
@@ -137,12 +136,12 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
         paths={volume.device: volume.path for volume in vm.volumes},
         settings=context().settings,
     )
-    pid = asyncio.run(_launch_and_run(place, spec))
+    pid = asyncio.run(_launch_and_run(place, spec, vm.tpm.path if vm.tpm else None))
     record_state(context(), vm.id, VmState.RUNNING, pid=pid, qmp=str(place.qmp), pinned=pinned)
 
 
-async def _launch_and_run(place: VmPlace, spec: MachineSpec) -> int:
-    pid = await machine.launch(place, spec)
+async def _launch_and_run(place: VmPlace, spec: MachineSpec, tpm: Path | None) -> int:
+    pid = await launch_guest(place, spec, tpm=tpm, swtpm=this_swtpm() if tpm else None)
     async with open_monitor(place.control) as monitor:
         await machine.resume(monitor)
     return pid

@@ -20,6 +20,7 @@ OLDEST_SWTPM = (0, 7, 0)
 class SwtpmFacts:
     """What the installed swtpm is and can do; versions as their makers write them, `libtpms` may be unknown."""
 
+    program: str
     version: str
     libtpms: str | None
     features: frozenset[str]
@@ -45,7 +46,7 @@ def swtpm_facts(program: str) -> SwtpmFacts:
             check=True,
         )
         facts = json.loads(answer.stdout)
-        return SwtpmFacts(str(facts["version"]), _libtpms_version(program), frozenset(facts["features"]))
+        return SwtpmFacts(program, str(facts["version"]), _libtpms_version(program), frozenset(facts["features"]))
     except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
         raise StepFailed("swtpm_missing", f"{program} does not work: {error}", "Install swtpm 0.7 or newer.") from error
 
@@ -79,7 +80,7 @@ def manufacture(volume: Path, *, work: Path) -> None:
     volume.chmod(0o600)
 
 
-def start_swtpm(place: VmPlace, volume: Path, *, facts: SwtpmFacts, program: str, tpm2: bool = True) -> None:
+def start_swtpm(place: VmPlace, volume: Path, *, facts: SwtpmFacts) -> None:
     """Start the TPM of a VM on its state volume; QEMU connects to `place.tpm_socket` next.
 
     From 0.8 on swtpm writes its state once more when its QEMU goes away; where the flag exists, that is switched off,
@@ -90,7 +91,7 @@ def start_swtpm(place: VmPlace, volume: Path, *, facts: SwtpmFacts, program: str
         spawn(
             place.swtpm,
             [
-                program, "socket", *(["--tpm2"] if tpm2 else []),
+                facts.program, "socket", "--tpm2",
                 "--tpmstate", f"backend-uri=file://{volume},mode=0600",
                 "--ctrl", f"type=unixio,fd={control.fileno()}",
                 "--pid", f"file={place.swtpm.pid_file}",

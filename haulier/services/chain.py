@@ -223,7 +223,8 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
         unit.session.flush()
         if outcome is Outcome.NEEDS_OPERATOR and migration.state is not MigrationState.RUNNING:
             _remember(migration, problems)
-            move_migration(unit, migration, MigrationState.NEEDS_OPERATOR, finished_at=now())
+            migration.needs_operator = True
+            unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
         elif held.undo:
             return
         elif migration.state is MigrationState.HANDED_OVER:
@@ -372,13 +373,12 @@ def take_up_again(context: Context, migration_id: int) -> None:
         migration = unit.session.get_one(Migration, migration_id)
         attempt = migration.attempts[-1]
         unit.session.get_one(Attempt, attempt.id, with_for_update=True)
-        forward = migration.vm.epoch > migration.epoch
-        to = MigrationState.HANDED_OVER if forward else MigrationState.ROLLING_BACK
-        if not move_migration(unit, migration, to, finished_at=None, problems=[]):
+        migration.needs_operator, migration.problems = False, []
+        unit.note("migration.taken_up_again", vm=migration.vm.name, migration=migration_id)
+        if migration.state is MigrationState.ROLLING_BACK:
+            advance_undo(unit, attempt)
             return
         for step in attempt.steps:
-            if forward and step.state is StepState.FAILED:
+            if step.state is StepState.FAILED:
                 step.state, step.ready_at = StepState.READY, now()
                 unit.send(message_for(step))
-        if not forward:
-            advance_undo(unit, attempt)

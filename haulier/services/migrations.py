@@ -41,6 +41,7 @@ from models.transitions import OPEN_MIGRATION
 
 # The states of contract.md: the two that decide ownership are inner ones.
 _SHOWN_AS = {MigrationState.HANDED_OVER: "running", MigrationState.ROLLING_BACK: "running"}
+# One that needs an operator is not over, but nothing more happens by itself.
 ENDED = frozenset({"done", "undone", "refused", "cancelled", "needs_operator"})
 # What a first guess at the duration rests on, until rates are measured: a loopback or 10 Gbit/s link.
 _GUESS_BYTES_PER_S = 400 << 20
@@ -236,12 +237,11 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
 
 def retry_migration(context: Context, migration_id: int) -> int:
     """File the same wish again after it failed; one that waits for an operator goes on itself. Returns the id."""
-    needs_operator = False
     with context.database.read() as session:
         migration = find_migration(session, migration_id)
-        if migration.state is MigrationState.NEEDS_OPERATOR:
-            needs_operator = True
-        elif migration.state not in (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED):
+        needs_operator = migration.needs_operator
+        ended = (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)
+        if not needs_operator and migration.state not in ended:
             raise Refused(
                 "not_to_be_retried", f"migration {migration_id} is {migration.state}", "Only failed ones are."
             )
@@ -275,7 +275,7 @@ def _document(migration: Migration) -> dict[str, Any]:
         "vm": migration.vm.name,
         "source": migration.source.name,
         "target": migration.target.name,
-        "state": _SHOWN_AS.get(migration.state, migration.state.value),
+        "state": _shown_state(migration),
         "phases": [_phase(step, migration) for step in steps],
         "volumes": [
             {
@@ -297,6 +297,10 @@ def _document(migration: Migration) -> dict[str, Any]:
         "error": problem,
         "errors": migration.problems,
     }
+
+
+def _shown_state(migration: Migration) -> str:
+    return "needs_operator" if migration.needs_operator else _SHOWN_AS.get(migration.state, migration.state.value)
 
 
 def _phase(step: Step, migration: Migration) -> dict[str, Any]:

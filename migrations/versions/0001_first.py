@@ -1,6 +1,6 @@
 """All tables of the first release.
 
-Revision: 0001, follows on nothing. `downgrade` empties the database.
+Revision: 0001, follows on nothing
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ def upgrade() -> None:
                 "undone",
                 "refused",
                 "cancelled",
-                "needs_operator",
                 name="migrationstate",
                 native_enum=False,
                 create_constraint=True,
@@ -122,6 +121,7 @@ def upgrade() -> None:
         sa.Column("priority", sa.BigInteger(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("cancel_asked", sa.Boolean(), nullable=False),
+        sa.Column("needs_operator", sa.Boolean(), nullable=False),
         sa.Column("problems", sa.JSON(), nullable=False),
         sa.Column("downtime_ms", sa.Double(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -132,14 +132,15 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["target_id"], ["node.id"], name=op.f("fk_migration_target_id_node")),
         sa.ForeignKeyConstraint(["vm_id"], ["vm.id"], name=op.f("fk_migration_vm_id_vm")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_migration")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("migration", schema=None) as batch_op:
         batch_op.create_index(
             "uq_migration_one_open",
             ["vm_id"],
             unique=True,
-            sqlite_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back', 'needs_operator')"),
-            postgresql_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back', 'needs_operator')"),
+            sqlite_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back')"),
+            postgresql_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back')"),
         )
 
     op.create_table(
@@ -174,6 +175,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("vm_id IS NOT NULL OR state NOT IN ('ready')", name=op.f("ck_operation_ready_has_vm")),
         sa.ForeignKeyConstraint(["node_id"], ["node.id"], name=op.f("fk_operation_node_id_node")),
         sa.ForeignKeyConstraint(["vm_id"], ["vm.id"], name=op.f("fk_operation_vm_id_vm")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_operation")),
@@ -271,6 +273,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["storage_id"], ["storage.id"], name=op.f("fk_volume_storage_id_storage")),
         sa.ForeignKeyConstraint(["vm_id"], ["vm.id"], name=op.f("fk_volume_vm_id_vm")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_volume")),
+        sa.UniqueConstraint("id", "role", name=op.f("uq_volume_id_role")),
         sa.UniqueConstraint("vm_id", "device", name=op.f("uq_volume_vm_id_device")),
     )
     with op.batch_alter_table("volume", schema=None) as batch_op:
@@ -300,6 +303,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_attempt")),
         sa.UniqueConstraint("migration_id", "number", name=op.f("uq_attempt_migration_id_number")),
     )
+    with op.batch_alter_table("attempt", schema=None) as batch_op:
+        batch_op.create_index(
+            "uq_attempt_one_open",
+            ["migration_id"],
+            unique=True,
+            sqlite_where=sa.text("finished_at IS NULL"),
+            postgresql_where=sa.text("finished_at IS NULL"),
+        )
+
     op.create_table(
         "replica",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -334,7 +346,11 @@ def upgrade() -> None:
         sa.Column("taken_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("freed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name=op.f("ck_allocation_memory_has_bytes")),
-        sa.CheckConstraint("(kind = 'port') = (port IS NOT NULL)", name=op.f("ck_allocation_port_has_number")),
+        sa.CheckConstraint(
+            "(kind = 'port') = (port IS NOT NULL AND address IS NOT NULL)", name=op.f("ck_allocation_port_has_address")
+        ),
+        sa.CheckConstraint("(kind = 'volume') = (path IS NOT NULL)", name=op.f("ck_allocation_volume_has_path")),
+        sa.CheckConstraint("port BETWEEN 1 AND 65535", name=op.f("ck_allocation_port_range")),
         sa.ForeignKeyConstraint(["attempt_id"], ["attempt.id"], name=op.f("fk_allocation_attempt_id_attempt")),
         sa.ForeignKeyConstraint(["node_id"], ["node.id"], name=op.f("fk_allocation_node_id_node")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_allocation")),
@@ -425,7 +441,7 @@ def upgrade() -> None:
         "volume_transfer",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("attempt_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("volume_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("volume_id", sa.BigInteger(), nullable=False),
         sa.Column(
             "role",
             sa.Enum(
@@ -484,7 +500,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["target_storage_id"], ["storage.id"], name=op.f("fk_volume_transfer_target_storage_id_storage")
         ),
-        sa.ForeignKeyConstraint(["volume_id"], ["volume.id"], name=op.f("fk_volume_transfer_volume_id_volume")),
+        sa.ForeignKeyConstraint(
+            ["volume_id", "role"], ["volume.id", "volume.role"], name=op.f("fk_volume_transfer_volume_id_role_volume")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_volume_transfer")),
         sa.UniqueConstraint("attempt_id", "volume_id", name=op.f("uq_volume_transfer_attempt_id_volume_id")),
     )
@@ -510,6 +528,13 @@ def downgrade() -> None:
 
     op.drop_table("allocation")
     op.drop_table("replica")
+    with op.batch_alter_table("attempt", schema=None) as batch_op:
+        batch_op.drop_index(
+            "uq_attempt_one_open",
+            sqlite_where=sa.text("finished_at IS NULL"),
+            postgresql_where=sa.text("finished_at IS NULL"),
+        )
+
     op.drop_table("attempt")
     with op.batch_alter_table("volume", schema=None) as batch_op:
         batch_op.drop_index(
@@ -546,8 +571,8 @@ def downgrade() -> None:
     with op.batch_alter_table("migration", schema=None) as batch_op:
         batch_op.drop_index(
             "uq_migration_one_open",
-            sqlite_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back', 'needs_operator')"),
-            postgresql_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back', 'needs_operator')"),
+            sqlite_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back')"),
+            postgresql_where=sa.text("state IN ('queued', 'running', 'handed_over', 'rolling_back')"),
         )
 
     op.drop_table("migration")

@@ -51,7 +51,7 @@ class Faults:
             "HAULIER_QEMU": self._script("qemu-system-x86_64", _QEMU),
             "HAULIER_SWTPM": self._script("swtpm", _SWTPM),
             # A guest that dirties faster than this is a while under way, so that something can happen to it.
-            "HAULIER_MAX_BANDWIDTH_BYTES_PER_S": str(6 << 20),
+            "HAULIER_MAX_BANDWIDTH_BYTES_PER_S": str(16 << 20),
         }
 
     def _script(self, name: str, text: str) -> str:

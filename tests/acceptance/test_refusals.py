@@ -206,7 +206,7 @@ def test_worker_of_the_target_hangs(stack: Stack, guest: Guest) -> None:
 
 
 def test_second_migration_of_one_vm(stack: Stack, make_guest: Callable[..., Guest]) -> None:
-    guest = make_guest(append="dirty_mib_s=4")
+    guest = make_guest(append="dirty_mib_s=12")
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
     for words, code in ((("migrate", guest.name, "--to", "beta"), "migration_open"), (("vm", "stop", guest.name), "migration_open")):
