@@ -100,7 +100,8 @@ async def _check_target(work: StepRun) -> Notes:
         if volume.method is not TransferMethod.NONE:
             needed[volume.target_storage] += volume.size_bytes
             free[volume.target_storage] = free_bytes(volume.target_path.parent)
-    place = work.place
+    # Looked at, not made: a target that refuses was not touched.
+    place = work.node.layout.vm(view.vm)
     daemons = {"qemu": place.qemu, "swtpm": place.swtpm, "qemu-storage-daemon": place.carrier}
     problems = refuse_target(
         TargetFacts(

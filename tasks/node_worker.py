@@ -6,17 +6,23 @@ control worker: it only reconciles.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from typing import Any
 
 import structlog
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
+from haulier.errors import HaulierError
 from haulier.hypervisor import facts
+from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.machine import status
+from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.logs import configure_logs
 from haulier.services.nodes import beat, leave, register_node
-from haulier.services.vm_rows import record_state, vms_that_should_run
+from haulier.services.vm_rows import VmView, record_state, vms_that_should_run
 from models import VmState
 from tasks.quarantine import destroy_expired
 from tasks.reconcile import reconcile
@@ -64,11 +70,25 @@ def _live(node_id: int) -> None:
             log.exception("heartbeat.failed")
 
 
+def _note_pause(vm: VmView, place: VmPlace) -> None:
+    """Somebody may have paused or continued the guest by its own monitor; the row follows."""
+    with contextlib.suppress(HaulierError):
+        found = VmState.RUNNING if asyncio.run(_status(place)) == "running" else VmState.PAUSED
+        if found is not vm.state:
+            record_state(context(), vm.id, found)
+
+
+async def _status(place: VmPlace) -> str:
+    async with open_monitor(place.control) as monitor:
+        return await status(monitor)
+
+
 def _look_after_guests(node_id: int) -> None:
     """A QEMU that ended by itself was powered off by its guest; one that left its pid file behind was killed."""
     for vm in vms_that_should_run(context(), node_id):
         place = this_node().layout.vm(vm.name)
         if place.qemu.pid() is not None:
+            _note_pause(vm, place)
             continue
         state = VmState.STOPPED if place.qemu.ended_by_itself() else VmState.LOST
         stop_swtpm(place)

@@ -100,10 +100,8 @@ def listening_socket(path: Path) -> socket.socket:
     """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(os.fspath(path))
-    finally:
-        os.umask(mask)
+    # The folder is ours alone, so nobody gets in between the two; a umask would reach into other threads.
+    listener.bind(os.fspath(path))
+    path.chmod(0o600)
     listener.listen(4)
     return listener
