@@ -54,9 +54,8 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> None:
     view = work.view
     await _wait_for_load(work, monitor)
     arrived = read_state(view.tpm.target_path).digest if view.tpm else None
-    if view.by_method(TransferMethod.MIRROR):
-        await stop_serving(monitor)
-    sent = await _wait_for_source(work, bell)
+    # QEMU closes the exports, which flushes the disks, while the source writes its note.
+    _, sent = await asyncio.gather(_close_exports(work, monitor), _wait_for_source(work, bell))
     if arrived != sent.digest:
         raise StepFailed(
             "tpm_proof_failed",
@@ -68,6 +67,12 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> None:
     if not commit_hand_over(work.context, work.claim, view, home):
         raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
     work.mark("committed")
+
+
+async def _close_exports(work: StepRun, monitor: Monitor) -> None:
+    if work.view.by_method(TransferMethod.MIRROR):
+        await stop_serving(monitor)
+        work.mark("exports_closed")
 
 
 async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
@@ -93,6 +98,7 @@ async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:
     while True:
         note = source_note(work.context, work.view.attempt_id)
         if note is not None:
+            work.mark("source_noted")
             return note
         await bell.wait(0.05)
 

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, StepFailed
 from haulier.hypervisor.images import NbdServer
@@ -28,7 +29,7 @@ from tasks.surroundings import ThisNode, context, this_node
 log = structlog.get_logger()
 
 Notes = dict[str, Any]
-Act = Callable[["StepRun"], Awaitable[Notes | None]]
+Act = Callable[["StepRun"], Coroutine[Any, Any, Notes | None]]
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ def _outcome_of(error: HaulierError) -> chain.Outcome:
 
 async def _with_lease(work: StepRun, act: Act) -> Notes | None:
     """Run the phase beside a task that prolongs the lease; when that says so, the phase is given up."""
-    phase = asyncio.ensure_future(_as_coroutine(act, work))
+    phase = asyncio.create_task(act(work))
     keeper = asyncio.create_task(_keep_lease(work))
     try:
         await asyncio.wait({phase, keeper}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,28 +130,28 @@ async def _with_lease(work: StepRun, act: Act) -> Notes | None:
         keeper.cancel()
 
 
-def _as_coroutine(act: Act, work: StepRun) -> Coroutine[Any, Any, Notes | None]:
-    async def call() -> Notes | None:
-        return await act(work)
-
-    return call()
-
-
 async def _keep_lease(work: StepRun) -> None:
     """Return when the step is to be given up."""
     settings = work.context.settings
-    while True:
+    renewed = time.monotonic()
+    while time.monotonic() - renewed < settings.lease_s:
         await asyncio.sleep(min(settings.lease_s / 3, 1.0))
         progress = dict(work.progress) or None
-        alive = await asyncio.to_thread(
-            chain.renew, work.context, work.claim, lease_s=settings.lease_s, progress=progress
-        )
+        try:
+            alive = await asyncio.to_thread(
+                chain.renew, work.context, work.claim, lease_s=settings.lease_s, progress=progress
+            )
+        except SQLAlchemyError as error:
+            # A database that is away for a moment ends nothing as long as the lease lasts.
+            log.warning("lease.not_renewed", step=work.claim.step_id, error=str(error).splitlines()[0])
+            continue
         if not alive:
             return
+        renewed = time.monotonic()
 
 
 @contextlib.asynccontextmanager
-async def reporting(report: Callable[[], Awaitable[None]], *, every_s: float = 0.5) -> Any:  # noqa: ANN401
+async def reporting(report: Callable[[], Awaitable[None]], *, every_s: float = 0.5) -> AsyncIterator[None]:
     """Call `report` now and then while the block works: for people, nothing waits for it."""
 
     async def loop() -> None:

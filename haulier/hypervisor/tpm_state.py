@@ -18,6 +18,7 @@ from haulier.errors import StepFailed
 _MAGIC = 0x737774706D6C696E
 _HEADER = struct.Struct("<QBBH")
 _ENTRY = struct.Struct("<III")
+_ENTRIES = 15
 # Before each blob swtpm writes: version, least version, header size, flags, total length; big-endian, 10 bytes.
 _BLOB_HEADER = struct.Struct(">BBHHI")
 _READS = 50
@@ -70,6 +71,18 @@ def _broken(what: str) -> StepFailed:
     return StepFailed("tpm_state_broken", f"the TPM state volume {what}", "Is it a raw volume that swtpm wrote?")
 
 
+def _read_used(path: Path) -> bytes:
+    """The container as far as it is in use: of a volume of 4 MiB a few KiB, and reading the rest costs 13 ms of a
+    pause.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size + _ENTRIES * _ENTRY.size)
+        if len(head) < _HEADER.size + _ENTRIES * _ENTRY.size or _HEADER.unpack_from(head)[0] != _MAGIC:
+            return head + file.read()
+        ends = [offset + length for offset, length, _section in _ENTRY.iter_unpack(head[_HEADER.size :])]
+        return head + file.read(max(0, max(ends) - len(head)))
+
+
 def read_state(path: Path) -> TpmState:
     """Read a state that may be written meanwhile: until two readings one after the other agree.
 
@@ -79,7 +92,7 @@ def read_state(path: Path) -> TpmState:
     previous: bytes | None = None
     for _ in range(_READS):
         try:
-            current = path.read_bytes()
+            current = _read_used(path)
         except OSError as error:
             raise StepFailed(
                 "tpm_state_unreadable", f"the TPM state {path} cannot be read: {error.strerror}", "Is the volume there?"
