@@ -139,6 +139,9 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Read the settings. Raises Refused with one line that names the setting."""
+    config = os.environ.get("HAULIER_CONFIG")
+    if config and not Path(config).is_file():
+        raise Refused("bad_setting", f"HAULIER_CONFIG names {config}, which is no file", "Name a TOML file.")
     try:
         return Settings()
     except ValidationError as error:
@@ -146,7 +149,7 @@ def load_settings() -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         raise Refused(
             "bad_setting",
-            f"setting {name}: {first['msg']}",
+            f"setting {name}: {first['msg'].removeprefix('Value error, ')}",
             f"Look at the environment variable HAULIER_{name.upper()} or at that key of HAULIER_CONFIG.",
         ) from error
     except (OSError, ValueError) as error:

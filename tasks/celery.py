@@ -1,14 +1,8 @@
-"""The Celery app and its settings. The list of modules is in the order of the phases: read it as a table of contents.
-
-Messages are acknowledged early and a result is kept nowhere: a task that is lost, doubled or late is found by its row.
-Nothing is put off by a countdown, because a broker that forgets would forget that too.
-"""
+"""The Celery app. The list of modules is in the order of the phases: read it as a table of contents."""
 
 from __future__ import annotations
 
 from celery import Celery
-
-from haulier.settings import load_settings
 
 app = Celery(
     "haulier",
@@ -28,25 +22,4 @@ app = Celery(
     ],
 )
 
-_settings = load_settings()
-
-app.conf.update(
-    broker_url=_settings.broker,
-    broker_connection_retry_on_startup=True,
-    # A message that is not acknowledged within this time is given to somebody else while the first may still work on
-    # it.
-    broker_transport_options={"visibility_timeout": 86_400, "socket_timeout": 10.0, "socket_connect_timeout": 5.0},
-    task_ignore_result=True,
-    task_acks_late=False,
-    worker_prefetch_multiplier=1,
-    task_serializer="json",
-    accept_content=["json"],
-    task_default_queue="control",
-    task_publish_retry_policy={"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 1.0},
-    worker_hijack_root_logger=False,
-    worker_send_task_events=True,
-    beat_schedule={
-        "reconcile": {"task": "haulier.reconcile", "schedule": _settings.reconcile_s, "options": {"expires": 30}},
-    },
-    beat_schedule_filename=str(_settings.state / "beat"),
-)
+app.config_from_object("tasks.config")

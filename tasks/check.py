@@ -69,7 +69,7 @@ def _volume_problems(volume: TransferView) -> list[Problem]:
         return [Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")]
     if volume.role is VolumeRole.TPMSTATE:
         return []
-    found = image_info(volume.source_path)
+    found = image_info(volume.source_path, format=volume.format)
     problems = []
     if found.backing:
         problems.append(

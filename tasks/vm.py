@@ -92,14 +92,7 @@ def _found(volume: VolumeView) -> int:
     if volume.role is VolumeRole.TPMSTATE:
         read_state(volume.path)
         return volume.size_bytes or volume.path.stat().st_size
-    found = image_info(volume.path)
-    if volume.format not in (found.format, "raw"):
-        raise Refused(
-            "format_differs", f"{volume.device}: {volume.path} is {found.format}, not {volume.format}", "Say format=."
-        )
-    if volume.format == "raw":
-        return volume.path.stat().st_size
-    return found.size_bytes
+    return image_info(volume.path, format=volume.format).size_bytes
 
 
 @app.task(name=f"haulier.vm.{OperationKind.START}")

@@ -13,10 +13,10 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 def moment_of(text: str) -> str:
     """A moment (`2026-05-01T12:00:00+00:00`) or an age (`15m`) as an ISO moment in UTC. Raises Refused `bad_moment`."""
-    if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
-        return (now() - timedelta(**{_UNITS[match[2]]: int(match[1])})).isoformat()
     try:
+        if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
+            return (now() - timedelta(**{_UNITS[match[2]]: int(match[1])})).isoformat()
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Refused("bad_moment", f"{text!r} is no moment", "Write 15m, 2h, or 2026-05-01T12:00:00+00:00.") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()

@@ -94,9 +94,12 @@ def destroy_image(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def image_info(path: Path) -> ImageInfo:
-    """Look at an image, also while QEMU has it open. Raises StepFailed when it is no image."""
-    found = json.loads(_qemu_img("info", "-U", "--output=json", os.fspath(path)))
+def image_info(path: Path, *, format: str) -> ImageInfo:
+    """Look at an image, also while QEMU has it open. Raises StepFailed when it is not of this format.
+
+    The format is never guessed: what a guest writes to the front of a raw disk is not for us to believe.
+    """
+    found = json.loads(_qemu_img("info", "-U", "-f", format, "--output=json", os.fspath(path)))
     return ImageInfo(
         format=found["format"],
         size_bytes=found["virtual-size"],

@@ -30,7 +30,8 @@ def find_vm(session: Session, name: str) -> Vm:
 
 def find_migration(session: Session, migration_id: int) -> Migration:
     """Raises Refused `unknown_migration`."""
-    migration = session.get(Migration, migration_id)
+    # A number that no database could hold is one that nobody has.
+    migration = session.get(Migration, migration_id) if 0 < migration_id < 1 << 63 else None
     if migration is None:
         raise Refused("unknown_migration", f"there is no migration {migration_id}", "haulier migration list")
     return migration
