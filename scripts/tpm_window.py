@@ -17,15 +17,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from haulier.hypervisor.facts import qemu_version
 from haulier.hypervisor.layout import listening_socket
 from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.swtpm import swtpm_facts
 from haulier.hypervisor.tpm_state import TpmState, read_state
 from probe.build import build
 from probe.lines import Line, read_lines
 
+_QEMU = "qemu-system-x86_64"
 _VOLUME_BYTES = 4 << 20
 # No multiple of 256 KiB: without KVM, QEMU before 9.0 would lose dirty pages (haulier/planner/guest_ram.py).
 _RAM = "65544K"
@@ -82,7 +85,7 @@ class Pair:
 
     def _qemu(self, kernel: Path, tpm_socket: Path, monitor_fd: int) -> list[str]:
         return [
-            *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", _RAM, "-rtc", "base=utc,clock=host"),
+            *(_QEMU, "-machine", "q35", "-accel", "tcg", "-m", _RAM, "-rtc", "base=utc,clock=host"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
             *("-kernel", str(kernel), "-append", _GUEST),
             *("-chardev", f"file,id=log,path={self.serial},append=on", "-serial", "chardev:log"),
@@ -101,14 +104,15 @@ class Report:
     """What is printed, and whether all of it was as it should be."""
 
     held: bool = True
-    rows: list[str] = field(default_factory=list)
 
     def say(self, what: str, found: str) -> None:
         print(f"{what:54}{found}", flush=True)
 
-    def state(self, what: str, state: TpmState) -> None:
-        """One reading of a state volume: digest of the permanent state, size of the file."""
-        self.say(what, f"{state.digest[:16]}  file of {len(state.container):7} bytes")
+    def state(self, what: str, pair: Pair) -> TpmState:
+        """Read a state volume and print it: digest of the permanent state, size of the file."""
+        state = read_state(pair.volume)
+        self.say(what, f"{state.digest[:16]}  file of {pair.volume.stat().st_size:7} bytes")
+        return state
 
     def claim(self, what: str, holds: bool) -> None:
         self.held = self.held and holds
@@ -154,7 +158,7 @@ async def _move(report: Report, source: Pair, target: Pair, *, kernel: Path, cha
         target.volume.write_bytes(copied.container.ljust(_VOLUME_BYTES, b"\0"))
         shutil.copyfile(target.volume, target.volume.with_name("stale.tpm"))
         report.say("TPM counter the guest has told, at the copy", f"{at_copy}")
-        report.state("copy on the target", read_state(target.volume))
+        report.state("copy on the target", target)
         with target.running(kernel, incoming=True):
             async with open_monitor(target.qmp) as new:
                 await _until(lambda: _counter(source) >= at_copy + changes, f"{changes} changes of the TPM")
@@ -180,15 +184,13 @@ async def _switch_over(report: Report, source: Pair, target: Pair, monitors: tup
     await _prepare(old, "pause-before-switchover")
     await old.execute("migrate", uri=f"unix:{target.folder}/stream")
     await _wait_for(old, "pre-switchover")
-    report.state("source, guest paused, devices not saved yet", read_state(source.volume))
-    report.state("target, before the load", read_state(target.volume))
+    report.state("source, guest paused, devices not saved yet", source)
+    report.state("target, before the load", target)
     await old.execute("migrate-continue", state="pre-switchover")
     await _wait_for(old, "completed")
-    sent = read_state(source.volume)
+    sent = report.state("source, guest paused, devices saved", source)
     await _wait_for(new, "completed")
-    arrived = read_state(target.volume)
-    report.state("source, guest paused, devices saved", sent)
-    report.state("target, after the load", arrived)
+    arrived = report.state("target, after the load", target)
     report.claim("the state that arrived is the source's last one", arrived.digest == sent.digest)
     return arrived
 
@@ -207,6 +209,8 @@ async def _cold_start(folder: Path, volume: Path, kernel: Path, name: str) -> in
 async def experiment(folder: Path, *, changes: int) -> bool:
     """Run it in a folder of its own. Returns whether everything was as it should be."""
     report, kernel = Report(), build(Path(".build/probe")).absolute()
+    tpm = swtpm_facts("swtpm")
+    report.say("QEMU, swtpm, libtpms", f"{qemu_version(_QEMU)}, {tpm.version}, {tpm.libtpms}")
     source, target = Pair("source", folder), Pair("target", folder)
     # Blank: swtpm makes a new TPM there. (Haulier refuses such a start where a TPM has been.)
     with source.volume.open("wb") as volume:

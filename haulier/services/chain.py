@@ -26,6 +26,7 @@ from models import LIVE_CHAIN, Attempt, Migration, MigrationState, Node, Phase, 
 from models.transitions import require_legal
 
 CONTROL_QUEUE = "control"
+_GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 # Phases that touched nothing, so that there is nothing to undo.
 _WITHOUT_UNDO = (Phase.CHECK,)
 
@@ -102,6 +103,10 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
         if step is None or step.state not in (StepState.READY, StepState.UNDO_READY):
             return None
         undo = step.state is StepState.UNDO_READY
+        migration = step.attempt.migration
+        wanted = (MigrationState.ROLLING_BACK,) if undo else _GOING_ON
+        if migration.needs_operator or migration.state not in wanted:
+            return None
         taken = unit.session.execute(
             update(Step)
             .where(Step.id == step_id, Step.state == step.state, Step.fence == step.fence)
@@ -117,9 +122,8 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
         if taken.rowcount != 1:  # type: ignore[attr-defined]
             return None
         unit.session.refresh(step)
-        migration_id = step.attempt.migration_id
-        unit.ring(f"migration.{migration_id}")
-        return Claim(step.id, step.attempt_id, migration_id, step.phase, step.side, step.fence, undo)
+        unit.ring(f"migration.{migration.id}")
+        return Claim(step.id, step.attempt_id, migration.id, step.phase, step.side, step.fence, undo)
 
 
 def _held(session: Session, held: Claim, *, undo: bool) -> Step | None:
@@ -171,7 +175,7 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
     unit.ring(f"migration.{attempt.migration_id}")
     if attempt.migration.cancel_asked or attempt.migration.state is MigrationState.ROLLING_BACK:
         _roll_back(unit, attempt.migration, attempt)
-    if attempt.migration.state is MigrationState.ROLLING_BACK:
+    if attempt.migration.state not in _GOING_ON or attempt.migration.needs_operator:
         return
     for successor in _released(attempt.steps):
         successor.state, successor.ready_at = StepState.READY, now()
@@ -229,7 +233,7 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
             return
         elif migration.state is MigrationState.HANDED_OVER:
             step.state = StepState.READY
-        elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK:
+        elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING:
             _remember(migration, problems)
             step.attempt.finished_at = now()
             move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
@@ -337,6 +341,8 @@ def _lost_worker(unit: Unit, step: Step) -> None:
 def _not_taken(context: Context, unit: Unit, step: Step, moment: datetime) -> None:
     """A step that nobody takes: nudge its worker again, or give the attempt up if the node is silent."""
     migration = step.attempt.migration
+    if migration.needs_operator:
+        return
     silent = _silence(context, step)
     if silent is None or step.state is StepState.UNDO_READY or migration.state is not MigrationState.RUNNING:
         unit.send(message_for(step))
@@ -375,6 +381,9 @@ def take_up_again(context: Context, migration_id: int) -> None:
         unit.session.get_one(Attempt, attempt.id, with_for_update=True)
         migration.needs_operator, migration.problems = False, []
         unit.note("migration.taken_up_again", vm=migration.vm.name, migration=migration_id)
+        for step in attempt.steps:
+            if step.state is StepState.UNDO_READY:
+                unit.send(message_for(step))
         if migration.state is MigrationState.ROLLING_BACK:
             advance_undo(unit, attempt)
             return

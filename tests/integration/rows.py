@@ -13,6 +13,9 @@ Row = dict[str, Any]
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
+# One volume of each role, by its key; 2 is another disk.
+VOLUME_OF = {"disk": 1, "efidisk": 3, "tpmstate": 4, "cloudinit": 5, "cdrom": 6, "unused": 7, "vmstate": 8}
+
 # In the order in which they can be stored. Node 1 and its VM 1 are everybody's; node 2 is the target.
 EXAMPLES: dict[str, Row] = {
     "node": {"name": "n", "address": "10.0.0.9", "state": "online", "port_first": 49152, "port_last": 49215}
@@ -31,7 +34,7 @@ EXAMPLES: dict[str, Row] = {
     | {"size_bytes": 4096, "locality": "local"},
     "replica": {"volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
     "migration": {"vm_id": 1, "source_id": 1, "target_id": 2, "state": "queued", "offline": False, "priority": 50}
-    | {"epoch": 3, "cancel_asked": False, "problems": [], "created_at": NOW},
+    | {"epoch": 3, "cancel_asked": False, "needs_operator": False, "problems": [], "created_at": NOW},
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
     "step": {"attempt_id": 1, "position": 0, "phase": "check", "side": "control", "queue": "control"}
     | {"state": "waiting", "fence": 0, "marks": {}, "notes": {}, "progress": {}},
@@ -58,15 +61,21 @@ def store(connection: Connection, table: str, **changes: object) -> None:
 
 
 def store_world(connection: Connection) -> None:
-    """Two nodes with a storage each, two VMs with a volume each, a closed migration with an attempt."""
+    """Two nodes with a storage each; two VMs with a disk and a closed migration each; a closed attempt of the first
+    migration; a third VM with a volume of every other role.
+    """
     for node in (1, 2):
         store(connection, "node", id=node, name=f"node{node}", address=f"10.0.0.{node}")
         store(connection, "storage", id=node, node_id=node, name="local")
     for vm in (1, 2):
         store(connection, "vm", id=vm, name=f"vm{vm}")
         store(connection, "volume", id=vm, vm_id=vm, device="scsi0", name=f"disk{vm}")
-    store(connection, "migration", id=1, state="done")
-    store(connection, "attempt", id=1, number=1)
+        store(connection, "migration", id=vm, vm_id=vm, state="done")
+    store(connection, "attempt", id=1, number=1, finished_at=NOW)
+    store(connection, "vm", id=3, name="vm3")
+    for role, volume in VOLUME_OF.items():
+        if role != "disk":
+            store(connection, "volume", id=volume, vm_id=3, device=role, role=role, name=role, format="raw")
     if connection.dialect.name == "postgresql":
         _count_on_after_given_keys(connection)
 

@@ -26,7 +26,9 @@ _POSTGRESQL = {
 
 
 def read_schema(connection: Connection) -> Schema:
-    """Every column, constraint and index of the database, each with its definition; Alembic's own table left out."""
+    """Every column, constraint and index of the database, each with its definition; what Alembic and SQLite keep for
+    themselves is left out.
+    """
     read = _read_sqlite if connection.dialect.name == "sqlite" else _read_postgresql
     return {name: definition for name, definition in sorted(read(connection).items()) if "alembic_version" not in name}
 
@@ -41,6 +43,8 @@ def _read_postgresql(connection: Connection) -> Schema:
 def _read_sqlite(connection: Connection) -> Schema:
     rows: Schema = {}
     for kind, name, statement in connection.execute(text("SELECT type, name, sql FROM sqlite_master WHERE sql <> ''")):
+        if name == "sqlite_sequence":  # SQLite's own count of keys, which can never be dropped
+            continue
         if kind == "table":
             rows |= {f"table {name}: {part}": "" for part in table_parts(statement)}
         else:

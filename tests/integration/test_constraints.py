@@ -10,18 +10,32 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import CheckConstraint, Connection, DateTime, Engine, Enum, UniqueConstraint, delete, func, select
+from sqlalchemy import (
+    CheckConstraint,
+    Connection,
+    DateTime,
+    Engine,
+    Enum,
+    UniqueConstraint,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
-from models import Base, Event, Vm, make_engine
+from models import Base, Event, Migration, Vm, Volume, make_engine
 from models.base import UtcDateTime
 from tests.fixtures.databases import BOTH
 from tests.fixtures.postgres import Cluster
-from tests.integration.rows import EXAMPLES, NOW, Row, store, store_world
+from tests.integration.rows import EXAMPLES, NOW, VOLUME_OF, Row, example, store, store_world
 
-OPEN = ("queued", "running", "handed_over", "rolling_back", "needs_operator")
+OPEN = ("queued", "running", "handed_over", "rolling_back")
 CLOSED = ("done", "undone", "refused", "cancelled")
+PORT: Row = {"kind": "port", "path": None, "address": "10.0.0.1", "port": 49152}
+MEMORY: Row = {"kind": "memory", "path": None, "bytes": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +43,8 @@ class Never:
     """A row that SQL refuses under the name `by`, next to the row `beside` if one is needed, and what would be allowed.
 
     `row` and `beside` are changes to the table's example. Each of `allowed` is a pair of further changes: to `beside`,
-    and to the row. `sqlite` is what SQLite names for a unique index instead.
+    and to the row. `sqlite` is what SQLite says instead: the columns of a unique index, of a foreign key only that it
+    is one.
     """
 
     what: str
@@ -48,6 +63,11 @@ def closed_beside(column: str, *words: object) -> tuple[tuple[Row, Row], ...]:
     return (*older, *newer)
 
 
+def crossing(role: str) -> Row:
+    """What a transfer of a volume of this role holds."""
+    return {"role": role, "method": "tpm_sync" if role == "tpmstate" else "mirror"}
+
+
 NEVER = (
     *(
         Never(
@@ -61,6 +81,25 @@ NEVER = (
         )
         for first in OPEN
         for second in OPEN
+    ),
+    *(
+        Never(
+            f"a migration beside one that waits for an operator: {state}",
+            "migration",
+            "uq_migration_one_open",
+            {},
+            (*closed_beside("state", *CLOSED), ({}, {"vm_id": 2})),
+            {"state": state, "needs_operator": True},
+            "migration.vm_id",
+        )
+        for state in OPEN
+    ),
+    Never(
+        "waiting for an operator as a state of its own",
+        "migration",
+        "ck_migration_migrationstate",
+        {"state": "needs_operator"},
+        tuple(({}, {"state": state, "needs_operator": True}) for state in OPEN),
     ),
     Never(
         "two active ledger rows of one VM",
@@ -92,7 +131,7 @@ NEVER = (
             f"a tpmstate volume that crosses by {method}",
             "volume_transfer",
             "ck_volume_transfer_tpmstate_by_tpm_sync_only",
-            {"role": "tpmstate", "method": method},
+            {"volume_id": VOLUME_OF["tpmstate"], "role": "tpmstate", "method": method},
             (({}, {"method": "tpm_sync"}),),
         )
         for method in ("mirror", "delta", "copy", "recreate", "none")
@@ -102,18 +141,31 @@ NEVER = (
             f"a {role} that crosses by tpm_sync",
             "volume_transfer",
             "ck_volume_transfer_tpm_sync_for_tpmstate_only",
-            {"role": role, "method": "tpm_sync"},
-            (({}, {"method": "mirror"}), ({}, {"role": "tpmstate"})),
+            {"volume_id": VOLUME_OF[role], "role": role, "method": "tpm_sync"},
+            (({}, {"method": "mirror"}), ({}, {"volume_id": VOLUME_OF["tpmstate"], "role": "tpmstate"})),
         )
         for role in ("disk", "efidisk", "cloudinit", "cdrom", "unused", "vmstate")
+    ),
+    *(
+        Never(
+            f"a {own} volume that is recorded as {recorded}",
+            "volume_transfer",
+            "fk_volume_transfer_volume_id_role_volume",
+            {"volume_id": VOLUME_OF[own], **crossing(recorded)},
+            (({}, crossing(own)), ({}, {"volume_id": VOLUME_OF[recorded]})),
+            sqlite="FOREIGN KEY constraint failed",
+        )
+        for own in VOLUME_OF
+        for recorded in VOLUME_OF
+        if own != recorded
     ),
     Never(
         "two live allocations of one address and port",
         "allocation",
         "uq_allocation_port",
-        {"kind": "port", "path": None, "address": "10.0.0.1", "port": 49152},
+        PORT,
         (*closed_beside("freed_at", NOW), ({}, {"port": 49153}), ({}, {"address": "10.0.0.2"})),
-        {"kind": "port", "path": None, "address": "10.0.0.1", "port": 49152},
+        PORT,
         "allocation.address, allocation.port",
     ),
     Never(
@@ -128,23 +180,84 @@ NEVER = (
     Never(
         "a port allocation without a port",
         "allocation",
-        "ck_allocation_port_has_number",
-        {"kind": "port", "address": "10.0.0.1", "port": None},
+        "ck_allocation_port_has_address",
+        PORT | {"port": None},
         (({}, {"port": 49152}),),
+    ),
+    Never(
+        "a port allocation without an address",
+        "allocation",
+        "ck_allocation_port_has_address",
+        PORT | {"address": None},
+        (({}, {"address": "10.0.0.1"}),),
+    ),
+    Never(
+        "a port allocation without port and address",
+        "allocation",
+        "ck_allocation_port_has_address",
+        PORT | {"address": None, "port": None},
+        (({}, {"address": "10.0.0.1", "port": 49152}),),
     ),
     Never(
         "a port on what is no port",
         "allocation",
-        "ck_allocation_port_has_number",
+        "ck_allocation_port_has_address",
         {"port": 49152},
         (({}, {"port": None}),),
+    ),
+    *(
+        Never(
+            f"a port and its address on {row['kind']}",
+            "allocation",
+            "ck_allocation_port_has_address",
+            row | {"address": "10.0.0.1", "port": 49152},
+            (({}, {"address": None, "port": None}),),
+        )
+        for row in (EXAMPLES["allocation"], MEMORY)
+    ),
+    *(
+        Never(
+            f"port {number}",
+            "allocation",
+            "ck_allocation_port_range",
+            PORT | {"port": number},
+            (({}, {"port": 1}), ({}, {"port": 65535})),
+        )
+        for number in (-1, 0, 65536)
+    ),
+    Never(
+        "a volume allocation without a path",
+        "allocation",
+        "ck_allocation_volume_has_path",
+        {"path": None},
+        (({}, {"path": "/s/f"}),),
+    ),
+    *(
+        Never(
+            f"a path on {row['kind']}",
+            "allocation",
+            "ck_allocation_volume_has_path",
+            row | {"path": "/s/f"},
+            (({}, {"path": None}),),
+        )
+        for row in (PORT, MEMORY)
     ),
     Never(
         "a memory allocation without a size",
         "allocation",
         "ck_allocation_memory_has_bytes",
-        {"kind": "memory", "path": None, "bytes": None},
+        MEMORY | {"bytes": None},
         (({}, {"bytes": 1}),),
+    ),
+    *(
+        Never(
+            f"a size on {row['kind']}",
+            "allocation",
+            "ck_allocation_memory_has_bytes",
+            row | {"bytes": 1},
+            (({}, {"bytes": None}),),
+        )
+        for row in (EXAMPLES["allocation"], PORT)
     ),
     Never(
         "a migration onto its own node",
@@ -216,6 +329,13 @@ NEVER = (
         for first in ("ready", "running")
         for second in ("ready", "running")
     ),
+    Never(
+        "an operation that is to begin on no VM",
+        "operation",
+        "ck_operation_ready_has_vm",
+        {"vm_id": None, "state": "ready"},
+        (({}, {"vm_id": 1}), *(({}, {"state": state}) for state in ("running", "done", "refused", "failed"))),
+    ),
     *(
         Never(
             f"ports {first} to {last}",
@@ -233,9 +353,18 @@ NEVER = (
         "attempt",
         "uq_attempt_migration_id_number",
         {},
-        (({}, {"number": 10}),),
-        {},
+        (({}, {"number": 10}), ({}, {"migration_id": 2})),
+        {"finished_at": NOW},
         "attempt.migration_id, attempt.number",
+    ),
+    Never(
+        "two unfinished attempts of one migration",
+        "attempt",
+        "uq_attempt_one_open",
+        {"number": 10},
+        (*closed_beside("finished_at", NOW), ({}, {"migration_id": 2})),
+        {},
+        "attempt.migration_id",
     ),
     Never(
         "one phase twice on one side of an attempt",
@@ -303,11 +432,14 @@ def world(shared_engine: Engine) -> Iterator[Connection]:
 
 
 def refusal(error: IntegrityError) -> str:
-    """What the database says has been broken: the constraint's name, or for a unique index of SQLite its columns."""
+    """What the database says has been broken: the constraint's name, or for a unique index of SQLite its columns.
+
+    Of a foreign key SQLite says only that it is one.
+    """
     diagnosis: Any = getattr(error.orig, "diag", None)
     if diagnosis is not None:
         return str(diagnosis.constraint_name)
-    return str(error.orig).split(": ", 1)[1]
+    return str(error.orig).split(": ", 1)[-1]
 
 
 @FORBIDDEN
@@ -336,15 +468,18 @@ def count(connection: Connection, table: str) -> int:
 
 
 def test_every_constraint_is_tried() -> None:
-    """A CHECK or unique rule that is added to the models must be added above as well."""
+    """A CHECK, a unique rule or a foreign key of several columns in the models must stand above as well."""
     named = {str(index.name) for table in Base.metadata.tables.values() for index in table.indexes if index.unique}
     for table in Base.metadata.tables.values():
         rules = (c for c in table.constraints if isinstance(c, CheckConstraint | UniqueConstraint))
         named |= {str(rule.name) for rule in rules if not rule._type_bound}
-    assert named - {never.by for never in NEVER} == UNIQUE_NAMES
+        named |= {str(rule.name) for rule in table.foreign_key_constraints if len(rule.columns) > 1}
+    assert named - {never.by for never in NEVER} == UNIQUE_NAMES | {POINTED_AT}
 
 
 UNIQUE_NAMES = {"uq_node_name", "uq_storage_node_id_name", "uq_vm_name"}
+# Says no more than the primary key: it is there so that volume_transfer can point at the role.
+POINTED_AT = "uq_volume_id_role"
 
 
 @pytest.mark.parametrize("table", ["node", "storage", "vm"])
@@ -361,13 +496,15 @@ WORDS = [
     for column in table.columns
     if isinstance(column.type, Enum)
 ]
+# What must be empty beside an unknown word, because another rule reads it together with a known one.
+BESIDE_UNKNOWN: dict[tuple[str, str], Row] = {("allocation", "kind"): {"path": None}}
 
 
 @pytest.mark.parametrize(("table", "column"), WORDS)
 @pytest.mark.parametrize("word", ["nonsense", "", "RUNNING"])
 def test_unknown_word_is_refused(world: Connection, table: str, column: str, word: str) -> None:
     with pytest.raises(IntegrityError) as caught, world.begin_nested():
-        store(world, table, **{column: word})
+        store(world, table, **{column: word}, **BESIDE_UNKNOWN.get((table, column), {}))
     enum: Any = Base.metadata.tables[table].columns[column].type
     assert refusal(caught.value) == f"ck_{table}_{enum.name}"
 
@@ -385,11 +522,12 @@ def test_every_word_of_an_enum_is_known_to_sql(world: Connection, table: str, co
             assert refusal(error) != f"ck_{table}_{enum.name}"
 
 
+# Without volume_transfer.role: each word that it must not have beside the volume's number is tried above.
 POINTERS = [
     (table.name, column.name)
     for table in Base.metadata.sorted_tables
     for column in table.columns
-    if column.foreign_keys
+    if column.foreign_keys and not isinstance(column.type, Enum)
 ]
 
 
@@ -466,8 +604,39 @@ def test_vm_that_something_depends_on_cannot_be_deleted(world: Connection, table
     with world.begin_nested():
         store(world, "vm", id=7, name="kept")
         store(world, table, vm_id=7)
-    with pytest.raises(IntegrityError), world.begin_nested():
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"), world.begin_nested():
         world.execute(delete(Vm).where(Vm.id == 7))
+
+
+@pytest.mark.parametrize("state", ["ready", "running", "done", "refused", "failed"])
+def test_vm_with_an_operation_cannot_be_deleted_and_keeps_it(world: Connection, state: str) -> None:
+    """Also by the models: neither the operation nor the VM that it names is lost with the other."""
+    with world.begin_nested():
+        store(world, "vm", id=7, name="kept")
+        store(world, "operation", id=7, vm_id=7, state=state)
+    with inner_session(world) as session, pytest.raises(IntegrityError, match=r"(?i)foreign key"), session.begin():
+        session.delete(session.get_one(Vm, 7))
+    operation = Base.metadata.tables["operation"]
+    assert world.scalar(select(operation.c.vm_id).where(operation.c.id == 7)) == 7
+
+
+@pytest.mark.parametrize("role", VOLUME_OF)
+def test_role_of_a_volume_that_crosses_stays_what_is_recorded(world: Connection, role: str) -> None:
+    other = "unused" if role != "unused" else "disk"
+    with world.begin_nested():
+        store(world, "volume_transfer", volume_id=VOLUME_OF[role], **crossing(role))
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"), world.begin_nested():
+        world.execute(update(Volume).where(Volume.id == VOLUME_OF[role]).values(role=other))
+
+
+def test_number_of_a_migration_never_comes_back(world: Connection) -> None:
+    """Also that of the newest one, which SQLite gives again to a table that does not count."""
+    newest = 2
+    for _ in range(3):
+        number = world.scalars(insert(Migration).values(example("migration")).returning(Migration.id)).one()
+        assert number > newest
+        newest = number
+        world.execute(delete(Migration).where(Migration.id == number))
 
 
 def test_operation_outlives_a_vm_that_could_not_be_defined(world: Connection) -> None:

@@ -19,7 +19,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Connection, inspect, make_url, text
+from sqlalchemy import Connection, PrimaryKeyConstraint, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import migrations
@@ -79,7 +79,7 @@ def test_chain_equals_models_as_alembic_sees_them(empty_database_url: str) -> No
 
 
 def test_chain_equals_models_as_the_database_sees_them(empty_database_url: str, modelled_url: str) -> None:
-    """CHECKs and the conditions of partial indexes, which Alembic does not compare."""
+    """CHECKs, the conditions of partial indexes and AUTOINCREMENT, which Alembic does not compare."""
     migrations.upgrade(empty_database_url)
     assert schema_of(empty_database_url) == schema_of(modelled_url)
 
@@ -88,19 +88,25 @@ def test_what_the_database_sees_is_all_that_the_models_have(modelled_url: str) -
     """Guards the comparison above: a reader that overlooks something would find two schemas equal."""
     seen = "\n".join(f"{name} {definition}" for name, definition in schema_of(modelled_url).items())
     for table in Base.metadata.tables.values():
-        names = [c.name for c in table.constraints if isinstance(c, CheckConstraint)]
+        names = [c.name for c in table.constraints if not isinstance(c, PrimaryKeyConstraint)]
         for name in [*names, *(index.name for index in table.indexes)]:
             assert f"{name} " in seen, f"{table.name}: {name}"
         for index in table.indexes:
             line = next(line for line in seen.splitlines() if f"{index.name} " in line)
             assert ("WHERE" in line) == (index.dialect_options["sqlite"]["where"] is not None)
+        if modelled_url.startswith("sqlite"):
+            counted = f"table {table.name}: id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT " in seen
+            assert counted == table.dialect_options["sqlite"]["autoincrement"], table.name
 
 
 def test_constraint_names_never_change(database_url: str) -> None:
     """Revisions name what they drop, and the naming convention of the models must go on giving those names."""
     seen = " ".join(f"{name} {definition}" for name, definition in schema_of(database_url).items())
-    for name in ("pk_migration", "fk_migration_vm_id_vm", "ck_migration_migrationstate", "uq_storage_node_id_name"):
+    for name in ("pk_vm", "fk_migration_vm_id_vm", "ck_migration_migrationstate", "uq_storage_node_id_name"):
         assert name in seen
+    assert "fk_volume_transfer_volume_id_role_volume" in seen
+    # AUTOINCREMENT stands beside a key that has no name.
+    assert ("pk_migration" in seen) == database_url.startswith("postgresql")
 
 
 def test_down_to_base_and_up_again(empty_database_url: str) -> None:

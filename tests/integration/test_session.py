@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from sqlalchemy import event, select, text, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import QueuePool, event, select, text, update
+from sqlalchemy.exc import InternalError, OperationalError
 
 from models import Database, Node, Vm
 from tests.integration.rows import NOW
@@ -101,6 +101,35 @@ def test_writer_waits_for_no_reader(database: Database, impatient: Database) -> 
             writer.execute(update(Vm).values(epoch=7))
         assert session.scalars(select(Vm.epoch)).one() == 0
     assert epoch_of(database) == 7
+
+
+def test_reader_cannot_write_to_postgresql(postgres_url: str) -> None:
+    with closing(Database(postgres_url)) as database:
+        fill(database)
+        with database.read() as session, pytest.raises(InternalError, match="read-only transaction"):
+            session.execute(update(Vm).values(epoch=99))
+        assert epoch_of(database) == 0
+
+
+def test_reader_of_sqlite_leaves_nothing_behind(database: Database, impatient: Database) -> None:
+    """SQLite lets it write; what it wrote is gone at the end of the block, and so is its lock."""
+    with database.read() as session:
+        session.execute(update(Vm).values(epoch=99))
+    with impatient.write() as writer:
+        assert writer.scalars(select(Vm.epoch)).one() == 0
+
+
+def test_connection_of_a_reader_can_write_afterwards(database_url: str) -> None:
+    """Both take it from one pool: what was read-only must not stay so, and what was not must become so."""
+    with closing(Database(database_url)) as database:
+        fill(database)
+        for epoch in (1, 2):
+            assert epoch_of(database) == epoch - 1
+            with database.write() as session:
+                session.execute(update(Vm).values(epoch=epoch))
+        assert epoch_of(database) == 2
+        assert isinstance(database.engine.pool, QueuePool)
+        assert database.engine.pool.checkedin() == 1
 
 
 def test_write_is_undone_by_an_error(database: Database) -> None:

@@ -99,7 +99,7 @@ def test_whole_vector() -> None:
         *("-tpmdev", "emulator,id=tpm0,chardev=chrtpm"),
         *("-device", "tpm-crb,id=tpmdev0,tpmdev=tpm0"),
         "-chardev",
-        "socket,id=serial0,path=/run/vm/serial0.sock,server=on,wait=off,logfile=/run/vm/serial0.log,logappend=on",
+        "socket,id=serial0,path=/run/vm/serial0.sock,server=on,wait=off,logfile=/var/vm/serial0.log,logappend=on",
         *("-device", "isa-serial,id=com0,chardev=serial0,index=0"),
         *("-incoming", "defer"),
         *("-kernel", "/boot/probe"),

@@ -104,7 +104,21 @@ def test_both_answers_come_from_the_same_state_only() -> None:
     """Both sides compare with the same `before`, so only one of them can win."""
     before_hand_over = {state for state, after in MIGRATION.items() if MigrationState.HANDED_OVER in after}
     before_rolling_back = {state for state, after in MIGRATION.items() if MigrationState.ROLLING_BACK in after}
-    assert before_hand_over == before_rolling_back
+    assert before_hand_over == before_rolling_back == {MigrationState.RUNNING}
+
+
+def test_after_the_hand_over_there_is_only_the_way_forward() -> None:
+    assert reachable(MIGRATION, MigrationState.HANDED_OVER) == {MigrationState.DONE}
+
+
+def test_after_the_way_back_began_there_is_only_the_way_back() -> None:
+    ends = {MigrationState.UNDONE, MigrationState.CANCELLED}
+    assert reachable(MIGRATION, MigrationState.ROLLING_BACK) == ends
+
+
+def test_waiting_for_an_operator_is_no_state() -> None:
+    """A state that both decisions could reach would lead from the one to the other: it is a column beside the state."""
+    assert "needs_operator" not in set(MigrationState)
 
 
 def test_open_migrations_are_those_that_have_not_ended() -> None:

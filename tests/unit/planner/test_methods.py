@@ -1,0 +1,86 @@
+"""The method table: every role in every situation has a method or a refusal, and a TPM's state only ever one method."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haulier.definition import Role
+from haulier.planner.methods import TABLE, Method, Situation, VolumeFacts, choose_method
+
+FACTS = st.builds(
+    VolumeFacts,
+    device=st.from_regex(r"[a-z]{2,8}[0-9]{1,2}", fullmatch=True),
+    role=st.sampled_from(Role),
+    shared=st.booleans(),
+    replica_on_target=st.booleans(),
+)
+COPIED = (Role.CLOUDINIT, Role.UNUSED, Role.VMSTATE)
+
+
+@given(FACTS)
+def test_tpmstate_only_ever_crosses_by_tpm_sync(facts: VolumeFacts) -> None:
+    choice = choose_method(facts)
+    allowed = {Method.TPM_SYNC, Method.NONE} if facts.role is Role.TPMSTATE else set(Method) - {Method.TPM_SYNC}
+    assert choice.method in allowed
+    if facts.role is Role.TPMSTATE and choice.method is Method.NONE:
+        assert choice.refusal
+
+
+@given(FACTS)
+def test_every_volume_has_a_method_or_a_refusal_that_tells_everything(facts: VolumeFacts) -> None:
+    choice = choose_method(facts)
+    assert (choice.device, choice.role) == (facts.device, facts.role)
+    assert choice.reason
+    assert (choice.method is Method.NONE) == (choice.refusal is not None)
+    if choice.refusal:
+        assert choice.refusal.code
+        assert choice.refusal.hint
+        assert choice.refusal.message == choice.reason
+
+
+def test_every_cell_is_there() -> None:
+    """A hole in the table would be a KeyError in the middle of a request."""
+    assert set(TABLE) == set(product(set(Role) - {Role.CDROM}, Situation))
+
+
+def test_no_tpm_cell_but_tpm_sync() -> None:
+    assert {rule.method for (role, _), rule in TABLE.items() if role is Role.TPMSTATE} == {Method.TPM_SYNC}
+    assert Method.TPM_SYNC not in {rule.method for (role, _), rule in TABLE.items() if role is not Role.TPMSTATE}
+
+
+@pytest.mark.parametrize("replica", [False, True])
+@pytest.mark.parametrize(
+    ("role", "method"),
+    [
+        *((role, Method.MIRROR) for role in (Role.DISK, Role.EFIDISK)),
+        *((role, Method.COPY) for role in COPIED),
+        (Role.TPMSTATE, Method.TPM_SYNC),
+    ],
+)
+def test_method_of_a_local_volume(role: Role, method: Method, *, replica: bool) -> None:
+    choice = choose_method(VolumeFacts("dev0", role, replica_on_target=replica))
+    assert choice.method is method
+    assert choice.refusal is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        *((VolumeFacts("dev0", role, shared=True), "shared_storage_unsupported") for role in Role),
+        (VolumeFacts("ide2", Role.CDROM), "cdrom_local"),
+        (VolumeFacts("ide2", Role.CDROM, replica_on_target=True), "cdrom_local"),
+    ],
+)
+def test_refused_volume(facts: VolumeFacts, code: str) -> None:
+    refusal = choose_method(facts).refusal
+    assert refusal
+    assert refusal.code == code
+
+
+def test_replica_changes_the_reason_of_a_disk() -> None:
+    whole, beside = (choose_method(VolumeFacts("scsi0", Role.DISK, replica_on_target=each)) for each in (False, True))
+    assert whole.reason != beside.reason

@@ -1,0 +1,204 @@
+"""The hand-over's one transaction: volumes, ledger and epoch move together or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from haulier.clock import now
+from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
+from haulier.services.chain import Claim
+from haulier.services.ownership import old_replicas, record_proof, record_running
+from models import (
+    Allocation,
+    LedgerRole,
+    Migration,
+    Phase,
+    Replica,
+    Step,
+    Storage,
+    TpmLedger,
+    Vm,
+    VmState,
+    Volume,
+    VolumeTransfer,
+)
+from tests.unit.services.world import DIGEST, IDENTITY, World
+
+
+@pytest.fixture
+def hand(world: World) -> Claim:
+    """The target is about to commit; the phase reserve has written down its copy of the TPM."""
+    world.file()
+    _, hand = world.switch_over()
+    world.reserve_tpm(world.view())
+    return hand
+
+
+def volumes(world: World) -> list[tuple[str, str]]:
+    with world.context.database.read() as session:
+        rows = session.scalars(select(Volume).order_by(Volume.id))
+        return [(str(Path(row.storage.path) / row.name), row.device) for row in rows]
+
+
+def everything(world: World) -> tuple[object, ...]:
+    vm = world.vm()
+    return (vm.node.name, vm.epoch, vm.pid, vm.qmp, vm.state), world.state(), world.ledger(), volumes(world)
+
+
+def test_all_of_it_moves(world: World, hand: Claim) -> None:
+    assert world.ledger() == [("alpha", "active", 0), ("beta", "reserved", 1)]
+    assert world.commit(hand, pid=42, qmp="/there")
+    vm = world.vm()
+    assert (vm.node.name, vm.epoch, vm.pid, vm.qmp, vm.state) == ("beta", 1, 42, "/there", VmState.PAUSED)
+    assert world.state() == "handed_over"
+    assert volumes(world) == [
+        ("/beta/images/web/disk.qcow2", "scsi0"),
+        ("/beta/images/web/ci.raw", "ide2"),
+        ("/beta/images/web/tpm.raw", "tpmstate0"),
+    ]
+    assert world.ledger() == [("alpha", "quarantined", 0), ("beta", "active", 1)]
+
+
+def test_ledger_knows_the_new_copy_and_keeps_the_old_for_a_while(world: World, hand: Claim) -> None:
+    before = now()
+    world.commit(hand)
+    with world.context.database.read() as session:
+        old, new = session.scalars(select(TpmLedger).order_by(TpmLedger.id)).all()
+    assert (new.digest, new.identity, new.swtpm_version, new.libtpms_version) == (DIGEST, IDENTITY, "0.7.1", "0.9.2")
+    assert old.keep_until
+    assert abs((old.keep_until - before).total_seconds() - world.context.settings.tpm_quarantine_s) < 60
+
+
+@pytest.mark.parametrize("change", ["epoch", "node", "state"])
+def test_nothing_moves_when_it_is_not_the_targets_to_take(world: World, hand: Claim, change: str) -> None:
+    view = world.view()
+    if change == "epoch":
+        world.change(Vm, epoch=7)
+    elif change == "node":
+        world.change(Vm, node_id=view.target.id)
+    else:
+        world.change(Migration, state="rolling_back")
+    before, events = everything(world), world.kinds()
+    assert not world.commit(hand, view)
+    assert (everything(world), world.kinds()) == (before, events)
+
+
+def test_nothing_moves_when_a_part_fails(world: World, hand: Claim) -> None:
+    """The ledger refuses an active copy without an identity: then volumes and epoch stay, too."""
+    view = world.view()
+    before = everything(world)
+    with pytest.raises(IntegrityError):
+        world.commit(hand, dataclasses.replace(view, tpm_identity=None))
+    assert everything(world) == before
+    assert world.commit(hand, view)
+
+
+def test_second_commit_is_no_second_hand_over(world: World, hand: Claim) -> None:
+    view = world.view()
+    assert world.commit(hand, view)
+    after = everything(world)
+    assert not world.commit(hand, view)
+    assert everything(world) == after
+    assert world.kinds().count("handed_over") == 1
+
+
+def test_view_says_that_it_was_handed_over(world: World, hand: Claim) -> None:
+    """hand_over that is tried again must not ask for the guest again."""
+    assert not world.view().handed_over
+    world.commit(hand)
+    view = world.view()
+    assert view.handed_over
+    assert (view.source.name, view.target.name) == ("alpha", "beta")
+    assert {str(each.source_path) for each in view.transfers} == {
+        f"/alpha/images/web/{name}" for name in ("disk.qcow2", "ci.raw", "tpm.raw")
+    }
+
+
+def test_vm_without_tpm_needs_no_ledger(world: World) -> None:
+    with world.context.database.write() as session:
+        session.delete(session.scalars(select(Volume).where(Volume.device == "tpmstate0")).one())
+        session.delete(session.scalars(select(TpmLedger)).one())
+    world.file()
+    _, hand = world.switch_over()
+    assert world.view().tpm is None
+    assert world.commit(hand, digest=None)
+    assert (world.vm().node.name, world.ledger()) == ("beta", [])
+
+
+def test_promises_are_the_vms_own_after_the_resume(world: World, hand: Claim) -> None:
+    view = world.view()
+    take_memory(world.context, view.attempt_id, view.target, 1 << 28)
+    take_port(world.context, view.attempt_id, view.target, "disks", avoid=frozenset())
+    take_volume(world.context, view.attempt_id, view.source, Path("/alpha/x"))
+    world.commit(hand)
+    record_running(world.context, view, running=True, downtime_ms=12.5)
+    with world.context.database.read() as session:
+        still = [row.path for row in session.scalars(select(Allocation).where(Allocation.freed_at.is_(None)))]
+    assert still == ["/alpha/x"]
+    assert (world.vm().state, world.migration().downtime_ms) == (VmState.RUNNING, 12.5)
+
+
+def test_guest_that_was_paused_stays_paused(world: World, hand: Claim) -> None:
+    world.commit(hand)
+    record_running(world.context, world.view(), running=False, downtime_ms=None)
+    assert world.vm().state is VmState.PAUSED
+
+
+def test_old_files_are_nobodys_after_the_hand_over(world: World, hand: Claim) -> None:
+    """retire_source asks this before it removes anything."""
+    view = world.view()
+    disk = Path("/alpha/images/web/disk.qcow2")
+    assert disk in paths_in_use(world.context, view.source.id)
+    world.commit(hand)
+    assert paths_in_use(world.context, view.source.id) == frozenset()
+    assert Path("/beta/images/web/disk.qcow2") in paths_in_use(world.context, view.target.id)
+
+
+def add_replica(world: World, node: str, name: str) -> None:
+    with world.context.database.write() as session:
+        storage = session.scalars(select(Storage).where(Storage.path == f"/{node}/images")).one()
+        session.add(Replica(volume_id=1, storage_id=storage.id, name=name, generation=1, synced_at=now()))
+
+
+def test_replicas_at_the_new_home_go_and_are_found_again(world: World) -> None:
+    add_replica(world, "beta", "web/disk.old")
+    world.file()
+    _, hand = world.switch_over()
+    view = world.view()
+    world.commit(hand, view)
+    expected = (Path("/beta/images/web/disk.old"),)
+    assert old_replicas(world.context, view) == expected
+    assert old_replicas(world.context, view) == expected, "a second try must find what the first did not free"
+    assert world.count(Replica) == 0
+    assert allocated_volumes(world.context, view.attempt_id, view.target) == expected
+
+
+def test_replicas_elsewhere_stay(world: World) -> None:
+    world.file()
+    _, hand = world.switch_over()
+    add_replica(world, "alpha", "web/disk.old")
+    world.commit(hand)
+    assert old_replicas(world.context, world.view()) == ()
+    assert world.count(Replica) == 1
+
+
+def test_proof_is_kept(world: World, hand: Claim) -> None:
+    tpm = world.view().tpm
+    assert tpm
+    record_proof(world.context, tpm.id, digest=DIGEST, identity_source=IDENTITY, identity_target=IDENTITY)
+    with world.context.database.read() as session:
+        row = session.get_one(VolumeTransfer, tpm.id)
+    assert (row.digest_source, row.digest_target, row.identity_source) == (DIGEST, DIGEST, IDENTITY)
+
+
+def test_one_active_copy_whatever_happens(world: World, hand: Claim) -> None:
+    world.commit(hand)
+    with pytest.raises(IntegrityError):
+        world.change(TpmLedger, role=LedgerRole.ACTIVE, identity=IDENTITY)
+    assert world.step(Phase.HAND_OVER).id == hand.step_id
+    assert world.count(Step) == 11
