@@ -44,9 +44,11 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = make_engine(url)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
-        self._read = sessionmaker(
-            self.engine.execution_options(reads_only=True, postgresql_readonly=True), expire_on_commit=False
-        )
+        options: dict[str, Any] = {"reads_only": True}
+        if self.engine.dialect.name == "postgresql":
+            # SQLite shows a reader one state by itself; PostgreSQL only when it is asked to.
+            options |= {"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"}
+        self._read = sessionmaker(self.engine.execution_options(**options), expire_on_commit=False)
 
     def write(self) -> AbstractContextManager[Session]:
         """A transaction that is committed at the end of the block, rolled back on an error."""

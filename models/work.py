@@ -173,7 +173,9 @@ class Allocation(Base):
 
     __tablename__ = "allocation"
     __table_args__ = (
-        CheckConstraint("(kind = 'port') = (port IS NOT NULL AND address IS NOT NULL)", name="port_has_address"),
+        CheckConstraint(
+            "(kind = 'port') = (port IS NOT NULL) AND (kind = 'port') = (address IS NOT NULL)", name="port_has_address"
+        ),
         CheckConstraint("port BETWEEN 1 AND 65535", name="port_range"),
         CheckConstraint("(kind = 'volume') = (path IS NOT NULL)", name="volume_has_path"),
         CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name="memory_has_bytes"),
@@ -206,7 +208,7 @@ class Operation(Base):
     __tablename__ = "operation"
     __table_args__ = (
         only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),
-        CheckConstraint("vm_id IS NOT NULL OR state NOT IN ('ready')", name="ready_has_vm"),
+        CheckConstraint("vm_id IS NOT NULL OR state <> 'ready'", name="ready_has_vm"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)

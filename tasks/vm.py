@@ -112,6 +112,7 @@ def _start(order: Order, vm: VmView) -> None:
     except BaseException:
         machine.stop_now(place)
         stop_swtpm(place)
+        place.clear()
         raise
 
 

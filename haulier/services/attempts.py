@@ -281,9 +281,14 @@ def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *
     `no_port` when the range is used up.
     """
     first, last = node.ports
-    ports = list(range(first, last + 1))
+    with context.database.read() as session:
+        promised = session.scalars(
+            select(Allocation.port).where(Allocation.address == node.address, Allocation.freed_at.is_(None))
+        ).all()
+    ports = list(set(range(first, last + 1)) - avoid - set(promised))
     random.shuffle(ports)
-    for port in [port for port in ports if port not in avoid][:_PORT_TRIES]:
+    # Somebody else may take one between the look and the row; then the next one is tried.
+    for port in ports[:_PORT_TRIES]:
         try:
             with context.database.write() as session:
                 session.add(

@@ -99,8 +99,8 @@ class Claim:
 def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Claim | None:
     """Take a step that is ready to be run or undone; None if there is nothing to take (a doubled message)."""
     with context.unit() as unit:
-        step = unit.session.get(Step, step_id)
-        if step is None or step.state not in (StepState.READY, StepState.UNDO_READY):
+        step = _locked(unit.session, step_id, Step.state.in_((StepState.READY, StepState.UNDO_READY)))
+        if step is None:
             return None
         undo = step.state is StepState.UNDO_READY
         migration = step.attempt.migration
@@ -319,7 +319,7 @@ def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:
 def _locked(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
     """The step, with its attempt locked, if it is still as it was found."""
     attempt_id = session.scalar(select(Step.attempt_id).where(Step.id == step_id))
-    session.get_one(Attempt, attempt_id, with_for_update=True)
+    session.get(Attempt, attempt_id, with_for_update=True)
     return session.scalar(select(Step).where(Step.id == step_id, *conditions))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -75,6 +76,16 @@ def file_migration(context: Context, vm_name: str, *, target: str, offline: bool
 
     Raises Refused with all reasons; nothing is written then.
     """
+    try:
+        return _file(context, vm_name, target=target, offline=offline)
+    except IntegrityError as error:
+        # Somebody else filed one between our look and our row; SQL lets only one of us through.
+        if not any(name in str(error.orig) for name in ("uq_migration_one_open", "migration.vm_id")):
+            raise
+        raise Refused("migration_open", f"VM {vm_name} is already in a migration", "haulier migration list") from error
+
+
+def _file(context: Context, vm_name: str, *, target: str, offline: bool) -> int:
     with context.unit() as unit:
         vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
         choices = _choices(unit.session, vm, node)

@@ -20,6 +20,7 @@ from haulier.services.ledger import TpmCopy, move_copy
 from models import (
     Allocation,
     AllocationKind,
+    Attempt,
     LedgerRole,
     Migration,
     MigrationState,
@@ -53,6 +54,8 @@ def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: New
     """
     with context.unit() as unit:
         session = unit.session
+        # Locked as by every other decision about this attempt (chain.py): who looks after us sees what we have done.
+        session.execute(select(Attempt.id).where(Attempt.id == held.attempt_id).with_for_update())
         still_ours = select(Step.id).where(
             Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
         )

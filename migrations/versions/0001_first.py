@@ -175,7 +175,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("vm_id IS NOT NULL OR state NOT IN ('ready')", name=op.f("ck_operation_ready_has_vm")),
+        sa.CheckConstraint("vm_id IS NOT NULL OR state <> 'ready'", name=op.f("ck_operation_ready_has_vm")),
         sa.ForeignKeyConstraint(["node_id"], ["node.id"], name=op.f("fk_operation_node_id_node")),
         sa.ForeignKeyConstraint(["vm_id"], ["vm.id"], name=op.f("fk_operation_vm_id_vm")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_operation")),
@@ -347,7 +347,7 @@ def upgrade() -> None:
         sa.Column("freed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name=op.f("ck_allocation_memory_has_bytes")),
         sa.CheckConstraint(
-            "(kind = 'port') = (port IS NOT NULL AND address IS NOT NULL)", name=op.f("ck_allocation_port_has_address")
+            "(kind = 'port') = (port IS NOT NULL) AND (kind = 'port') = (address IS NOT NULL)", name=op.f("ck_allocation_port_has_address")
         ),
         sa.CheckConstraint("(kind = 'volume') = (path IS NOT NULL)", name=op.f("ck_allocation_volume_has_path")),
         sa.CheckConstraint("port BETWEEN 1 AND 65535", name=op.f("ck_allocation_port_range")),

@@ -1,4 +1,4 @@
-"""A VM with the probe guest in it: defined and started as a user would, heard by its serial logs, judged by the probe."""
+"""A VM with the probe guest in it: defined and started as a user would, heard and judged by its serial logs."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ class Guest:
 
     def wait_stream(self) -> None:
         """Wait until some of the RAM has crossed."""
-        wait_until(f"{self.name}: stream", lambda: self.ask("query-migrate").get("ram", {}).get("transferred", 0) > 1 << 20)
+        wait_until(
+            f"{self.name}: stream", lambda: self.ask("query-migrate").get("ram", {}).get("transferred", 0) > 1 << 20
+        )
 
     def qemus(self) -> dict[str, Process]:
         """Its QEMU processes by node."""

@@ -1,4 +1,4 @@
-"""A local stack as a user has it: started by `haulier up`, spoken to by `haulier ... --json`, looked into by its rows."""
+"""A local stack as a user has it: started by `haulier up`, asked by `haulier ... --json`, looked into by its rows."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ class Stack:
         self.nodes = nodes
         # Directly under /tmp: sockets have room for 107 bytes of path.
         self.state = Path(tempfile.mkdtemp(prefix="ha-", dir="/tmp"))
+        self._commands: list[subprocess.Popen[str]] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HAULIER_")}
         self.environment = {
             **clean,
@@ -98,6 +99,7 @@ class Stack:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._commands.append(process)
         return Command(words, process)
 
     def haulier(self, *words: str) -> Answer:
@@ -110,6 +112,10 @@ class Stack:
 
     def remove(self) -> list[Process]:
         """Stop everything and remove the folder, however bad things stand; give what `down` had left running."""
+        for command in self._commands:
+            # A test that failed has left its commands alone.
+            command.kill()
+            command.communicate()
         try:
             self.haulier("down", "--vms")
             left = processes_of(self.state)
@@ -150,19 +156,23 @@ class Stack:
             if process.program in (programs or VM_PROGRAMS) and any(token in word for word in process.argv)
         ]
 
-    def supervisor(self) -> Any:
-        """What holds the workers; its methods are those of supervisord's XML-RPC."""
+    def supervisor(self, method: str, *arguments: str) -> Any:
+        """Call what holds the workers: a method of supervisord's XML-RPC."""
         socket = self.state / "run" / "supervisor.sock"
-        return ServerProxy("http://localhost", transport=SupervisorTransport(None, None, f"unix://{socket}")).supervisor
+        transport = SupervisorTransport(None, None, f"unix://{socket}")
+        try:
+            return getattr(ServerProxy("http://localhost", transport=transport).supervisor, method)(*arguments)
+        finally:
+            transport.close()
 
     def restart_worker(self, node: str) -> None:
         """End a node's worker in good order, start it again, and wait until it beats."""
-        self.supervisor().stopProcess(f"node-{node}")
+        self.supervisor("stopProcess", f"node-{node}")
         self.start_worker(node)
 
     def start_worker(self, node: str) -> None:
         """Start a node's worker that was stopped, and wait until it beats."""
-        self.supervisor().startProcess(f"node-{node}")
+        self.supervisor("startProcess", f"node-{node}")
         wait_until(f"worker of {node}", lambda: self.beats(node))
 
     def beats(self, node: str) -> bool:
@@ -182,7 +192,9 @@ class Stack:
         metadata: MetaData = Base.metadata
         rows = {name: self._still(name) for name in metadata.tables if name not in without}
         nodes = self.state / "nodes"
-        files = sorted((str(path.relative_to(nodes)), _size(path)) for path in nodes.rglob("*") if "vms" not in path.parts)
+        files = sorted(
+            (str(path.relative_to(nodes)), _size(path)) for path in nodes.rglob("*") if "vms" not in path.parts
+        )
         return {"rows": rows, "files": files, "processes": sorted(str(process) for process in self.processes())}
 
     def _still(self, name: str) -> list[dict[str, Any]]:

@@ -118,7 +118,9 @@ def test_files_that_define_no_vm(stack: Stack, tmp_path: Path, content: bytes | 
 
 
 def test_unknown_keys_are_kept_and_reported(stack: Stack, tmp_path: Path, make_guest: Callable[..., Guest]) -> None:
-    guest = make_guest("virtio0: local:{name}/a.raw,size=1M", "startup: order=3", "wibble: yes", start=False, define=False)
+    guest = make_guest(
+        "virtio0: local:{name}/a.raw,size=1M", "startup: order=3", "wibble: yes", start=False, define=False
+    )
     document = guest.define()
     assert document["ignored"] == {"startup": "order=3", "wibble": "yes"}
     toml = tmp_path / "vm.toml"
@@ -185,7 +187,7 @@ def test_swtpm_that_is_too_old(stack: Stack, faults: Faults, guest: Guest) -> No
 
 
 def test_worker_of_the_target_is_stopped(stack: Stack, guest: Guest) -> None:
-    stack.supervisor().stopProcess("node-beta")
+    stack.supervisor("stopProcess", "node-beta")
     assert_refused(stack, "migrate", guest.name, "--to", "beta", "--wait", code="node_silent")
     stack.start_worker("beta")
     guest.move("beta")
@@ -193,7 +195,7 @@ def test_worker_of_the_target_is_stopped(stack: Stack, guest: Guest) -> None:
 
 
 def test_worker_of_the_target_hangs(stack: Stack, guest: Guest) -> None:
-    pid = stack.supervisor().getProcessInfo("node-beta")["pid"]
+    pid = stack.supervisor("getProcessInfo", "node-beta")["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
         # Filed while its heartbeat is fresh: the check on the target is never taken, and so nothing is touched.
@@ -209,7 +211,10 @@ def test_second_migration_of_one_vm(stack: Stack, make_guest: Callable[..., Gues
     guest = make_guest(append="dirty_mib_s=12")
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
-    for words, code in ((("migrate", guest.name, "--to", "beta"), "migration_open"), (("vm", "stop", guest.name), "migration_open")):
+    for words, code in (
+        (("migrate", guest.name, "--to", "beta"), "migration_open"),
+        (("vm", "stop", guest.name), "migration_open"),
+    ):
         assert_explained(stack.haulier(*words), status=2, code=code)
     assert len(stack.table("migration", vm_id=guest.row()["id"])) == 1
     command.finish().done()
@@ -225,7 +230,9 @@ def test_second_migration_of_one_vm(stack: Stack, make_guest: Callable[..., Gues
         ("HAULIER_STATE", "/tmp/ha-never-there", "database_not_ready"),
     ],
 )
-def test_settings_that_cannot_be(stack: Stack, monkeypatch: pytest.MonkeyPatch, name: str, value: str, code: str) -> None:
+def test_settings_that_cannot_be(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, name: str, value: str, code: str
+) -> None:
     before = stack.snapshot()
     monkeypatch.setitem(stack.environment, name, value)
     answer = stack.haulier("vm", "list")

@@ -76,7 +76,7 @@ def test_swtpm_is_killed_before_it_loads(stack: Stack, make_guest: Callable[...,
 
 
 def test_state_that_did_not_arrive_fails_the_proof(stack: Stack, faults: Faults, guest: Guest) -> None:
-    """The target's swtpm wrote the stream's state elsewhere: its volume holds the older copy and not the last writes."""
+    """The target's swtpm wrote the stream's state elsewhere: its volume holds the older copy."""
     with faults.told("swtpm", "beta", "shadow"):
         answer = guest.migrate("beta")
     document = assert_undone(stack, guest, answer, code="tpm_proof_failed", says="not the source's")

@@ -28,11 +28,16 @@ def monitor_path() -> Iterator[Path]:
     """A QEMU that holds a disk and, against every rule, a node with a TPM's state."""
     with TemporaryDirectory(prefix="ha-qemu-", dir="/tmp") as folder:
         path = Path(folder) / "qmp"
-        nodes = [f"driver=null-co,node-name=drive-{device},size=1M" for device in ("virtio0", "tpmstate0")]
+        nodes = [f"driver=null-co,node-name=drive-{device}" for device in ("virtio0", "tpmstate0")]
         with listening_socket(path) as listener:
             argv = ["qemu-system-x86_64", "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-m", "16"]
             argv += [word for node in nodes for word in ("-blockdev", node)]
-            argv += ["-chardev", f"socket,id=m,fd={listener.fileno()},server=on,wait=off", "-mon", "m,mode=control"]
+            argv += [
+                "-chardev",
+                f"socket,id=m,fd={listener.fileno()},server=on,wait=off",
+                "-mon",
+                "chardev=m,mode=control",
+            ]
             process = subprocess.Popen(argv, pass_fds=[listener.fileno()])
         try:
             yield path

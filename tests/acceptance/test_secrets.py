@@ -1,0 +1,98 @@
+"""Keys stay where they belong: nobody gets at the disks without one, and no log, row or argument tells one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from haulier.hypervisor.tls import KeyFolder
+from haulier.hypervisor.tpm_state import read_state
+from tests.acceptance.faults import Faults
+from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.processes import processes_of
+from tests.acceptance.stack import Stack
+
+SLOW = "dirty_mib_s=12"
+
+
+@pytest.fixture
+def settings(faults: Faults) -> dict[str, str]:
+    return faults.settings
+
+
+def knock(port: int, *, keys: Path | None) -> subprocess.CompletedProcess[str]:
+    """Ask the target's NBD server for the disk, as anybody on the network could."""
+    image = f"driver=nbd,server.type=inet,server.host=127.0.0.1,server.port={port},export=virtio0"
+    words = ["qemu-img", "info", "--image-opts"]
+    if keys:
+        words[2:2] = ["--object", f"tls-creds-psk,id=k,dir={keys},endpoint=client,username=haulier"]
+        image += ",tls-creds=k"
+    return subprocess.run([*words, image], capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_disks_are_served_to_nobody_without_the_key(
+    stack: Stack, make_guest: Callable[..., Guest], tmp_path: Path
+) -> None:
+    guest = make_guest(append=SLOW)
+    command = guest.begin_migrate("beta")
+    guest.wait_phase("move_memory", "running")
+    (port,) = [row["port"] for row in stack.table("allocation", purpose="disks") if row["freed_at"] is None]
+    without = knock(port, keys=None)
+    KeyFolder(tmp_path / "wrong").write(b"another cluster's secret, 32 bytes", "1-1")
+    wrong = knock(port, keys=tmp_path / "wrong")
+    (right,) = stack.run_folder("alpha", guest.name).glob("keys-*")
+    same = knock(port, keys=right)
+    assert guest.row()["node"] == "alpha", "it was over before anybody knocked: this run proves nothing"
+    assert command.finish().done()["state"] == "done"
+    assert without.returncode != 0 and "TLS" in without.stderr, without
+    assert wrong.returncode != 0 and "TLS handshake failed" in wrong.stderr, wrong
+    assert same.returncode == 0, same
+    assert_all_is_well(stack, guest)
+
+
+def test_nothing_tells_a_secret(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(DISK, TPM, append=SLOW)
+    command = guest.begin_migrate("beta")
+    guest.wait_phase("move_memory", "running")
+    folders = list((stack.state / "run").glob("*/*/keys-*"))
+    assert len(folders) == 2
+    keys = {(folder / "keys.psk").read_bytes().strip().partition(b":")[2] for folder in folders}
+    assert len(keys) == 1, "both sides have the same key"
+    for folder in folders:
+        assert [folder.stat().st_mode & 0o777, (folder / "keys.psk").stat().st_mode & 0o777] == [0o700, 0o600]
+    state = read_state(guest.volumes()["tpmstate0"]).permanent
+    secret = (stack.state / "secret").read_bytes().strip()
+    assert (stack.state / "secret").stat().st_mode & 0o777 == 0o600
+    hidden = {*keys, secret, bytes.fromhex(secret.decode()), *map(bytes.fromhex, map(bytes.decode, keys))}
+    hidden |= {state[64:96], state[64:96].hex().encode()}
+    told = "\n".join(str(process.argv) for process in processes_of(stack.state)).encode()
+    answer = command.finish()
+    answer.done()
+    shown = (answer.output + answer.errors + stack.haulier("migration", "list").output).encode()
+    for place, text in {"arguments": told, "output": shown, **dict(written(stack))}.items():
+        assert not [word for word in hidden if word in text], f"{place} tells a secret"
+    assert_all_is_well(stack, guest)
+
+
+def written(stack: Stack) -> Iterator[tuple[str, bytes]]:
+    """All that the stack has written, but for the secret's own file and the volumes."""
+    for path in stack.state.rglob("*"):
+        if path.is_file() and path.name != "secret" and "images" not in path.parts:
+            yield str(path), path.read_bytes()
+
+
+def test_all_that_is_written_is_ours_alone(stack: Stack, guest: Guest) -> None:
+    guest.move("beta")
+    open_to_others = [
+        str(path)
+        for path in stack.state.rglob("*")
+        if path.stat().st_mode & 0o077 and not any(parent.stat().st_mode & 0o077 == 0 for parent in path.parents)
+    ]
+    assert open_to_others == []
+    assert stack.state.stat().st_mode & 0o777 == 0o700
+    for place in ("run", "nodes", "broker", "logs"):
+        assert (stack.state / place).stat().st_mode & 0o077 == 0, place

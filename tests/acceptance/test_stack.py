@@ -1,0 +1,79 @@
+"""The stack itself: begins twice, ends without its VMs, finds them again, and heals when its broker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from tests.acceptance.faults import Faults
+from tests.acceptance.guest import Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.processes import Process, processes_of
+from tests.acceptance.stack import Stack
+from tests.acceptance.waiting import wait_until
+
+
+@pytest.fixture
+def settings(faults: Faults) -> dict[str, str]:
+    return faults.settings
+
+
+def broker(stack: Stack) -> Process | None:
+    """The stack's own Redis or Valkey."""
+    found = [process for process in processes_of(stack.state) if "broker.sock" in " ".join(process.argv)]
+    return found[0] if len(found) == 1 else None
+
+
+def pids(stack: Stack) -> set[int]:
+    """All processes of the stack."""
+    return {process.pid for process in processes_of(stack.state)}
+
+
+def test_second_up_changes_nothing(stack: Stack, guest: Guest) -> None:
+    before, running = stack.snapshot(), pids(stack)
+    secret = (stack.state / "secret").read_bytes()
+    assert stack.up() == {"web": None, "nodes": ["alpha", "beta"]} | {"web": stack.up()["web"]}
+    assert pids(stack) == running
+    assert stack.snapshot() == before
+    assert (stack.state / "secret").read_bytes() == secret
+    assert stack.haulier("doctor").done()["ok"] is True
+
+
+def test_vms_outlive_the_stack_and_are_found_again(stack: Stack, guest: Guest) -> None:
+    stack.haulier("down").done()
+    assert stack.haulier("down").done()["stopped"] is False
+    left = processes_of(stack.state)
+    assert sorted(process.program for process in left) == ["qemu-system-x86_64", "swtpm"]
+    guest.wait_ticks()
+    stack.up()
+    assert guest.row()["state"] == "running"
+    guest.move("beta")
+    assert_all_is_well(stack, guest)
+
+
+def test_migration_outlives_the_broker(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(append="dirty_mib_s=12")
+    command = guest.begin_migrate("beta")
+    guest.wait_phase("move_memory", "running")
+    guest.wait_stream()
+    first = wait_until("broker", lambda: broker(stack))
+    os.kill(first.pid, signal.SIGKILL)
+    document = command.finish().done()
+    assert document["state"] == "done"
+    second = wait_until("a new broker", lambda: broker(stack))
+    assert second.pid != first.pid
+    assert_all_is_well(stack, guest)
+    guest.move("alpha")
+    assert_all_is_well(stack, guest)
+
+
+def test_worker_that_is_killed_comes_back(stack: Stack, guest: Guest) -> None:
+    pid = stack.supervisor("getProcessInfo", "node-beta")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until("a new worker", lambda: stack.supervisor("getProcessInfo", "node-beta")["pid"] not in (0, pid))
+    wait_until("it beats", lambda: stack.beats("beta"))
+    guest.move("beta")
+    assert_all_is_well(stack, guest)

@@ -1,0 +1,302 @@
+"""Migrations as people see them: explained, filed, shown, cancelled, filed again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from haulier.clock import now
+from haulier.errors import HaulierError
+from haulier.services import chain, migrations
+from models import (
+    Locality,
+    Migration,
+    MigrationState,
+    Node,
+    NodeState,
+    Phase,
+    Replica,
+    Side,
+    Step,
+    Storage,
+    Vm,
+    VmState,
+    Volume,
+    VolumeTransfer,
+)
+from tests.unit.services.world import World
+
+CONTRACT = {
+    "id", "vm", "source", "target", "state", "phases", "volumes", "downtime_ms", "total_s", "ram_bytes", "tpm",
+    "attempt", "error",
+}  # fmt: skip
+PHASE_KEYS = {"name", "state", "node", "seconds"}
+VOLUME_KEYS = {"device", "role", "method", "bytes", "seconds"}
+STATES = {"queued", "running", "done", "undone", "refused", "cancelled", "needs_operator"}
+
+
+def code_of(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except HaulierError as error:
+        return error.code
+    return "nothing"
+
+
+def explain(world: World, vm: str = "web", target: str = "beta") -> dict[str, Any]:
+    return migrations.explain(world.context, vm, target=target)
+
+
+# -- explain ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_tells_each_volume_and_touches_nothing(world: World) -> None:
+    document = explain(world)
+    assert [(each["device"], each["role"], each["method"]) for each in document["volumes"]] == [
+        ("scsi0", "disk", "mirror"),
+        ("ide2", "cloudinit", "copy"),
+        ("tpmstate0", "tpmstate", "tpm_sync"),
+    ]
+    assert all(set(each) == {"device", "role", "method", "reason"} and each["reason"] for each in document["volumes"])
+    assert document["refusals"] == []
+    assert document["phases"] == [phase.value for phase in Phase]
+    assert document["estimate_s"] > 2
+    json.dumps(document)
+    assert (world.count(Migration), world.sent, world.kinds("")) == (0, [], [])
+
+
+def test_explain_tells_all_refusals_at_once(world: World) -> None:
+    world.change(Vm, state=VmState.STOPPED)
+    world.change(Volume, Volume.device == "scsi0", locality=Locality.SHARED)
+    world.silence("beta")
+    refusals = explain(world)["refusals"]
+    assert [each["code"] for each in refusals] == ["vm_not_running", "node_silent", "shared_storage_unsupported"]
+    assert all(set(each) == {"code", "message", "hint"} for each in refusals)
+
+
+def test_explain_and_filing_say_the_same(world: World) -> None:
+    world.change(Node, Node.name == "beta", state=NodeState.MAINTENANCE)
+    assert [each["code"] for each in explain(world)["refusals"]] == [code_of(world.file)] == ["node_in_maintenance"]
+
+
+def test_explain_of_a_storage_that_the_target_has_not(world: World) -> None:
+    world.change(Storage, Storage.path == "/beta/images", name="other")
+    assert [each["code"] for each in explain(world)["refusals"]] == [code_of(world.file)] == ["storage_missing"]
+
+
+@pytest.mark.parametrize(
+    ("vm", "target", "code"), [("wep", "beta", "unknown_vm"), ("web", "bet", "unknown_node")]
+)
+def test_unknown_names(world: World, vm: str, target: str, code: str) -> None:
+    assert code_of(lambda: explain(world, vm, target)) == code
+    assert code_of(lambda: migrations.file_migration(world.context, vm, target=target)) == code
+    assert code_of(lambda: migrations.show_migration(world.context, 7)) == "unknown_migration"
+
+
+# -- filing -----------------------------------------------------------------------------------------------------------
+
+
+def test_refused_filing_writes_nothing(world: World) -> None:
+    world.silence("beta")
+    assert code_of(world.file) == "node_silent"
+    assert (world.count(Migration), world.count(Step), world.sent, world.kinds("")) == (0, 0, [], [])
+
+
+def test_second_migration_of_a_vm_is_refused(world: World) -> None:
+    world.file()
+    assert code_of(world.file) == "migration_open"
+    assert world.count(Migration) == 1
+
+
+def test_planned_transfers(world: World) -> None:
+    world.file()
+    with world.context.database.read() as session:
+        rows = session.scalars(select(VolumeTransfer).order_by(VolumeTransfer.id)).all()
+        planned = [(row.role, row.method, row.source_name, row.target_storage.path, row.target_name) for row in rows]
+    assert planned == [
+        ("disk", "mirror", "web/disk.qcow2", "/beta/images", "web/disk.qcow2"),
+        ("cloudinit", "copy", "web/ci.raw", "/beta/images", "web/ci.raw"),
+        ("tpmstate", "tpm_sync", "web/tpm.raw", "/beta/images", "web/tpm.raw"),
+    ]
+
+
+def test_name_that_is_taken_on_the_target_is_left_alone(world: World) -> None:
+    """By a replica, and by a state in quarantine: both stay what they are."""
+    with world.context.database.write() as session:
+        there = session.scalars(select(Storage).where(Storage.path == "/beta/images")).one()
+        session.add(Replica(volume_id=1, storage_id=there.id, name="web/disk.qcow2", generation=1, synced_at=now()))
+    world.file()
+    view = world.view()
+    assert [str(each.target_path) for each in view.transfers][0] == "/beta/images/web/disk-1.qcow2"
+    assert explain(world)["volumes"][0]["reason"] == "QEMU writes it: mirrored as a whole beside the replica, which " \
+        "is dropped after the hand-over"
+
+
+def test_way_back_does_not_meet_the_state_in_quarantine(world: World) -> None:
+    world.file()
+    move, hand = world.switch_over()
+    world.reserve_tpm(world.view())
+    world.commit(hand)
+    chain.complete(world.context, move, notes={})
+    world.settle()
+    world.change(Vm, state=VmState.RUNNING)
+    back = migrations.file_migration(world.context, "web", target="alpha")
+    tpm = world.view(back).tpm
+    assert tpm is not None
+    assert str(tpm.target_path) == "/alpha/images/web/tpm-1.raw"
+
+
+# -- documents --------------------------------------------------------------------------------------------------------
+
+
+def test_document_has_the_contracts_keys(world: World) -> None:
+    world.file()
+    document = migrations.show_migration(world.context, 1)
+    assert set(document) >= CONTRACT
+    assert all(set(each) >= PHASE_KEYS for each in document["phases"])
+    assert all(set(each) >= VOLUME_KEYS for each in document["volumes"])
+    assert set(document["tpm"]) == {"digest_source", "digest_target", "identity_same"}
+    assert (document["vm"], document["source"], document["target"], document["attempt"]) == ("web", "alpha", "beta", 1)
+    json.dumps(document)
+
+
+def test_document_of_a_finished_migration(world: World) -> None:
+    world.file()
+    move, hand = world.switch_over()
+    tpm = world.view().tpm
+    assert tpm is not None
+    world.change(VolumeTransfer, VolumeTransfer.id == tpm.id, digest_source="d", digest_target="d",
+                 identity_source="i", identity_target="i")  # fmt: skip
+    world.commit(hand)
+    chain.complete(world.context, hand, notes={}, marks={"resumed": 10.045, "proved": 10.02})
+    chain.complete(world.context, move, notes={"ram_bytes": 77}, marks={"paused": 10.0, "stream_done": 10.01})
+    world.settle()
+    document = migrations.show_migration(world.context, 1)
+    assert (document["state"], document["ram_bytes"], document["error"], document["errors"]) == ("done", 77, None, [])
+    assert document["pause"] == {"paused": 0.0, "stream_done": 10.0, "proved": 20.0, "resumed": 45.0}
+    assert document["tpm"] == {"digest_source": "d", "digest_target": "d", "identity_same": True}
+    assert [(each["name"], each["node"], each["state"]) for each in document["phases"]][:4] == [
+        ("check", None, "done"), ("check", "alpha", "done"), ("check", "beta", "done"), ("reserve", "beta", "done"),
+    ]  # fmt: skip
+    assert document["total_s"] >= 0
+    assert migrations.show_migration(world.context, 1)["total_s"] == document["total_s"]
+
+
+def test_other_identity_is_not_the_same(world: World) -> None:
+    world.file()
+    world.change(VolumeTransfer, VolumeTransfer.role == "tpmstate", identity_source="i", identity_target="j")
+    assert migrations.show_migration(world.context, 1)["tpm"]["identity_same"] is False
+    world.change(VolumeTransfer, VolumeTransfer.role == "tpmstate", identity_target=None)
+    assert migrations.show_migration(world.context, 1)["tpm"]["identity_same"] is None
+
+
+@pytest.mark.parametrize("state", MigrationState)
+def test_shown_states_are_the_contracts(world: World, state: MigrationState) -> None:
+    world.file()
+    world.change(Migration, state=state)
+    assert world.shown() in STATES
+    world.change(Migration, needs_operator=True)
+    assert world.shown() == "needs_operator"
+
+
+def test_failed_migration_tells_why(world: World) -> None:
+    world.file()
+    world.fail(world.take())
+    document = migrations.show_migration(world.context, 1)
+    assert document["error"] == {"code": "broken", "message": "it broke", "hint": "Mend it."}
+    assert document["errors"] == [document["error"]]
+
+
+def test_list_has_the_newest_first(world: World) -> None:
+    world.file()
+    world.fail(world.take())
+    world.file()
+    assert [each["id"] for each in migrations.list_migrations(world.context)] == [2, 1]
+    assert [each["id"] for each in migrations.list_migrations(world.context, limit=1)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("done", 0), ("undone", 1), ("cancelled", 1), ("refused", 2), ("needs_operator", 3)],
+)
+def test_exit_status(state: str, status: int) -> None:
+    assert migrations.exit_status_of(state) == status
+
+
+# -- waiting ----------------------------------------------------------------------------------------------------------
+
+
+def test_past_check_is_when_all_three_sides_have_looked(world: World) -> None:
+    world.file()
+    looks = []
+    for side in Side:
+        looks.append(migrations.is_past_check(migrations.show_migration(world.context, 1)))
+        held = world.take()
+        assert (held.phase, held.side) == (Phase.CHECK, side)
+        world.complete(held)
+    looks.append(migrations.is_past_check(migrations.show_migration(world.context, 1)))
+    assert looks == [False, False, False, True]
+
+
+def test_waiting_shows_each_look_and_ends(world: World) -> None:
+    world.file()
+    looks: list[str] = []
+
+    def look(document: dict[str, Any]) -> None:
+        looks.append(document["phases"][0]["state"])
+        if looks[-1] == "ready":
+            world.take()
+        elif looks[-1] == "running":
+            world.fail(chain.Claim(1, 1, 1, Phase.CHECK, Side.CONTROL, 1, undo=False))
+
+    document = migrations.await_migration(world.context, 1, until=migrations.is_over, look=look)
+    assert document["state"] == "undone"
+    assert looks == ["ready", "running", "failed"]
+
+
+# -- cancel and retry -------------------------------------------------------------------------------------------------
+
+
+def test_cancel_asks(world: World) -> None:
+    world.file()
+    document = migrations.cancel_migration(world.context, 1)
+    assert document["state"] == "running"
+    assert world.migration().cancel_asked
+    assert world.kinds() == ["queued", "running", "cancel_asked"]
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("handed_over", "cancel_too_late"),
+        ("done", "cancel_too_late"),
+        ("rolling_back", "migration_over"),
+        ("undone", "migration_over"),
+        ("refused", "migration_over"),
+        ("cancelled", "migration_over"),
+    ],
+)
+def test_cancel_that_is_refused(world: World, state: str, code: str) -> None:
+    world.file()
+    world.change(Migration, state=state)
+    assert code_of(lambda: migrations.cancel_migration(world.context, 1)) == code
+    assert not world.migration().cancel_asked
+
+
+@pytest.mark.parametrize("state", ["undone", "refused", "cancelled"])
+def test_retry_files_again(world: World, state: str) -> None:
+    world.file()
+    world.change(Migration, state=state)
+    assert migrations.retry_migration(world.context, 1) == 2
+    assert (world.state(1), world.state(2), world.picture(2)) == (state, "running", "r..........")
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "handed_over", "rolling_back", "done"])
+def test_retry_that_is_refused(world: World, state: str) -> None:
+    world.file()
+    world.change(Migration, state=state)
+    assert code_of(lambda: migrations.retry_migration(world.context, 1)) == "not_to_be_retried"

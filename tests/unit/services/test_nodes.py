@@ -1,0 +1,113 @@
+"""Nodes: they register themselves, beat, fall silent; people change them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from haulier.errors import Refused
+from haulier.services import nodes
+from haulier.services.context import Context
+from models import Node
+from tests.unit.services.world import World, make_settings
+
+CONTRACT = {"name", "state", "vms", "ram_free_bytes", "heartbeat_age_s"}
+FACTS = {"qemu_version": "7.2.22", "accel": "tcg", "ram_bytes": 8, "ram_free_bytes": 4}
+
+
+def around(world: World, **settings: object) -> Context:
+    chosen = make_settings(Path("/s"), world.context.settings.database, **settings)
+    return Context(chosen, world.context.database, world.context.signals, world.sent.append)
+
+
+def register(world: World, name: str = "gamma", images: str = "/gamma/images", **settings: object) -> int:
+    return nodes.register_node(around(world, **settings), name, facts=FACTS, images=Path(images))
+
+
+def code_of(act: Callable[[], object]) -> str:
+    with pytest.raises(Refused) as caught:
+        act()
+    return caught.value.code
+
+
+def test_new_node(world: World) -> None:
+    register(world, address="10.0.0.9", ports="7000-7009", network="isolated")
+    document = nodes.show_node(world.context, "gamma")
+    assert document["heartbeat_age_s"] < 60
+    assert document | {"heartbeat_age_s": 0} == {
+        "name": "gamma", "state": "online", "worker": "alive", "address": "10.0.0.9", "ports": "7000-7009",
+        "network": "isolated", "vms": 0, "ram_bytes": 8, "ram_free_bytes": 4, "heartbeat_age_s": 0,
+        "qemu_version": "7.2.22", "accel": "tcg", "swtpm_version": None, "libtpms_version": None,
+        "storages": [{"name": "local", "kind": "folder", "path": "/gamma/images", "shared": False}],
+    }  # fmt: skip
+    assert world.kinds("node.") == ["registered"]
+
+
+def test_registering_again_is_no_second_node(world: World) -> None:
+    first = register(world)
+    nodes.change_node(world.context, "gamma", nodes.NodeChange(maintenance=True))
+    assert register(world, ports="8000-8001") == first
+    document = nodes.show_node(world.context, "gamma")
+    assert (document["ports"], document["state"]) == ("8000-8001", "maintenance")
+    assert world.kinds("node.").count("registered") == 1
+
+
+def test_storage_keeps_its_folder(world: World) -> None:
+    register(world)
+    assert code_of(lambda: register(world, images="/elsewhere")) == "storage_differs"
+    assert nodes.show_node(world.context, "gamma")["storages"][0]["path"] == "/gamma/images"
+
+
+def test_beat_brings_fresh_facts_and_keeps_the_others(world: World) -> None:
+    node_id = register(world)
+    world.silence("gamma")
+    assert nodes.show_node(world.context, "gamma")["worker"] == "silent"
+    nodes.beat(world.context, node_id, ram_free_bytes=1)
+    document = nodes.show_node(world.context, "gamma")
+    assert (document["worker"], document["ram_free_bytes"], document["accel"]) == ("alive", 1, "tcg")
+
+
+def test_node_that_leaves_is_silent_at_once(world: World) -> None:
+    nodes.leave(world.context, register(world))
+    document = nodes.show_node(world.context, "gamma")
+    assert (document["worker"], document["heartbeat_age_s"]) == ("silent", None)
+
+
+def test_silence(world: World) -> None:
+    with world.context.database.read() as session:
+        node = session.get_one(Node, 1)
+    assert nodes.silent_s(node, limit_s=60) is None
+    assert nodes.silent_s(node, limit_s=-1) is not None
+    node.heartbeat_at = None
+    assert nodes.silent_s(node, limit_s=60) == float("inf")
+
+
+def test_maintenance_on_and_off(world: World) -> None:
+    for on, state in ((True, "maintenance"), (False, "online")):
+        change = nodes.NodeChange(maintenance=on)
+        assert nodes.change_node(world.context, "beta", change)["state"] == state
+    assert world.kinds("node.") == ["maintenance", "maintenance"]
+
+
+def test_address_alone_changes_nothing_else(world: World) -> None:
+    before = nodes.show_node(world.context, "beta")
+    after = nodes.change_node(world.context, "beta", nodes.NodeChange(address="10.1.1.1"))
+    assert after | {"heartbeat_age_s": 0} == before | {"heartbeat_age_s": 0, "address": "10.1.1.1"}
+
+
+def test_list_is_by_name_and_has_the_contracts_keys(world: World) -> None:
+    register(world, "aaa", "/aaa")
+    documents = nodes.list_nodes(world.context)
+    assert [document["name"] for document in documents] == ["aaa", "alpha", "beta"]
+    assert [document["vms"] for document in documents] == [0, 1, 0]
+    assert all(set(document) >= CONTRACT for document in documents)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("alpa", "Did you mean alpha?"), ("zzz", "See `haulier node list`.")])
+def test_unknown_node(world: World, name: str, hint: str) -> None:
+    with pytest.raises(Refused) as caught:
+        nodes.show_node(world.context, name)
+    assert (caught.value.code, caught.value.problem.hint) == ("unknown_node", hint)
+    assert code_of(lambda: nodes.change_node(world.context, name, nodes.NodeChange())) == "unknown_node"
