@@ -46,6 +46,7 @@ OPERATION: Mapping[OperationState, frozenset[OperationState]] = {
     O.FAILED: frozenset(),
 }
 
+OPEN_OPERATION: tuple[OperationState, ...] = (O.READY, O.RUNNING)
 OPEN_MIGRATION: tuple[MigrationState, ...] = (M.QUEUED, M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK)
 
 

@@ -35,7 +35,7 @@ async def run(work: StepRun) -> Notes:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=False)
         for mirror in mirrors:
-            await start_mirror(monitor, mirror)
+            await start_mirror(monitor, mirror, max_bytes_per_s=work.context.settings.max_bandwidth_bytes_per_s)
         async with reporting(lambda: _report(work, monitor)):
             await wait_until_ready(monitor, mirrors)
         await _report(work, monitor)

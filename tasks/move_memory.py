@@ -29,6 +29,9 @@ async def run(work: StepRun) -> Notes:
     Raises StepFailed with QEMU's words when the stream or a mirror fails; the guest stays the source's.
     """
     view, settings = work.view, work.context.settings
+    if view.handed_over:
+        # The note was written and the target has taken the guest; only this step's end was lost.
+        return {}
     port = view.notes[Phase.OPEN_TARGET, Side.TARGET]["stream_port"]
     async with open_monitor(work.place.control) as monitor:
         if keys := work.keys():

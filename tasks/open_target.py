@@ -14,6 +14,7 @@ from haulier.hypervisor.disks import serve_disks
 from haulier.hypervisor.images import NbdServer, stop_carrier
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.processes import log_size
+from haulier.hypervisor.sockets import PORT_TAKEN
 from haulier.hypervisor.stream import ensure_key, listen
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
@@ -81,7 +82,7 @@ async def _on_some_port(work: StepRun, purpose: str, opening: Callable[[NbdServe
             await opening(server)
         except StepFailed as error:
             free_allocations(work.context, work.view.attempt_id, purpose=purpose)
-            if "Address already in use" not in error.problem.message:
+            if error.code != PORT_TAKEN and "Address already in use" not in error.problem.message:
                 raise
             tried |= {server.port}
         else:

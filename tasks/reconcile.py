@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from haulier.services.chain import sweep
+from haulier.services.operations import sweep_operations
 from tasks.celery import app
 from tasks.surroundings import context
 
 
 @app.task(name="haulier.reconcile")
 def reconcile() -> None:
-    """Nudge steps whose message was lost, and decide those whose worker died."""
+    """Nudge what waits because its message was lost, and decide what was left by a worker that died."""
     sweep(context())
+    sweep_operations(context())

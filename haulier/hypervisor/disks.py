@@ -15,9 +15,11 @@ from haulier.errors import Refused, StepFailed
 from haulier.hypervisor.devices import node_name
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
+from haulier.hypervisor.sockets import hand_to_qemu, listen_on
 from haulier.hypervisor.tls import OBJECT_ID
 
 PREFIX = "haulier-"
+_LISTENER = "haulier-nbd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,10 @@ async def serve_disks(monitor: Monitor, disks: Sequence[tuple[str, str]], *, ser
     """
     for device, role in disks:
         require_mirrorable(device, role)
+    await hand_to_qemu(monitor, listen_on(server), _LISTENER)
     await monitor.execute(
         "nbd-server-start",
-        addr={"type": "inet", "data": {"host": server.address, "port": str(server.port)}},
+        addr={"type": "fd", "data": {"str": _LISTENER}},
         tls_creds=OBJECT_ID if tls else None,
     )
     for device, _ in disks:
@@ -84,8 +87,10 @@ async def stop_serving(monitor: Monitor) -> None:
     await monitor.execute("nbd-server-stop")
 
 
-async def start_mirror(monitor: Monitor, mirror: Mirror) -> None:
-    """On the source: connect to the target's export and begin to copy the whole disk onto it."""
+async def start_mirror(monitor: Monitor, mirror: Mirror, *, max_bytes_per_s: int = 0) -> None:
+    """On the source: connect to the target's export and begin to copy the whole disk onto it (0: as fast as it
+    goes).
+    """
     await monitor.execute_raw(
         "blockdev-add",
         {
@@ -97,7 +102,12 @@ async def start_mirror(monitor: Monitor, mirror: Mirror) -> None:
         },
     )
     await monitor.execute(
-        "blockdev-mirror", job_id=mirror.job, device=node_name(mirror.device), target=mirror.job, sync="full"
+        "blockdev-mirror",
+        job_id=mirror.job,
+        device=node_name(mirror.device),
+        target=mirror.job,
+        sync="full",
+        speed=max_bytes_per_s,
     )
 
 

@@ -71,6 +71,14 @@ class Monitor:
                 raise
             raise MonitorLost(self._path) from error
 
+    async def pass_fd(self, fd: int, name: str) -> None:
+        """Hand an open file to QEMU under `name`; ours stays open. Raises as `execute` does."""
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as error:
+            raise MonitorLost(self._path) from error
+        await self.execute("getfd", fdname=name)
+
     async def next_event(self) -> Event:
         """The next event in QEMU's order, kept since the conversation began. Raises MonitorLost when QEMU ends."""
         getting = asyncio.ensure_future(self._listener.get())

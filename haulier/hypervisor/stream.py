@@ -15,8 +15,10 @@ from typing import Any
 from haulier.errors import StepFailed
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
+from haulier.hypervisor.sockets import connect_to, hand_to_qemu
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 
+_CONNECTION = "haulier-stream"
 # 0 in the settings means "as fast as it goes"; QEMU wants a number, and its default is 128 MiB/s (1 Gbit/s).
 UNLIMITED_BYTES_PER_S = 1 << 40
 _OUTGOING = ("events", "return-path", "pause-before-switchover")
@@ -75,7 +77,8 @@ async def send(
         max_bandwidth=max_bandwidth_bytes_per_s or UNLIMITED_BYTES_PER_S,
         downtime_limit=downtime_limit_ms,
     )
-    await monitor.execute("migrate", uri=f"tcp:{server.address}:{server.port}")
+    await hand_to_qemu(monitor, connect_to(server), _CONNECTION)
+    await monitor.execute("migrate", uri=f"fd:{_CONNECTION}")
 
 
 async def set_downtime_limit(monitor: Monitor, downtime_limit_ms: int) -> None:

@@ -32,6 +32,8 @@ class FilingFacts:
     target_silent_s: float | None
     target_state: str
     choices: tuple[Choice, ...] = ()
+    open_operation: str | None = None
+    missing_storages: tuple[str, ...] = ()
 
 
 def refuse_filing(facts: FilingFacts) -> tuple[Problem, ...]:
@@ -46,6 +48,8 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
             f"VM {facts.vm} is already in migration {facts.open_migration}",
             f"haulier migration show {facts.open_migration}",
         )
+    if facts.open_operation is not None:
+        yield Problem("operation_open", f"VM {facts.vm} is busy: {facts.open_operation} is not over", "Wait for it.")
     if facts.vm_node == facts.target:
         yield Problem("already_there", f"VM {facts.vm} is on {facts.target} already", "Name another node.")
     if facts.offline:
@@ -57,6 +61,12 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
     for name, silent_s in ((facts.vm_node, facts.source_silent_s), (facts.target, facts.target_silent_s)):
         if silent_s is not None:
             yield silent_node(name, silent_s)
+    for storage in facts.missing_storages:
+        yield Problem(
+            "storage_missing",
+            f"node {facts.target} has no storage {storage}",
+            "Define a VM there with that storage first, or move the volume to `local`.",
+        )
     yield from (choice.refusal for choice in facts.choices if choice.refusal)
 
 

@@ -319,6 +319,8 @@ def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:
 def _locked(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
     """The step, with its attempt locked, if it is still as it was found."""
     attempt_id = session.scalar(select(Step.attempt_id).where(Step.id == step_id))
+    if attempt_id is None:
+        return None
     session.get(Attempt, attempt_id, with_for_update=True)
     return session.scalar(select(Step).where(Step.id == step_id, *conditions))
 

@@ -26,6 +26,7 @@ from models import (
     Migration,
     MigrationState,
     Node,
+    Operation,
     Phase,
     Replica,
     Step,
@@ -38,7 +39,7 @@ from models import (
     VolumeTransfer,
 )
 from models.enums import LedgerRole
-from models.transitions import OPEN_MIGRATION
+from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 # The states of contract.md: the two that decide ownership are inner ones.
 _SHOWN_AS = {MigrationState.HANDED_OVER: "running", MigrationState.ROLLING_BACK: "running"}
@@ -146,19 +147,21 @@ def _filing_facts(
         target_silent_s=silent_s(target, limit_s=limit_s),
         target_state=target.state,
         choices=choices,
+        open_operation=session.scalar(
+            select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
+        ),
+        missing_storages=tuple(sorted(_storage_names(vm) - {storage.name for storage in target.storages})),
     )
+
+
+def _storage_names(vm: Vm) -> set[str]:
+    return {volume.storage.name for volume in vm.volumes}
 
 
 def _plan_transfers(unit: Unit, attempt: Attempt, vm: Vm, target: Node, choices: tuple[Choice, ...]) -> None:
     storages = {storage.name: storage for storage in target.storages}
     for volume, choice in zip(vm.volumes, choices, strict=True):
-        storage = storages.get(volume.storage.name)
-        if storage is None:
-            raise Refused(
-                "storage_missing",
-                f"node {target.name} has no storage {volume.storage.name} for {volume.device}",
-                "Define a VM there with that storage first, or move the volume to `local`.",
-            )
+        storage = storages[volume.storage.name]
         unit.session.add(
             VolumeTransfer(
                 attempt_id=attempt.id,

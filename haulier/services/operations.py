@@ -16,10 +16,12 @@ from haulier.errors import NeedsOperator, Problem, Refused, StepFailed
 from haulier.planner.refusals import as_problems, silent_node
 from haulier.services.context import Context, Message, Unit
 from haulier.services.nodes import silent_s
+from haulier.services.vm_rows import forget_vm
 from models import Migration, Node, Operation, OperationKind, OperationState, Vm
-from models.transitions import OPEN_MIGRATION
+from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
-_LEASE = timedelta(minutes=10)
+# Beyond what the guest is given to power off: making volumes, starting programs.
+_LEASE_S = 180.0
 
 
 def require_worker(context: Context, node: Node) -> None:
@@ -41,9 +43,7 @@ def require_free(unit: Unit, vm: Vm) -> None:
             f"haulier migration show {open_migration}",
         )
     busy = unit.session.scalar(
-        select(Operation.kind).where(
-            Operation.vm_id == vm.id, Operation.state.in_((OperationState.READY, OperationState.RUNNING))
-        )
+        select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
     )
     if busy is not None:
         raise Refused("operation_open", f"VM {vm.name} is busy: {busy} is not over", "Wait for it.")
@@ -51,10 +51,12 @@ def require_free(unit: Unit, vm: Vm) -> None:
 
 def file_operation(unit: Unit, vm: Vm, kind: OperationKind, **arguments: object) -> Operation:
     """File an operation and its message."""
-    operation = Operation(vm_id=vm.id, node_id=vm.node_id, kind=kind, arguments=arguments, created_at=now())
+    operation = Operation(
+        vm_id=vm.id, node_id=vm.node_id, node=vm.node, kind=kind, arguments=arguments, created_at=now()
+    )
     unit.session.add(operation)
     unit.session.flush()
-    unit.send(Message(f"haulier.vm.{kind}", f"node.{vm.node.name}", operation.id))
+    unit.send(_message_for(operation))
     return operation
 
 
@@ -71,16 +73,11 @@ class Order:
 def take_operation(context: Context, operation_id: int) -> Order | None:
     """Take an operation that is ready; None if somebody else has."""
     with context.database.write() as session:
-        taken = session.execute(
-            update(Operation)
-            .where(Operation.id == operation_id, Operation.state == OperationState.READY)
-            .values(state=OperationState.RUNNING, lease_until=now() + _LEASE)
-        )
-        if taken.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        operation = session.get(Operation, operation_id, with_for_update=True)
+        if operation is None or operation.vm is None or operation.state is not OperationState.READY:
             return None
-        operation = session.get_one(Operation, operation_id)
-        if operation.vm is None:
-            return None
+        operation.state = OperationState.RUNNING
+        operation.lease_until = now() + timedelta(seconds=_LEASE_S + float(operation.arguments.get("grace_s", 0)))
         return Order(operation.id, operation.vm.id, operation.vm.name, operation.arguments)
 
 
@@ -112,20 +109,42 @@ def await_operation(context: Context, operation_id: int, *, seconds: float = 180
                 raise Refused.because(problems)
             if state is OperationState.FAILED:
                 raise StepFailed(problems[0].code, problems[0].message, problems[0].hint)
-            if silent is not None and state is OperationState.READY and _withdraw(context, operation_id):
-                raise Refused.because((silent_node(node.name, silent),))
+            if silent is not None and state is OperationState.READY:
+                _withdraw(context, operation_id, silent_node(node.name, silent))
+                continue
             bell.wait(0.5)
     raise NeedsOperator(
         "operation_slow", f"operation {operation_id} is not over after {seconds:.0f} s", "See the logs."
     )
 
 
-def _withdraw(context: Context, operation_id: int) -> bool:
+def _withdraw(context: Context, operation_id: int, problem: Problem) -> bool:
     """Take back an operation that nobody has begun."""
     with context.database.write() as session:
-        taken = session.execute(
-            update(Operation)
-            .where(Operation.id == operation_id, Operation.state == OperationState.READY)
-            .values(state=OperationState.FAILED, finished_at=now())
-        )
-        return bool(taken.rowcount == 1)  # type: ignore[attr-defined]
+        operation = session.get_one(Operation, operation_id, with_for_update=True)
+        if operation.state is not OperationState.READY:
+            return False
+        operation.state, operation.finished_at = OperationState.REFUSED, now()
+        operation.problems = [problem.as_dict()]
+        half_defined = operation.vm_id if operation.kind is OperationKind.CREATE else None
+    if half_defined is not None:
+        forget_vm(context, half_defined, keep_operation=operation_id)
+    return True
+
+
+def sweep_operations(context: Context) -> None:
+    """Send again what nobody has taken, and end what its worker did not: it died, and the VM must not stay busy."""
+    moment = now()
+    with context.unit() as unit:
+        for operation in unit.session.scalars(select(Operation).where(Operation.state.in_(OPEN_OPERATION))):
+            if operation.state is OperationState.READY:
+                if operation.created_at < moment - timedelta(seconds=context.settings.reconcile_s):
+                    unit.send(_message_for(operation))
+            elif operation.lease_until is not None and operation.lease_until < moment:
+                words = f"the worker of {operation.node.name} did not finish `{operation.kind}`"
+                problem = Problem("worker_lost", words, "Look at its log, then try again.")
+                end_operation(unit, operation.id, OperationState.FAILED, (problem,))
+
+
+def _message_for(operation: Operation) -> Message:
+    return Message(f"haulier.vm.{operation.kind}", f"node.{operation.node.name}", operation.id)

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.definition import Nic, Role, VmDefinition, VolumeSpec
-from haulier.definition.files import read_definition
-from haulier.definition.storage_cfg import StorageSpec, read_storage_cfg
+from haulier.definition.files import read_definition, read_storages
+from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
@@ -74,13 +74,8 @@ def _with_mac(nic: Nic) -> Nic:
 
 
 def _read_storages(path: Path | None) -> dict[str, StorageSpec]:
-    if path is None:
-        return {}
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused("file_not_found", f"{path} cannot be read: {error}", "It is a storage.cfg.") from error
-    return {spec.name: spec for spec in read_storage_cfg(text, source=str(path))}
+    found = read_storages(path) if path else ()
+    return {spec.name: spec for spec in found if not spec.is_disabled}
 
 
 def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Volume:

@@ -21,14 +21,24 @@ from tests.acceptance.stack import Stack
 
 TOOLS = ("qemu-system-x86_64", "qemu-img", "qemu-storage-daemon", "swtpm", "swtpm_setup", "gcc")
 NODES = ("alpha", "beta")
+# Few, so that migrations meet each other there; beyond the range that other stacks of this machine use by default.
+PORTS = range(62700, 62712)
 _FAILED = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test here has real programs to start."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.real)
+    """Mark the tests of this folder, and put those beside each other that share a stack."""
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.real)
+    begin = next((place for place, item in enumerate(items) if item in ours), 0)
+    rest = [item for item in items if item not in ours]
+    items[:] = [*rest[:begin], *sorted(ours, key=_settings_of), *rest[begin:]]
+
+
+def _settings_of(item: pytest.Item) -> tuple[bool, ...]:
+    names = getattr(item, "fixturenames", ())
+    return tuple(name in names for name in ("postgres_url", "kept_s", "faults"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,7 +96,7 @@ def stacks() -> Iterator[Stacks]:
 @pytest.fixture
 def settings() -> dict[str, str]:
     """Environment variables beside the usual ones; modules give their own."""
-    return {}
+    return {"HAULIER_PORTS": f"{PORTS[0]}-{PORTS[-1]}"}
 
 
 @pytest.fixture
@@ -97,9 +107,9 @@ def stack(request: pytest.FixtureRequest, stacks: Stacks, settings: dict[str, st
     if request.node.stash.get(_FAILED, False):
         stacks.remove()
         return
-    for vm in stack.table("vm"):
-        if vm["state"] in ("running", "paused"):
-            stack.haulier("vm", "stop", vm["name"], "--now").done()
+    running = [vm["name"] for vm in stack.table("vm") if vm["state"] in ("running", "paused")]
+    for answer in stack.several(*(("vm", "stop", name, "--now") for name in running)) if running else ():
+        answer.done()
 
 
 @pytest.fixture(scope="session")
@@ -131,10 +141,10 @@ def make_guest(stack: Stack, image: Path) -> Callable[..., Guest]:
     ) -> Guest:
         boot = f'-kernel {image} -append "tick_us=1000 {append}"'
         guest = Guest(stack, f"vm{next(_numbers)}", boot, conf or (DISK, TPM), memory_mib)
-        if define:
-            guest.define(node)
         if define and start:
-            guest.start()
+            guest.define_and_start(node)
+        elif define:
+            guest.define(node)
         return guest
 
     return make

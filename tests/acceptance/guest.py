@@ -41,6 +41,13 @@ class Guest:
         path.write_text("\n".join([*lines, f"args: {self.boot}", ""]))
         return path
 
+    def define_and_start(self, node: str) -> None:
+        """Both, faster."""
+        define = ("vm", "define", str(self.write_conf()), "--node", node)
+        for answer in self.stack.several(define, ("vm", "start", self.name)):
+            answer.done()
+        self.wait_ticks()
+
     def start(self) -> Any:
         """Start it and wait until the guest has ticked."""
         document = self.stack.haulier("vm", "start", self.name).done()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -105,6 +106,22 @@ class Stack:
     def haulier(self, *words: str) -> Answer:
         """Run a command to its end."""
         return self.begin(*words).finish()
+
+    def several(self, *commands: Sequence[str]) -> list[Answer]:
+        """Run commands one after the other in one process; a traceback ends them all."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.acceptance.several"],
+            input=json.dumps(commands),
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S * 3,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        answers = zip(commands, json.loads(done.stdout), strict=True)
+        return [Answer(tuple(words), *answer) for words, answer in answers]
 
     def up(self) -> Any:
         """Start it, or find that it runs."""

@@ -9,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from tests.acceptance.conftest import PORTS
 from tests.acceptance.guest import Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
 
 # Of twelve ports a stranger has eight, so that most of the first choices are taken.
-FIRST, LAST, FREE = 61700, 61711, {61702, 61705, 61708, 61711}
+FREE = set(PORTS[2::3])
 
 
 def test_two_vms_change_places(stack: Stack, make_guest: Callable[..., Guest]) -> None:
@@ -61,40 +62,33 @@ def assert_ports_never_collided(stack: Stack) -> None:
     assert {purpose for _attempt, purpose in purposes} == {"carrier", "disks", "stream"}
 
 
-class TestNarrowPortRange:
-    """A range of twelve ports, of which somebody else listens on eight."""
+@pytest.fixture
+def stranger() -> Iterator[set[int]]:
+    taken = set(PORTS) - FREE
+    with listening(taken):
+        yield taken
 
-    @pytest.fixture
-    def settings(self) -> dict[str, str]:
-        return {"HAULIER_PORTS": f"{FIRST}-{LAST}"}
 
-    @pytest.fixture
-    def stranger(self) -> Iterator[set[int]]:
-        taken = set(range(FIRST, LAST + 1)) - FREE
-        with listening(taken):
-            yield taken
+def test_ports_of_a_stranger_are_left_alone(stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest()
+    guest.move("beta")
+    guest.move("alpha")
+    assert_all_is_well(stack, guest)
+    assert_ports_never_collided(stack)
+    used = {row["port"] for row in stack.table("allocation", kind="port")}
+    assert used & stranger, "no port of the stranger was ever tried: this run proves nothing"
+    assert used <= set(PORTS)
 
-    def test_ports_of_a_stranger_are_left_alone(
-        self, stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]
-    ) -> None:
-        guest = make_guest()
-        guest.move("beta")
-        guest.move("alpha")
-        assert_all_is_well(stack, guest)
-        assert_ports_never_collided(stack)
-        used = {row["port"] for row in stack.table("allocation", kind="port")}
-        assert used & stranger, "no port of the stranger was ever tried: this run proves nothing"
-        assert used <= set(range(FIRST, LAST + 1))
 
-    def test_range_that_is_used_up_undoes_the_migration(
-        self, stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]
-    ) -> None:
-        guest = make_guest()
-        with listening(FREE):
-            answer = guest.migrate("beta")
-        assert answer.status == 1, answer
-        assert answer.document["state"] == "undone"
-        assert answer.document["error"]["code"] == "no_port"
-        assert answer.document["error"]["hint"]
-        guest.wait_ticks()
-        assert_all_is_well(stack, guest)
+def test_range_that_is_used_up_undoes_the_migration(
+    stack: Stack, stranger: set[int], make_guest: Callable[..., Guest]
+) -> None:
+    guest = make_guest()
+    with listening(FREE):
+        answer = guest.migrate("beta")
+    assert answer.status == 1, answer
+    assert answer.document["state"] == "undone"
+    assert answer.document["error"]["code"] == "no_port"
+    assert answer.document["error"]["hint"]
+    guest.wait_ticks()
+    assert_all_is_well(stack, guest)

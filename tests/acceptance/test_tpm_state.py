@@ -11,12 +11,16 @@ from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
 from tests.acceptance.waiting import wait_until
 
-KEPT_S = 12
+
+@pytest.fixture
+def kept_s() -> int:
+    """How long old states are kept."""
+    return 12
 
 
 @pytest.fixture
-def settings() -> dict[str, str]:
-    return {"HAULIER_TPM_QUARANTINE_S": str(KEPT_S)}
+def settings(kept_s: int) -> dict[str, str]:
+    return {"HAULIER_TPM_QUARANTINE_S": str(kept_s)}
 
 
 def test_start_on_a_blank_state_is_refused(stack: Stack, guest: Guest) -> None:
@@ -61,7 +65,7 @@ def make_two(guest: Guest, make_guest: object) -> tuple[Guest, Guest]:
     return guest, other
 
 
-def test_old_state_is_kept_for_its_time_and_then_destroyed(stack: Stack, guest: Guest) -> None:
+def test_old_state_is_kept_for_its_time_and_then_destroyed(stack: Stack, guest: Guest, kept_s: int) -> None:
     before = guest.volumes()["tpmstate0"]
     guest.move("beta")
     assert not before.exists()
@@ -70,6 +74,6 @@ def test_old_state_is_kept_for_its_time_and_then_destroyed(stack: Stack, guest: 
     assert kept.parent == stack.state / "nodes" / "alpha" / "quarantine"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert_all_is_well(stack, guest)
-    wait_until("the old state is destroyed", lambda: not kept.exists(), deadline_s=KEPT_S + 20)
+    wait_until("the old state is destroyed", lambda: not kept.exists(), deadline_s=kept_s + 20)
     wait_until("the ledger knows", lambda: not stack.table("tpm_ledger", role="quarantined"))
     assert_all_is_well(stack, guest)

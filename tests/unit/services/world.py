@@ -25,6 +25,7 @@ from haulier.services.attempts import AttemptView, load_view
 from haulier.services.context import Context, Message
 from haulier.services.ledger import TpmCopy, reserve_copy
 from haulier.services.migrations import file_migration, show_migration
+from haulier.services.operations import sweep_operations
 from haulier.services.ownership import NewHome, commit_hand_over
 from haulier.settings import Settings
 from haulier.signals import Signals
@@ -242,6 +243,7 @@ class World:
 
     def sweep(self) -> None:
         chain.sweep(self.context)
+        sweep_operations(self.context)
 
     def settle(self, *, rounds: int = 80) -> None:
         """From here on nothing goes wrong: workers that were lost are noticed, the rest works. Ends when nothing is

@@ -1,0 +1,158 @@
+"""Exit statuses and error forms of the command line, with commands of the test's own behind it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from haulier import __version__
+from haulier.cli import main as cli
+from haulier.cli.moments import moment_of
+from haulier.cli.output import Mode
+from haulier.errors import NeedsOperator, OutcomeUnknown, Refused, StepFailed, Transient
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run a command line in this process: exit status, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main(list(words))
+        captured = capsys.readouterr()
+        status = left.value.code
+        assert isinstance(status, int)
+        return status, captured.out, captured.err
+
+    yield run
+    Mode.json = False
+
+
+WRONG = [
+    ("frobnicate",),
+    ("migrate",),
+    ("migrate", "web"),
+    ("migrate", "web", "--too", "beta"),
+    ("migration", "show", "one"),
+    ("node", "maintenance", "alpha", "perhaps"),
+    ("vm", "stop", "web", "--grace-s", "soon"),
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
+    status, out, err = run(*words)
+    assert (status, out) == (64, "")
+    assert err.startswith("error[usage]: ")
+    assert err.endswith("  hint: haulier --help\n")
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_wrong_usage_as_json(run: Run, words: tuple[str, ...]) -> None:
+    status, out, _ = run(*words, "--json")
+    document = json.loads(out)
+    assert (status, document["code"], document["hint"]) == (64, "usage", "haulier --help")
+    assert document["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Refused("c", "m", "h"), 2),
+        (StepFailed("c", "m", "h"), 1),
+        (Transient("c", "m", "h"), 1),
+        (OutcomeUnknown("c", "m", "h"), 1),
+        (NeedsOperator("c", "m", "h"), 3),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_error_has_its_exit_status(run: Run, error: Exception, status: int, flags: tuple[str, ...]) -> None:
+    def broken() -> None:
+        raise error
+
+    cli.app.command(broken, name="broken-for-a-test")
+    try:
+        found, out, err = run("broken-for-a-test", *flags)
+    finally:
+        del cli.app["broken-for-a-test"]
+    assert (found, err) == (status, "error[c]: m\n  hint: h\n")
+    assert (json.loads(out)["error"]["code"] == "c") if flags else out == ""
+
+
+@pytest.mark.parametrize(("answer", "status"), [(None, 0), (0, 0), (1, 1), (3, 3)])
+def test_command_says_its_status(run: Run, answer: int | None, status: int) -> None:
+    cli.app.command(lambda: answer, name="answer-for-a-test")
+    try:
+        assert run("answer-for-a-test")[0] == status
+    finally:
+        del cli.app["answer-for-a-test"]
+
+
+def test_interrupted(run: Run) -> None:
+    def broken() -> None:
+        raise KeyboardInterrupt
+
+    cli.app.command(broken, name="interrupted-for-a-test")
+    try:
+        status, _, err = run("interrupted-for-a-test")
+    finally:
+        del cli.app["interrupted-for-a-test"]
+    assert (status, "error[interrupted]" in err) == (1, True)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"{__version__}\n", "")
+
+
+def test_help_names_every_command(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    for word in ("up", "down", "doctor", "vm", "explain", "migrate", "migration", "node", "events"):
+        assert f"{word} " in out or f"{word}\n" in out
+
+
+def test_bad_setting_is_told_without_a_traceback(tmp_path: Path) -> None:
+    """In a process of its own: settings are read once a process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "haulier.cli.main", "vm", "list", "--json"],
+        env={"HAULIER_STATE": str(tmp_path), "HAULIER_PORTS": "many", "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["code"] == "bad_setting"
+    assert "Traceback" not in done.stderr
+
+
+# -- moments ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-05-01T12:00:00+00:00", "2026-05-01T12:00:00+00:00"),
+        ("2026-05-01T12:00:00+02:00", "2026-05-01T10:00:00+00:00"),
+        ("2026-05-01T12:00:00", "2026-05-01T12:00:00+00:00"),
+        ("2026-05-01", "2026-05-01T00:00:00+00:00"),
+    ],
+)
+def test_moment(text: str, moment: str) -> None:
+    assert moment_of(text) == moment
+
+
+def test_ages_are_in_order() -> None:
+    ages = ["2d", "3h", "2h", "90m", "60s", "0s"]
+    assert [moment_of(age) for age in ages] == sorted(moment_of(age) for age in ages)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "15", "15x", "-3h", "999999d", "9999999s", "2026-13-01"])
+def test_no_moment(text: str) -> None:
+    with pytest.raises(Refused, match="bad_moment"):
+        moment_of(text)

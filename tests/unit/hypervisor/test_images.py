@@ -1,0 +1,57 @@
+"""Image files: nothing is overwritten that is there, and what held secrets is overwritten before it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from haulier.errors import StepFailed
+from haulier.hypervisor.images import create_image, destroy_image, free_bytes, remove_image
+
+
+def test_existing_file_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"somebody's")
+    with pytest.raises(StepFailed, match="volume_exists"):
+        create_image(path, format="raw", size_bytes=1 << 20)
+    assert path.read_bytes() == b"somebody's"
+
+
+def test_link_is_never_followed(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "disk.raw", tmp_path / "elsewhere"
+    path.symlink_to(elsewhere)
+    with pytest.raises(StepFailed, match="volume_exists"):
+        create_image(path, format="raw", size_bytes=1 << 20)
+    assert not elsewhere.exists()
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    """A storage's path may be anything; it must not end as a traceback."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StepFailed, match="volume_not_made"):
+        create_image(tmp_path / "file" / "disk.raw", format="raw", size_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) + 7])
+def test_destroyed_bytes_are_gone_under_every_name(tmp_path: Path, size: int) -> None:
+    path, other = tmp_path / "tpm.raw", tmp_path / "other"
+    path.write_bytes(b"\xa5" * size)
+    other.hardlink_to(path)
+    destroy_image(path)
+    assert not path.exists()
+    assert other.read_bytes() == bytes(size)
+
+
+def test_destroying_and_removing_twice(tmp_path: Path) -> None:
+    path = tmp_path / "tpm.raw"
+    for act in (destroy_image, remove_image):
+        path.touch()
+        for _ in range(2):
+            act(path)
+            assert not path.exists()
+
+
+def test_room_under_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert abs(free_bytes(tmp_path / "a" / "b") - free_bytes(tmp_path)) < 1 << 30
+    assert free_bytes(tmp_path) > 0
