@@ -33,15 +33,14 @@ SETTINGS: Mapping[str, str] = {
     "network": "`bridge` connects each card to the bridge that its VM names, `isolated` to nothing.",
     "ports": "Ports that migrations may listen on at this node, both ends included.",
     "tls": "Whether the stream, the mirrors and the copies are encrypted.",
-    "max_bandwidth_bytes_per_s": "Limit for the stream of RAM, in bytes per second; 0 is none. Mirrors and copies do "
-    "not know it yet.",
+    "max_bandwidth_bytes_per_s": "Limit for the stream of RAM, and for each mirror, in bytes per second; 0 is none. "
+    "Copies (TPM state, cloud-init, unused volumes) do not know it yet.",
     "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s, for a "
     "guest that dirties RAM faster than it can be sent.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",
     "lease_s": "For how many seconds a step is its worker's; it is renewed while the work goes on.",
-    "lease_paused_s": "Meant for a shorter lease while the guest is paused. Nothing reads it yet.",
     "reconcile_s": "How often lost messages and dead workers are looked for, in seconds.",
     "tpm_quarantine_s": "For how many seconds the TPM state that a VM left behind is kept before it is destroyed.",
 }

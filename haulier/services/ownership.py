@@ -6,17 +6,18 @@ Whoever wins it may let the guest run. The target wins by `hand_over`, the sourc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.services.attempts import AttemptView
 from haulier.services.chain import Claim
 from haulier.services.context import Context
-from haulier.services.ledger import TpmCopy, move_copy
 from models import (
     Allocation,
     AllocationKind,
@@ -59,28 +60,11 @@ def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: New
         still_ours = select(Step.id).where(
             Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
         )
-        if session.scalar(still_ours) is None:
-            return False
-        won = session.execute(
-            update(Migration)
-            .where(Migration.id == view.migration_id, Migration.state == MigrationState.RUNNING)
-            .values(state=MigrationState.HANDED_OVER)
-        )
-        moved = session.execute(
-            update(Vm)
-            .where(Vm.id == view.vm_id, Vm.epoch == view.epoch, Vm.node_id == view.source.id)
-            .values(node_id=view.target.id, epoch=view.epoch + 1, pid=home.pid, qmp=home.qmp, state=VmState.PAUSED)
-        )
-        if won.rowcount != 1 or moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        if session.scalar(still_ours) is None or not all(_changed(session, change) for change in _decision(view, home)):
             session.rollback()
             return False
-        for transfer in view.transfers:
-            session.execute(
-                update(Volume)
-                .where(Volume.id == transfer.volume_id)
-                .values(storage_id=transfer.target_storage_id, name=transfer.target_name)
-            )
-        _move_ledger(session, view, home, keep_s=context.settings.tpm_quarantine_s)
+        for change in _consequences(view, home, keep_s=context.settings.tpm_quarantine_s):
+            _changed(session, change)
         unit.note(
             "migration.handed_over",
             vm=view.vm,
@@ -92,19 +76,49 @@ def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: New
         return True
 
 
-def _move_ledger(session: Session, view: AttemptView, home: NewHome, *, keep_s: float) -> None:
-    """The source's copy is quarantined before the target's becomes active: SQL allows one active copy at a time."""
-    tpm = view.tpm
-    if tpm is None:
+def _changed(session: Session, change: Update) -> bool:
+    """Run one UPDATE and say whether it met a row. No object in the session is looked for: the guest is paused."""
+    done = session.execute(change, execution_options={"synchronize_session": False})
+    return bool(done.rowcount == 1)  # type: ignore[attr-defined]  # an UPDATE's result has it
+
+
+def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
+    """What must hold for the target to win: the migration was still running, the VM at its epoch on the source."""
+    yield (
+        update(Migration)
+        .where(Migration.id == view.migration_id, Migration.state == MigrationState.RUNNING)
+        .values(state=MigrationState.HANDED_OVER)
+    )
+    yield (
+        update(Vm)
+        .where(Vm.id == view.vm_id, Vm.epoch == view.epoch, Vm.node_id == view.source.id)
+        .values(node_id=view.target.id, epoch=view.epoch + 1, pid=home.pid, qmp=home.qmp, state=VmState.PAUSED)
+    )
+
+
+def _consequences(view: AttemptView, home: NewHome, *, keep_s: float) -> Iterator[Update]:
+    """What follows from it. The source's TPM copy is quarantined before the target's becomes active: SQL allows one."""
+    for transfer in view.transfers:
+        yield (
+            update(Volume)
+            .where(Volume.id == transfer.volume_id)
+            .values(storage_id=transfer.target_storage_id, name=transfer.target_name)
+        )
+    if view.tpm is None:
         return
-    move_copy(session, TpmCopy(view.vm_id, view.source.id, tpm.source_path), LedgerRole.QUARANTINED, keep_s=keep_s)
-    session.flush()
-    session.execute(
+    moment = now()
+    ours = (TpmLedger.vm_id == view.vm_id,)
+    yield (
+        update(TpmLedger)
+        .where(*ours, TpmLedger.role == LedgerRole.ACTIVE)
+        .values(role=LedgerRole.QUARANTINED, keep_until=moment + timedelta(seconds=keep_s), changed_at=moment)
+    )
+    yield (
         update(TpmLedger)
         .where(
-            TpmLedger.vm_id == view.vm_id,
+            *ours,
             TpmLedger.node_id == view.target.id,
-            TpmLedger.path == str(tpm.target_path),
+            TpmLedger.path == str(view.tpm.target_path),
             TpmLedger.role == LedgerRole.RESERVED,
         )
         .values(
@@ -114,7 +128,7 @@ def _move_ledger(session: Session, view: AttemptView, home: NewHome, *, keep_s: 
             identity=view.tpm_identity,
             swtpm_version=view.target.facts.get("swtpm_version"),
             libtpms_version=view.target.facts.get("libtpms_version"),
-            changed_at=now(),
+            changed_at=moment,
         )
     )
 

@@ -148,8 +148,8 @@ def test_moment(text: str, moment: str) -> None:
 
 
 def test_ages_are_in_order() -> None:
-    ages = ["2d", "3h", "2h", "90m", "60s", "0s"]
-    assert [moment_of(age) for age in ages] == sorted(moment_of(age) for age in ages)
+    moments = [moment_of(age) for age in ("2d", "3h", "2h", "90m", "60s", "0s")]
+    assert moments == sorted(moments)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "15", "15x", "-3h", "999999d", "9999999s", "2026-13-01"])
