@@ -13,13 +13,19 @@ STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check static unit integration acceptance bench
-.PHONY: up down logs migrate revision lock clean setup setup-tests
+.PHONY: docs tpm-window up down logs migrate revision lock clean setup setup-tests
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## live-migrates a VM with disks and a vTPM between two nodes of this machine
-	@$(BIN)/python -m scripts.demo
+	@$(BIN)/python -m scripts.demo $(if $(PICTURE),--picture $(PICTURE))
+
+docs: setup ## writes the generated parts of README.md and docs/ anew
+	@$(BIN)/python -m scripts.docs
+
+tpm-window: setup ## the experiment of docs/tpm.md: what the copy of a TPM loses and the stream does not
+	@$(BIN)/python -m scripts.tpm_window
 
 # CI=1: a tool that is missing fails the tests that need it instead of skipping them.
 test: setup-tests static ## all that CI runs: check and every test, with real QEMU, swtpm, PostgreSQL; many minutes
@@ -32,6 +38,7 @@ static: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m scripts.docs --check
 
 unit: setup ## tests without I/O
 	@$(PYTEST) tests/unit

@@ -37,16 +37,26 @@ async def run(work: StepRun) -> Notes:
     Tried again after the hand-over was committed, it goes on with letting the guest run.
     """
     view = work.view
-    async with (
-        work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell,
-        open_monitor(work.place.control) as monitor,
-    ):
-        if not view.handed_over:
-            await _take_over(work, monitor, bell)
-        await _let_run(work, monitor)
-        await stream.drop_key(monitor)
+    async with work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell:
+        try:
+            async with open_monitor(work.place.control) as monitor:
+                if not view.handed_over:
+                    await _take_over(work, monitor, bell)
+                await _let_run(work, monitor)
+                await stream.drop_key(monitor)
+        except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
+            raise _in_its_own_words(work, error) from error
     await asyncio.to_thread(_afterwards, work)
     return {}
+
+
+def _in_its_own_words(work: StepRun, error: BaseException) -> BaseException:
+    """A QEMU that has died says in its log why; anything else is told as it is."""
+    if work.place.qemu.pid() is not None and not wait_for_end(work.place.qemu, seconds=0.2):
+        return error
+    log_from = work.view.notes[Phase.OPEN_TARGET, Side.TARGET].get("log_from", 0)
+    words = machine.said_last(work.place, since=log_from) or str(error)
+    return StepFailed("target_failed", f"the target's QEMU ended: {words}", "QEMU's own words; the source runs on.")
 
 
 async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> None:
@@ -76,20 +86,9 @@ async def _close_exports(work: StepRun, monitor: Monitor) -> None:
 
 
 async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
-    """Wait until QEMU has loaded the whole guest. A QEMU that dies on the way has said why in its log."""
-    try:
-        status = (await stream.read_stream(monitor)).status
-        if status != "completed":
-            await stream.wait_for_status(monitor, "completed")
-    except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and work.place.qemu.pid() is not None:
-            raise  # given up from outside; nothing is wrong here
-        wait_for_end(work.place.qemu, seconds=2.0)
-        log_from = work.view.notes[Phase.OPEN_TARGET, Side.TARGET].get("log_from", 0)
-        words = machine.said_last(work.place, since=log_from) or str(error)
-        raise StepFailed(
-            "target_failed", f"the target could not load the guest: {words}", "QEMU's own words; the source runs on."
-        ) from error
+    """Wait until QEMU has loaded the whole guest."""
+    if (await stream.read_stream(monitor)).status != "completed":
+        await stream.wait_for_status(monitor, "completed")
     work.mark("loaded")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, StepFailed
 from haulier.hypervisor.images import NbdServer
@@ -98,13 +98,22 @@ def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
         chain.fail(around, held, problems, outcome=_outcome_of(error))
     except Exception as error:  # noqa: BLE001 - the task's boundary: whatever it is, the row must say so
         bound.exception("step.broken")
-        chain.fail(around, held, (Problem("unexpected", f"{type(error).__name__}: {error}", "See the worker's log."),))
+        chain.fail(around, held, (Problem("unexpected", in_words(error), "See the worker's log."),))
     else:
         if held.undo:
             chain.complete_undo(around, held)
         else:
             chain.complete(around, held, notes=notes or {}, marks=work.marks)
         bound.info("step.end")
+
+
+def in_words(error: Exception) -> str:
+    """An unexpected error for a row.
+
+    A database's own error, without the statement: that carries what it would store.
+    """
+    text = error.orig if isinstance(error, DBAPIError) else error
+    return f"{type(error).__name__}: {text}"
 
 
 def _outcome_of(error: HaulierError) -> chain.Outcome:

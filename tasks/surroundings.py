@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kombu.exceptions import OperationalError
 
 from haulier.errors import Refused
-from haulier.hypervisor.layout import NodeLayout, VmPlace
+from haulier.hypervisor.layout import NodeLayout, VmPlace, node_layout
 from haulier.hypervisor.swtpm import SwtpmFacts, swtpm_facts
 from haulier.services.context import Context, Message
 from haulier.settings import Settings, load_settings
@@ -58,7 +58,7 @@ def this_node() -> ThisNode:
     settings = context().settings
     if settings.node is None:
         raise Refused("no_node", "this worker belongs to no node", "Set HAULIER_NODE.")
-    layout = NodeLayout(settings.state / "nodes" / settings.node, settings.sockets / settings.node)
+    layout = node_layout(settings.state, settings.sockets, settings.node)
     layout.prepare()
     return ThisNode(settings.node, layout)
 

@@ -25,6 +25,7 @@ from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, rec
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
 from tasks.guest import launch_guest, machine_spec
+from tasks.runner import in_words
 from tasks.surroundings import context, this_node, this_swtpm
 
 log = structlog.get_logger()
@@ -49,7 +50,7 @@ def _carry_out(operation_id: int, work: Callable[[Order, VmView], None]) -> None
     except Exception as error:
         log.exception("operation.broken", operation=operation_id)
         state = OperationState.FAILED
-        problems = (Problem("unexpected", f"{type(error).__name__}: {error}", "See the worker's log."),)
+        problems = (Problem("unexpected", in_words(error), "See the worker's log."),)
     with around.unit() as unit:
         end_operation(unit, operation_id, state, problems)
 

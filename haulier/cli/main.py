@@ -20,6 +20,7 @@ app = App(
     "Exit status: 0 done, 1 failed and undone, 2 refused and nothing touched, 3 needs an operator, 64 wrong usage.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 app.command(stack.up)
 app.command(stack.down)
@@ -41,7 +42,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(words: list[str]) -> int:
     try:
-        status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        status = app(
+            words,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
     except CycloptsError as error:
         complain_usage(str(error))
         return USAGE_STATUS

@@ -53,14 +53,14 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
     """Make an image that is not there yet, 0600. Raises StepFailed if it exists or cannot be made;
     then nothing is left of it.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError as error:
-        raise StepFailed(
-            "volume_exists", f"{path} is there already", "Nothing is overwritten; move it away."
-        ) from error
     except OSError as error:
+        if isinstance(error, FileExistsError) and path.parent.is_dir():
+            raise StepFailed(
+                "volume_exists", f"{path} is there already", "Nothing is overwritten; move it away."
+            ) from error
         raise StepFailed(
             "volume_not_made", f"{path} cannot be made: {error.strerror}", "Look at the storage."
         ) from error

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from haulier.hypervisor.processes import Daemon
 
+# Two names and `control.sock` must fit behind a state folder of 60 bytes: a socket's path has room for 107.
+_SHORT = 12
+
 
 @dataclass(frozen=True, slots=True)
 class VmPlace:
@@ -59,7 +62,7 @@ class VmPlace:
         """Remove sockets, pid files and keys; logs stay. Safe to call twice."""
         if self.run.is_dir():
             for path in sorted(self.run.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
             self.run.rmdir()
 
 
@@ -88,8 +91,17 @@ class NodeLayout:
 
     def vm(self, name: str) -> VmPlace:
         """The place of a VM; long names are shortened, because a socket's path has room for 107 bytes."""
-        short = name if len(name) <= 20 else f"{name[:11]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        return VmPlace(self.sockets / short, self.root / "vms" / name)
+        return VmPlace(self.sockets / short_name(name), self.root / "vms" / name)
+
+
+def node_layout(state: Path, sockets: Path, name: str) -> NodeLayout:
+    """The folders of the node called `name`, in a machine's state folder and its folder of sockets."""
+    return NodeLayout(state / "nodes" / name, sockets / short_name(name))
+
+
+def short_name(name: str) -> str:
+    """A name of at most twelve bytes that stands for another one: itself, or its beginning and a hash."""
+    return name if len(name) <= _SHORT else f"{name[:5]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def listening_socket(path: Path) -> socket.socket:

@@ -15,13 +15,16 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from haulier.errors import StepFailed
+from haulier.hypervisor.tpm_state import parse
 
 _ANSWER_S = 20.0
 _SESSIONS = 0x8002
 _CREATE_PRIMARY = 0x00000131
 _ENDORSEMENT = 0x4000000B
+_PLATFORM = 0x4000000C
 _PASSWORD_SESSION = 0x40000009
 # Template L-2 (ECC NIST P-256) of the TCG EK Credential Profile 2.0, B.3.4: every TPM makes the same key from it each
 # time.
@@ -52,6 +55,21 @@ def _create_primary() -> bytes:
     return struct.pack(">HII", _SESSIONS, 10 + len(body), _CREATE_PRIMARY) + body
 
 
+def _by_platform(code: int, parameters: bytes = b"") -> bytes:
+    empty_password = struct.pack(">IHBH", _PASSWORD_SESSION, 0, 0, 0)
+    body = struct.pack(">II", _PLATFORM, len(empty_password)) + empty_password + parameters
+    return struct.pack(">HII", _SESSIONS, 10 + len(body), code) + body
+
+
+def _clear_control() -> bytes:
+    return _by_platform(0x00000127, b"\0")
+
+
+def _clear() -> bytes:
+    """A password that the guest has set on the endorsement hierarchy goes with it; the seed, and so the key, stays."""
+    return _by_platform(0x00000126)
+
+
 def read_identity(container: bytes, *, swtpm: str, scratch: Path) -> str:
     """The identity of the TPM whose state volume holds `container`: hex SHA-256 of its ECC endorsement key's public
     area.
@@ -59,6 +77,8 @@ def read_identity(container: bytes, *, swtpm: str, scratch: Path) -> str:
     Answering also proves that this node's swtpm can read the state. Raises StepFailed when it cannot; the original is
     not touched.
     """
+    if parse(container).is_blank:
+        raise StepFailed("tpm_state_blank", "a blank state belongs to nobody", "swtpm would quietly make a new TPM.")
     folder = Path(tempfile.mkdtemp(prefix="identity-", dir=scratch))
     try:
         copy = folder / "state"
@@ -74,24 +94,27 @@ def _ask(copy: Path, swtpm: str) -> str:
     log = copy.with_name("log")
     with ours, log.open("wb") as output:
         with theirs:
-            process = subprocess.Popen(
-                [swtpm, "socket", "--tpm2", "--tpmstate", f"backend-uri=file://{copy}", "--fd", str(theirs.fileno()),
-                 "--flags", "not-need-init,startup-clear"],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )  # fmt: skip
+            process = _start(swtpm, copy, theirs.fileno(), output)
         try:
             ours.settimeout(_ANSWER_S)
-            ours.sendall(_create_primary())
-            answer = ours.recv(4096)
+            for command in (_clear_control(), _clear(), _create_primary()):
+                ours.sendall(command)
+                answer = ours.recv(4096)
         except OSError as error:
             raise _unreadable(log.read_text(errors="replace") or str(error)) from error
         finally:
             process.kill()
             process.wait()
     return _public_digest(answer, log.read_text(errors="replace"))
+
+
+def _start(swtpm: str, copy: Path, channel: int, output: BinaryIO) -> subprocess.Popen[bytes]:
+    words = [swtpm, "socket", "--tpm2", "--tpmstate", f"backend-uri=file://{copy}"]
+    words += ["--fd", str(channel), "--flags", "not-need-init,startup-clear"]
+    try:
+        return subprocess.Popen(words, pass_fds=[channel], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    except OSError as error:
+        raise StepFailed("swtpm_missing", f"{swtpm} cannot be started: {error.strerror}", "Install swtpm.") from error
 
 
 def _public_digest(answer: bytes, said: str) -> str:

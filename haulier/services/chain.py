@@ -256,9 +256,12 @@ def _roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:
         advance_undo(unit, attempt)
 
 
-def advance_undo(unit: Unit, attempt: Attempt) -> None:
+def advance_undo(unit: Unit, attempt: Attempt, *, pass_by: Side | None = None) -> None:
     """Make ready the next step to be undone, in reverse order, once nothing runs any more; at the end close the
     attempt.
+
+    `pass_by` is the side whose node is silent: its undo waits for it, and the other side's goes on, because the target
+    cannot win any more and a guest that is paused on the source must not wait for a host that may never come back.
     """
     unit.session.flush()
     steps = sorted(attempt.steps, key=lambda step: step.position, reverse=True)
@@ -267,6 +270,8 @@ def advance_undo(unit: Unit, attempt: Attempt) -> None:
             step.state = StepState.WAITING
         if step.state is StepState.FAILED and step.started_at is None:
             step.state = StepState.WAITING  # nobody ever began it: its node did not answer
+    if pass_by is not None:
+        steps = [step for step in steps if step.side is not pass_by]
     if any(step.state in (StepState.RUNNING, StepState.UNDO_READY, StepState.UNDOING) for step in steps):
         return
     for step in steps:
@@ -274,6 +279,8 @@ def advance_undo(unit: Unit, attempt: Attempt) -> None:
             step.state, step.ready_at = StepState.UNDO_READY, now()
             unit.send(message_for(step))
             return
+    if pass_by is not None:
+        return
     attempt.finished_at = now()
     migration = attempt.migration
     ended = MigrationState.CANCELLED if migration.cancel_asked else MigrationState.UNDONE
@@ -346,7 +353,10 @@ def _not_taken(context: Context, unit: Unit, step: Step, moment: datetime) -> No
     if migration.needs_operator:
         return
     silent = _silence(context, step)
-    if silent is None or step.state is StepState.UNDO_READY or migration.state is not MigrationState.RUNNING:
+    if silent is not None and step.state is StepState.UNDO_READY:
+        unit.send(message_for(step))
+        advance_undo(unit, step.attempt, pass_by=step.side)
+    elif silent is None or migration.state is not MigrationState.RUNNING:
         unit.send(message_for(step))
     elif step.phase is Phase.CHECK:
         step.state, step.problem, step.finished_at = StepState.FAILED, silent.as_dict(), moment

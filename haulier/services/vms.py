@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 import uuid
 from pathlib import Path
@@ -40,6 +41,8 @@ def define_vm(
         raise Refused("vm_without_name", f"{file} does not name the VM", "Give --name NAME.")
     if not NAME.fullmatch(chosen):
         raise Refused("bad_name", f"{chosen!r} is no name for a VM", "Letters, digits, dot, dash and underscore.")
+    if devices := [key for key, value in definition.ignored.items() if _is_host_device(key, value)]:
+        raise Refused("host_device", f"{', '.join(devices)}: devices of the host are not supported", "Take them out.")
     specs = _read_storages(storages)
     definition = pin_addresses(dataclasses.replace(definition, name=chosen))
     with context.unit() as unit:
@@ -57,6 +60,12 @@ def define_vm(
         operation = file_operation(unit, vm, OperationKind.CREATE)
     await_operation(context, operation.id)
     return show_vm(context, chosen) | {"ignored": definition.ignored}
+
+
+def _is_host_device(key: str, value: str) -> bool:
+    return re.fullmatch(r"hostpci\d+", key) is not None or (
+        re.fullmatch(r"usb\d+", key) is not None and "host" in value
+    )
 
 
 def pin_addresses(definition: VmDefinition) -> VmDefinition:
@@ -84,6 +93,19 @@ def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: di
     taken = session.scalar(
         select(Vm.name).join(Volume).where(Volume.storage_id == storage.id, Volume.name == name, Volume.role != "cdrom")
     )
+    quarantined = session.scalar(
+        select(TpmLedger.id).where(
+            TpmLedger.node_id == node.id,
+            TpmLedger.path == str(Path(storage.path) / name),
+            TpmLedger.role != LedgerRole.DESTROYED,
+        )
+    )
+    if quarantined is not None:
+        raise Refused(
+            "tpm_state_quarantined",
+            f"{spec.device}: {name} is a TPM state that was handed over",
+            "It starts nowhere again.",
+        )
     if taken is not None and spec.role is not Role.CDROM:
         raise Refused(
             "volume_owned", f"{spec.device}: {name} on {storage.name} belongs to VM {taken}", "One owner each."

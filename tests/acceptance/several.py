@@ -26,4 +26,4 @@ def run(words: Sequence[str]) -> tuple[int, str, str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([run(words) for words in json.load(sys.stdin)]))
+    sys.stdout.write(json.dumps([run(words) for words in json.load(sys.stdin)]))

@@ -27,6 +27,7 @@ ROUNDS = 12
 @pytest.fixture
 def world(database_url: str, tmp_path: Path) -> Iterator[World]:
     with open_world(Database(database_url), tmp_path) as world:
+        world.populate()
         yield world
 
 
@@ -34,6 +35,7 @@ def world(database_url: str, tmp_path: Path) -> Iterator[World]:
 def on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[World]:
     """For moments that SQLite cannot have: it never lets a second writer in between."""
     with open_world(Database(postgres_url), tmp_path) as world:
+        world.populate()
         world.add_vm()
         world.file()
         yield world

@@ -48,7 +48,6 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "heartbeat_s": ("1.5", 1.5),
     "node_silent_after_s": ("9", 9.0),
     "lease_s": ("20", 20.0),
-    "lease_paused_s": ("4", 4.0),
     "reconcile_s": ("6", 6.0),
     "tpm_quarantine_s": ("0", 0.0),
 }
@@ -76,7 +75,6 @@ BAD = {
     "heartbeat_s": "0",
     "node_silent_after_s": "soon",
     "lease_s": "-1",
-    "lease_paused_s": "0",
     "reconcile_s": "0",
     "tpm_quarantine_s": "-1",
 }

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.hypervisor.layout import NodeLayout, VmPlace, listening_socket
+from haulier.hypervisor.layout import NodeLayout, VmPlace, listening_socket, node_layout
 from haulier.settings import NAME, Settings
 
 NAMES = st.from_regex(NAME, fullmatch=True)
@@ -26,7 +26,18 @@ def longest_socket(place: VmPlace) -> int:
 
 @given(NAMES)
 def test_any_name_has_short_sockets(name: str) -> None:
-    assert longest_socket(LAYOUT.vm(name)) <= len("/state/run/alpha/") + 20 + len("/control.sock")
+    assert longest_socket(LAYOUT.vm(name)) <= len("/state/run/alpha/") + 12 + len("/control.sock")
+
+
+def test_many_long_names_that_begin_alike() -> None:
+    """Two VMs in one folder would end each other's QEMU."""
+    names = [f"customer-database-{number:05}" for number in range(20_000)]
+    assert len({LAYOUT.vm(name).run for name in names}) == len(names)
+
+
+def test_short_form_is_nobodys_name() -> None:
+    """Or a VM could be given the name, and the folder, of another one's short form."""
+    assert not NAME.fullmatch(LAYOUT.vm("customer-database-001").run.name)
 
 
 @pytest.mark.parametrize("node", ["alpha", "n" * 63])
@@ -34,7 +45,7 @@ def test_any_name_has_short_sockets(name: str) -> None:
 def test_sockets_fit_whatever_the_state_folder_and_the_names(length: int, node: str) -> None:
     """As tasks/surroundings.py makes a node's layout."""
     chosen = Settings(state=Path("/" + "s" * (length - 1)))
-    layout = NodeLayout(chosen.state / "nodes" / node, chosen.sockets / node)
+    layout = node_layout(chosen.state, chosen.sockets, node)
     assert longest_socket(layout.vm("v" * 63)) <= LONGEST_SOCKET
 
 

@@ -1,9 +1,10 @@
-"""swtpm's container, taken apart: any bytes are a state or a StepFailed, and the digest is the permanent blob's alone."""
+"""swtpm's container, taken apart: any bytes are a state or a StepFailed, the digest is the permanent blob's alone."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.tpm_state import parse, read_state
+from haulier.hypervisor.tpm_state import TpmState, parse, read_state
 
 MAGIC = 0x737774706D6C696E
 HEADER_SIZE = 8 + 4 + 15 * 12
@@ -107,8 +108,23 @@ def test_reading(tmp_path: Path) -> None:
     assert read_state(path).permanent == b"the state"
 
 
+@given(st.binary(max_size=300) | ENTRIES | st.builds(container, st.binary(max_size=50), tail=st.binary(max_size=50)))
+def test_reading_is_parsing_all_of_it(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    """Only what is in use is read; that must not change what comes out."""
+    path = tmp_path_factory.getbasetemp() / "state"
+    path.write_bytes(raw)
+    assert outcome(lambda: read_state(path)) == outcome(lambda: parse(raw))
+
+
+def outcome(act: Callable[[], TpmState]) -> bytes | str:
+    try:
+        return act().permanent
+    except StepFailed as error:
+        return error.problem.message
+
+
 def test_missing_volume(tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match="tpm_state_unreadable: .*No such file"):
+    with pytest.raises(StepFailed, match=r"tpm_state_unreadable: .*No such file"):
         read_state(tmp_path / "none")
 
 

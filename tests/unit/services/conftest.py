@@ -1,4 +1,4 @@
-"""A world on a SQLite database of its own."""
+"""A world on a SQLite database: a fresh file for each test, and one engine for all of them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ from tests.unit.services.world import World, open_world
 
 
 @pytest.fixture(scope="session")
+def world_template(tmp_path_factory: pytest.TempPathFactory, _sqlite_template: Path) -> Path:
+    """A database with two nodes and the running VM `web` on alpha."""
+    folder = tmp_path_factory.mktemp("world")
+    file = shutil.copy(_sqlite_template, folder / "template.db")
+    with open_world(Database(f"sqlite:///{file}"), folder) as world:
+        world.populate()
+        world.add_vm()
+    return Path(file)
+
+
+@pytest.fixture(scope="session")
 def _engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """One engine for all tests: SQLAlchemy compiles each statement once an engine, which costs more than the tests."""
+    """SQLAlchemy compiles each statement once an engine, and that costs more than the tests."""
     with closing(Database(f"sqlite:///{tmp_path_factory.mktemp('services') / 'haulier.db'}")) as database:
         yield database
 
 
 @pytest.fixture
-def database(_engine: Database, _sqlite_template: Path) -> Database:
-    """A database at the newest revision without any row."""
-    renew(_engine, _sqlite_template)
+def database(_engine: Database, world_template: Path) -> Database:
+    """The world's rows in a file that only this test sees."""
+    renew(_engine, world_template)
     return _engine
 
 
@@ -40,5 +51,4 @@ def renew(database: Database, template: Path) -> None:
 def world(database: Database, tmp_path: Path) -> Iterator[World]:
     """Two nodes and the running VM `web` on alpha."""
     with open_world(database, tmp_path) as world:
-        world.add_vm()
         yield world

@@ -27,7 +27,7 @@ WAY = [
     ("hand_over", "node.beta", "dddddddddR.", "ddddddddddr"),
     ("retire_source", "node.alpha", "ddddddddddR", "ddddddddddd"),
 ]
-UNDOABLE = [rule.phase for rule in LIVE_CHAIN if rule.phase is not Phase.CHECK][:-1]
+UNDOABLE: tuple[Phase, ...] = tuple(rule.phase for rule in LIVE_CHAIN if rule.phase is not Phase.CHECK)[:-1]
 
 
 # -- forward ----------------------------------------------------------------------------------------------------------

@@ -74,9 +74,7 @@ def test_what_was_not_taken_has_no_end(world: World) -> None:
     assert row(world).state is OperationState.READY
 
 
-@pytest.mark.parametrize(
-    ("state", "error"), [(OperationState.REFUSED, Refused), (OperationState.FAILED, StepFailed)]
-)
+@pytest.mark.parametrize(("state", "error"), [(OperationState.REFUSED, Refused), (OperationState.FAILED, StepFailed)])
 def test_waiting_ends_as_the_operation_did(world: World, state: OperationState, error: type[HaulierError]) -> None:
     file(world)
     take_operation(world.context, 1)

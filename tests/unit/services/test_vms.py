@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from haulier.definition import Nic, VmDefinition
-from haulier.errors import HaulierError
+from haulier.errors import HaulierError, Refused
 from haulier.services import operations, vm_rows, vms
 from haulier.services.context import Context, Message
-from models import Node, Operation, OperationState, Storage, Vm, VmState, Volume, VolumeRole
+from models import Node, Operation, OperationKind, OperationState, Storage, Vm, VmState, Volume, VolumeRole
 from tests.unit.services.world import BROKEN, World
 
 CONTRACT = {"name", "node", "state", "epoch", "volumes", "tpm", "qmp", "pid"}
@@ -31,7 +31,7 @@ def create(around: Context, order: operations.Order) -> None:
 
 def refuse(around: Context, order: operations.Order) -> None:
     vm_rows.forget_vm(around, order.vm_id, keep_operation=order.operation_id)
-    raise vms.Refused("volume_missing", "gone", "Where is it?")
+    raise Refused("volume_missing", "gone", "Where is it?")
 
 
 def start(around: Context, order: operations.Order) -> None:
@@ -57,7 +57,7 @@ def serve(world: World, acts: dict[str, Node_]) -> World:
         state, problems = OperationState.DONE, ()
         try:
             acts[message.task.removeprefix("haulier.vm.")](around, order)
-        except vms.Refused as error:
+        except Refused as error:
             state, problems = OperationState.REFUSED, error.problems  # type: ignore[assignment]
         with around.unit() as unit:
             operations.end_operation(unit, message.row, state, problems)
@@ -289,7 +289,7 @@ def test_vm_that_somebody_works_on_is_not_looked_after(world: World) -> None:
     world.add_vm("stopping")
     world.file("moving")
     with world.context.unit() as unit:
-        operations.file_operation(unit, unit.session.get_one(Vm, 3), vms.OperationKind.STOP)
+        operations.file_operation(unit, unit.session.get_one(Vm, 3), OperationKind.STOP)
     assert names(world) == ["web"]
 
 
@@ -299,7 +299,7 @@ def test_forgotten_vm_keeps_its_operation_open(world: World) -> None:
         vm = Vm(name="x", node=node, definition=VmDefinition(name="x").as_dict(), created_at=world.vm().created_at)
         unit.session.add(vm)
         unit.session.flush()
-        operation = operations.file_operation(unit, vm, vms.OperationKind.CREATE)
+        operation = operations.file_operation(unit, vm, OperationKind.CREATE)
     operations.take_operation(world.context, operation.id)
     vm_rows.forget_vm(world.context, operation.vm_id or 0, keep_operation=operation.id)
     with world.context.unit() as unit:

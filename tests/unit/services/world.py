@@ -274,14 +274,12 @@ class World:
 
 
 @contextmanager
-def open_world(database: Database, state: Path, **settings: Any) -> Iterator[World]:
-    """A world on this empty database, with nodes and no VM yet. Its connections are closed at the end."""
+def open_world(database: Database, state: Path) -> Iterator[World]:
+    """The world that this database holds. Its connections are closed at the end."""
     sent: list[Message] = []
-    chosen = make_settings(state, database.engine.url.render_as_string(hide_password=False), **settings)
-    world = World(Context(chosen, database, Signals(chosen.broker), sent.append), sent)
+    chosen = make_settings(state, database.engine.url.render_as_string(hide_password=False))
     try:
-        world.populate()
-        yield world
+        yield World(Context(chosen, database, Signals(chosen.broker), sent.append), sent)
     finally:
         database.close()
 

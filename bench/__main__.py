@@ -1,0 +1,33 @@
+"""`python -m bench [pause|cures ...]`: measures, prints, and keeps the figures in docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench import cures, pause
+from bench.report import keep
+from bench.vm import make_guest
+
+_BENCHMARKS = {"pause": pause.measure, "cures": cures.measure}
+
+
+def main() -> None:
+    """Run the named benchmarks, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(_BENCHMARKS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=10, help="moves there and back of each kind (default 10)")
+    parser.add_argument("--dry", action="store_true", help="print only; docs/performance.md stays as it is")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(_BENCHMARKS):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}")
+    guest = make_guest(Path(".build/probe").absolute())
+    for name in options.names or _BENCHMARKS:
+        text = _BENCHMARKS[name](guest, rounds=options.rounds)
+        print(f"\n{name}\n\n{text}\n", flush=True)
+        if not options.dry:
+            keep(name, text)
+
+
+if __name__ == "__main__":
+    main()
