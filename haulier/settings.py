@@ -41,7 +41,7 @@ class Settings(BaseSettings):
 
     tls: bool = True
     max_bandwidth_bytes_per_s: int = Field(default=0, ge=0)
-    downtime_limit_ms: int = Field(default=300, ge=1, le=60_000)
+    downtime_limit_ms: int = Field(default=30, ge=1, le=60_000)
 
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)

@@ -15,7 +15,7 @@ from haulier.hypervisor.disks import finish_mirrors
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
 from haulier.hypervisor.tpm_state import read_state
-from haulier.planner.convergence import next_downtime_limit_ms
+from haulier.planner.convergence import FIRST_PASS_LIMIT_MS, next_downtime_limit_ms, pace_bytes_per_s
 from haulier.services.attempts import note_source_done
 from models import Phase, Side
 from tasks.celery import app
@@ -42,7 +42,7 @@ async def run(work: StepRun) -> Notes:
             server=NbdServer(view.target.address, port),
             tls=work.tls,
             max_bandwidth_bytes_per_s=settings.max_bandwidth_bytes_per_s,
-            downtime_limit_ms=settings.downtime_limit_ms,
+            downtime_limit_ms=FIRST_PASS_LIMIT_MS,
         )
         async with reporting(lambda: _report(work, monitor)):
             await _wait_for_pause(work, monitor)
@@ -55,25 +55,23 @@ async def run(work: StepRun) -> Notes:
 
 
 async def _wait_for_pause(work: StepRun, monitor: Monitor) -> None:
-    """Wait until what is left fits into the allowed pause; a guest that dirties too fast gets a longer one."""
-    limit_ms = work.context.settings.downtime_limit_ms
-    passes: list[int] = []
+    """Wait until what is left fits into the allowed pause. Every pass over the RAM decides the pace of the next one."""
+    settings = work.context.settings
+    at_most = settings.max_bandwidth_bytes_per_s or stream.UNLIMITED_BYTES_PER_S
 
-    def note(event: Event) -> None:
+    async def look(event: Event) -> None:
         if event.name == "STOP":
             work.marks["paused"] = event.at
-        if event.name == "MIGRATION_PASS":
-            passes.append(event.data["pass"])
+        elif event.name == "MIGRATION_PASS" and event.data["pass"] > 1:
+            dirty_bytes_per_s = (await stream.read_stream(monitor)).dirty_bytes_per_s
+            await stream.set_pace(
+                monitor,
+                bytes_per_s=pace_bytes_per_s(dirty_bytes_per_s, at_most=at_most),
+                downtime_limit_ms=next_downtime_limit_ms(event.data["pass"], first_ms=settings.downtime_limit_ms),
+            )
 
-    waiting = stream.wait_for_status(monitor, "pre-switchover", on_event=note)
-    async with reporting(lambda: _lengthen(monitor, passes, limit_ms)):
-        event = await waiting
+    event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
     work.marks.setdefault("paused", event.at)
-
-
-async def _lengthen(monitor: Monitor, passes: list[int], first_ms: int) -> None:
-    if passes and (limit_ms := next_downtime_limit_ms(passes[-1], first_ms=first_ms)) > first_ms:
-        await stream.set_downtime_limit(monitor, limit_ms)
 
 
 async def _switch_over(work: StepRun, monitor: Monitor) -> None:

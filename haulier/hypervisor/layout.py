@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import socket
@@ -100,8 +101,13 @@ def node_layout(state: Path, sockets: Path, name: str) -> NodeLayout:
 
 
 def short_name(name: str) -> str:
-    """A name of at most twelve bytes that stands for another one: itself, or its beginning and a hash."""
-    return name if len(name) <= _SHORT else f"{name[:5]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    """A name of at most twelve bytes that stands for another one: itself, or its beginning and 40 bits of a hash.
+
+    The tilde is in no name that people may give, so that no VM can be called as another one's short form.
+    """
+    if len(name) <= _SHORT:
+        return name
+    return f"{name[:3]}~{base64.b32encode(hashlib.sha256(name.encode()).digest())[:8].decode().lower()}"
 
 
 def listening_socket(path: Path) -> socket.socket:

@@ -8,7 +8,7 @@ node").
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class StreamInfo:
     transferred: int
     remaining: int
     total: int
+    dirty_bytes_per_s: int
     error: str | None
 
 
@@ -61,7 +62,9 @@ async def drop_key(monitor: Monitor) -> None:
 async def listen(monitor: Monitor, *, server: NbdServer, tls: bool) -> None:
     """On the target: wait for the stream on a port. Raises StepFailed when the port is taken; another may be tried."""
     await _set_capabilities(monitor, _INCOMING)
-    await monitor.execute("migrate-set-parameters", tls_creds=OBJECT_ID if tls else "", tls_hostname="")
+    await monitor.execute(
+        "migrate-set-parameters", tls_creds=OBJECT_ID if tls else "", tls_hostname="haulier" if tls else ""
+    )
     await monitor.execute("migrate-incoming", uri=f"tcp:{server.address}:{server.port}")
 
 
@@ -73,7 +76,7 @@ async def send(
     await monitor.execute(
         "migrate-set-parameters",
         tls_creds=OBJECT_ID if tls else "",
-        tls_hostname="",
+        tls_hostname="haulier" if tls else "",
         max_bandwidth=max_bandwidth_bytes_per_s or UNLIMITED_BYTES_PER_S,
         downtime_limit=downtime_limit_ms,
     )
@@ -81,9 +84,9 @@ async def send(
     await monitor.execute("migrate", uri=f"fd:{_CONNECTION}")
 
 
-async def set_downtime_limit(monitor: Monitor, downtime_limit_ms: int) -> None:
-    """Allow a longer pause while the stream runs, for a guest that dirties its RAM faster than it can be sent."""
-    await monitor.execute("migrate-set-parameters", downtime_limit=downtime_limit_ms)
+async def set_pace(monitor: Monitor, *, bytes_per_s: int, downtime_limit_ms: int) -> None:
+    """Change how fast RAM is sent and how long a pause is allowed, while the stream runs."""
+    await monitor.execute("migrate-set-parameters", max_bandwidth=bytes_per_s, downtime_limit=downtime_limit_ms)
 
 
 async def go_on(monitor: Monitor) -> None:
@@ -92,7 +95,7 @@ async def go_on(monitor: Monitor) -> None:
 
 
 async def wait_for_status(
-    monitor: Monitor, wanted: str, *, on_event: Callable[[Event], None] = lambda _: None
+    monitor: Monitor, wanted: str, *, on_event: Callable[[Event], Awaitable[None]] | None = None
 ) -> Event:
     """Wait for the stream to reach a status; every event on the way is shown to `on_event`.
 
@@ -100,7 +103,8 @@ async def wait_for_status(
     """
     while True:
         event = await monitor.next_event()
-        on_event(event)
+        if on_event is not None:
+            await on_event(event)
         if event.name != "MIGRATION":
             continue
         status = event.data["status"]
@@ -130,5 +134,6 @@ async def read_stream(monitor: Monitor) -> StreamInfo:
         transferred=ram.get("transferred", 0),
         remaining=ram.get("remaining", 0),
         total=ram.get("total", 0),
+        dirty_bytes_per_s=ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096),
         error=found.get("error-desc"),
     )

@@ -9,6 +9,7 @@ permanent blob itself: all that a TPM may not forget.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,10 @@ def _read_used(path: Path) -> bytes:
         if len(head) < _HEADER.size + _ENTRIES * _ENTRY.size or _HEADER.unpack_from(head)[0] != _MAGIC:
             return head + file.read()
         ends = [offset + length for offset, length, _section in _ENTRY.iter_unpack(head[_HEADER.size :])]
-        return head + file.read(max(0, max(ends) - len(head)))
+        # A broken table may name any length; no more is asked for than there is.
+        there = file.seek(0, os.SEEK_END)
+        file.seek(len(head))
+        return head + file.read(max(0, min(max(ends), there) - len(head)))
 
 
 def read_state(path: Path) -> TpmState:

@@ -62,6 +62,14 @@ def test_started_process_is_found_again(daemon: Daemon) -> None:
     assert os.getsid(pid) == pid, "it must not die with its starter's session"
 
 
+def test_process_is_found_from_its_first_moment(daemon: Daemon) -> None:
+    """For a moment after its start the kernel shows no command line: an undo that came then would leave it running."""
+    for _ in range(30):
+        pid = start(daemon)
+        assert daemon.pid() == pid
+        end(daemon)
+
+
 def test_ended(daemon: Daemon) -> None:
     pid = start(daemon)
     assert end(daemon)
