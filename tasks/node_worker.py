@@ -22,7 +22,7 @@ from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.logs import configure_logs
 from haulier.services.nodes import beat, leave, register_node
-from haulier.services.vm_rows import VmView, record_state, vms_that_should_run
+from haulier.services.vm_rows import VmView, record_observed, vms_that_should_run
 from models import VmState
 from tasks.quarantine import destroy_expired
 from tasks.reconcile import reconcile
@@ -75,7 +75,7 @@ def _note_pause(vm: VmView, place: VmPlace) -> None:
     with contextlib.suppress(HaulierError):
         found = VmState.RUNNING if asyncio.run(_status(place)) == "running" else VmState.PAUSED
         if found is not vm.state:
-            record_state(context(), vm.id, found)
+            record_observed(context(), vm, found)
 
 
 async def _status(place: VmPlace) -> str:
@@ -91,7 +91,8 @@ def _look_after_guests(node_id: int) -> None:
             _note_pause(vm, place)
             continue
         state = VmState.STOPPED if place.qemu.ended_by_itself() else VmState.LOST
+        if not record_observed(context(), vm, state, pid=None, qmp=None):
+            continue
         stop_swtpm(place)
         place.clear()
-        record_state(context(), vm.id, state, pid=None, qmp=None)
         log.warning("vm.ended", vm=vm.name, state=state)

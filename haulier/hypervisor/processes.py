@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,9 @@ def spawn(daemon: Daemon, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) 
         ) from error
     # The program writes the same number a moment later; until then an undo would not find it.
     daemon.pid_file.write_text(f"{process.pid}\n")
+    # For a moment after Popen has returned the kernel still shows no command line: who looked then would find nobody.
+    while process.poll() is None and not _is_ours(process.pid, daemon.token):
+        time.sleep(0.001)
     # Whoever starts a process must wait for it some day, or its end leaves a zombie that looks alive.
     threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
     return process.pid

@@ -12,7 +12,13 @@ from sqlalchemy import delete, select
 from haulier.definition import VmDefinition
 from haulier.services.context import Context
 from models import Migration, Operation, Vm, VmState, Volume, VolumeRole
-from models.transitions import OPEN_MIGRATION
+from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+
+# A VM that no migration and no operation is working on: only of such a one may what is seen be believed.
+_UNATTENDED = (
+    Vm.id.not_in(select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION))),
+    Vm.id.not_in(select(Operation.vm_id).where(Operation.state.in_(OPEN_OPERATION), Operation.vm_id.is_not(None))),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +112,26 @@ def record_state(context: Context, vm_id: int, state: VmState, **values: object)
         unit.note(f"vm.{state}", vm=vm.name, node=vm.node.name)
 
 
+def record_observed(context: Context, vm: VmView, state: VmState, **values: object) -> bool:
+    """Write down what was seen of a guest, unless it has moved on since it was looked at. Says whether it was written.
+
+    A migration may have begun, and even ended, between the look and this.
+    """
+    with context.unit() as unit:
+        row = unit.session.get_one(Vm, vm.id, with_for_update=True)
+        same = (row.node_id, row.epoch, row.state) == (vm.node_id, vm.epoch, vm.state)
+        if not same or unit.session.scalar(select(Vm.id).where(Vm.id == vm.id, *_UNATTENDED)) is None:
+            return False
+        row.state = state
+        for name, value in values.items():
+            setattr(row, name, value)
+        unit.note(f"vm.{state}", vm=vm.name, node=vm.node)
+        return True
+
+
 def vms_that_should_run(context: Context, node_id: int) -> list[VmView]:
     """The VMs of a node that run as far as the rows know, without those that a migration or operation is working on."""
     with context.database.read() as session:
-        busy = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION))
-        working = select(Operation.vm_id).where(Operation.state.in_(("ready", "running")), Operation.vm_id.is_not(None))
-        ids = session.scalars(
-            select(Vm.id).where(
-                Vm.node_id == node_id,
-                Vm.state.in_((VmState.RUNNING, VmState.PAUSED)),
-                Vm.id.not_in(busy),
-                Vm.id.not_in(working),
-            )
-        ).all()
+        running = Vm.state.in_((VmState.RUNNING, VmState.PAUSED))
+        ids = session.scalars(select(Vm.id).where(Vm.node_id == node_id, running, *_UNATTENDED)).all()
     return [load_vm(context, vm_id) for vm_id in ids]

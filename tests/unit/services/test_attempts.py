@@ -92,6 +92,19 @@ def test_word_of_an_outdated_source_is_never_seen(world: World, view: AttemptVie
     assert attempts.source_note(world.context, view.attempt_id) is None
 
 
+def test_word_of_a_source_that_was_replaced_changes_nothing(world: World, view: AttemptView) -> None:
+    """The step runs again, under another number: what the first worker still has to say is not the second's."""
+    move, hand = world.switch_over()
+    world.commit(hand)
+    world.let_lease_end(move)
+    world.sweep()
+    again = world.take()
+    assert again.step_id == move.step_id
+    assert not attempts.note_source_done(world.context, move, {"digest": "d", "was_running": True}, {})
+    assert attempts.source_note(world.context, view.attempt_id) is None
+    assert attempts.note_source_done(world.context, again, {"digest": "e", "was_running": True}, {})
+
+
 def test_word_survives_the_end_of_the_step(world: World, view: AttemptView) -> None:
     move, _ = world.switch_over()
     attempts.note_source_done(world.context, move, {"digest": "d", "was_running": False}, {"paused": 1.5})
