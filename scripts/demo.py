@@ -70,7 +70,7 @@ class Demo:
             done = subprocess.run(command, env=self.environment(), check=True, stdout=subprocess.PIPE, text=True)
             self.console.print(done.stdout.rstrip(), markup=False)
         else:
-            subprocess.run(command, env=self.environment(), check=True)
+            subprocess.run(command, env=self.environment(), check=True, stdout=subprocess.DEVNULL if quiet else None)
 
     def ask(self, *words: str) -> Any:  # noqa: ANN401 - a command's JSON document
         """What a command says in JSON."""
@@ -95,7 +95,7 @@ def demo_stack(console: Console) -> Iterator[Demo]:
     try:
         yield demo
     finally:
-        demo.haulier("down", "--vms", "--json", quiet=True)
+        demo.haulier("down", "--vms", quiet=True)
         for pid in processes_of(state):
             os.kill(pid, 9)
         shutil.rmtree(state, ignore_errors=True)

@@ -347,7 +347,8 @@ def upgrade() -> None:
         sa.Column("freed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name=op.f("ck_allocation_memory_has_bytes")),
         sa.CheckConstraint(
-            "(kind = 'port') = (port IS NOT NULL) AND (kind = 'port') = (address IS NOT NULL)", name=op.f("ck_allocation_port_has_address")
+            "(kind = 'port') = (port IS NOT NULL) AND (kind = 'port') = (address IS NOT NULL)",
+            name=op.f("ck_allocation_port_has_address"),
         ),
         sa.CheckConstraint("(kind = 'volume') = (path IS NOT NULL)", name=op.f("ck_allocation_volume_has_path")),
         sa.CheckConstraint("port BETWEEN 1 AND 65535", name=op.f("ck_allocation_port_range")),

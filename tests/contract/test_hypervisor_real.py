@@ -615,6 +615,17 @@ def test_swtpm_starts_serves_a_qemu_and_stops(place: VmPlace, two_tpms: tuple[Pa
     assert read_identity(read_state(state).container, swtpm=SWTPM, scratch=tmp_path) == identity
 
 
+def test_swtpm_that_nobody_talks_to_is_stopped(place: VmPlace, two_tpms: tuple[Path, Path], tmp_path: Path) -> None:
+    """With its QEMU it would end by itself; an undo may come before there is one."""
+    state = tmp_path / "tpm.raw"
+    shutil.copy(two_tpms[0], state)
+    start_swtpm(place, state, facts=swtpm_facts(SWTPM))
+    pid = place.swtpm.pid()
+    assert pid is not None
+    stop_swtpm(place)
+    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 # -- facts ------------------------------------------------------------------------------------------------------------
 
 
