@@ -22,10 +22,10 @@ from haulier.services.ownership import (
     commit_hand_over,
     old_replicas,
     record_proof,
-    record_running,
+    record_settled,
 )
 from haulier.signals import AsyncBell
-from models import AllocationKind, Phase, Side, TransferMethod
+from models import AllocationKind, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
 from tasks.open_target import stop_target
 from tasks.runner import Notes, StepRun, execute
@@ -34,7 +34,8 @@ from tasks.runner import Notes, StepRun, execute
 async def run(work: StepRun) -> Notes:
     """Take the guest over and let it run. Raises StepFailed when the load or the proof fails: it stays the source's.
 
-    Tried again after the hand-over was committed, it goes on with letting the guest run.
+    Tried again after the hand-over was committed, it goes on with letting the guest run. A QEMU that dies after the
+    commit is the guest's death and no migration's: the VM is `lost` here, with its newest disks and TPM.
     """
     view = work.view
     async with work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell:
@@ -45,15 +46,18 @@ async def run(work: StepRun) -> Notes:
                 await _let_run(work, monitor)
                 await stream.drop_key(monitor)
         except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
-            raise _in_its_own_words(work, error) from error
+            if work.place.qemu.pid() is not None and not wait_for_end(work.place.qemu, seconds=0.2):
+                raise
+            if not (view.handed_over or "committed" in work.marks):
+                raise _in_its_own_words(work, error) from error
+            stop_target(work)
+            record_settled(work.context, view, state=VmState.LOST)
     await asyncio.to_thread(_afterwards, work)
     return {}
 
 
-def _in_its_own_words(work: StepRun, error: BaseException) -> BaseException:
-    """A QEMU that has died says in its log why; anything else is told as it is."""
-    if work.place.qemu.pid() is not None and not wait_for_end(work.place.qemu, seconds=0.2):
-        return error
+def _in_its_own_words(work: StepRun, error: BaseException) -> StepFailed:
+    """A QEMU that has died says in its log why."""
     log_from = work.view.notes[Phase.OPEN_TARGET, Side.TARGET].get("log_from", 0)
     words = machine.said_last(work.place, since=log_from) or str(error)
     return StepFailed("target_failed", f"the target's QEMU ended: {words}", "QEMU's own words; the source runs on.")
@@ -116,7 +120,8 @@ async def _let_run(work: StepRun, monitor: Monitor) -> None:
             raise NeedsOperator("resume_failed", words, "Look at its QEMU; then haulier migration retry.") from error
         work.marks["resumed"] = resumed
         downtime_ms = (resumed - sent.paused_at) * 1000 if sent and sent.paused_at else None
-    record_running(work.context, work.view, running=was_running, downtime_ms=downtime_ms)
+    state = VmState.RUNNING if was_running else VmState.PAUSED
+    record_settled(work.context, work.view, state=state, downtime_ms=downtime_ms)
 
 
 def _is_resume(event: Event) -> bool:

@@ -133,17 +133,20 @@ def _consequences(view: AttemptView, home: NewHome, *, keep_s: float) -> Iterato
     )
 
 
-def record_running(context: Context, view: AttemptView, *, running: bool, downtime_ms: float | None) -> None:
-    """After the resume: the VM's state and the length of the pause.
+def record_settled(context: Context, view: AttemptView, *, state: VmState, downtime_ms: float | None = None) -> None:
+    """After the hand-over: the VM's state, the length of the pause.
 
     What was promised to the attempt is the VM's now.
     """
     with context.unit() as unit:
         session = unit.session
         vm = session.get_one(Vm, view.vm_id)
-        vm.state = VmState.RUNNING if running else VmState.PAUSED
-        migration = session.get_one(Migration, view.migration_id)
-        migration.downtime_ms = downtime_ms
+        vm.state = state
+        if state is VmState.LOST:
+            vm.pid, vm.qmp = None, None
+            unit.note("vm.lost", vm=view.vm, node=view.target.name, migration=view.migration_id)
+        if downtime_ms is not None:
+            session.get_one(Migration, view.migration_id).downtime_ms = downtime_ms
         session.execute(
             update(Allocation)
             .where(

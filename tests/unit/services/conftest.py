@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models import Database
-from tests.unit.services.world import World, open_world
+from tests.unit.services.world import Halves, World, open_world
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +45,25 @@ def renew(database: Database, template: Path) -> None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     shutil.copy(template, path)
+
+
+@pytest.fixture(scope="session")
+def _halves_template(_engine: Database, world_template: Path) -> tuple[Path, Halves]:
+    """The chain has been walked up to the switch-over, once for all tests that begin there."""
+    renew(_engine, world_template)
+    with open_world(_engine, world_template.parent) as world:
+        world.file()
+        halves = world.switch_over()
+    return Path(shutil.copy(str(_engine.engine.url.database), world_template.with_name("halves.db"))), halves
+
+
+@pytest.fixture
+def halves(_engine: Database, _halves_template: tuple[Path, Halves], world: World) -> Halves:
+    """The world's VM is in the middle of its switch-over: the claims of move_memory and hand_over."""
+    template, halves = _halves_template
+    renew(_engine, template)
+    assert world.sent == []
+    return halves
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from haulier.services import attempts
 from haulier.services.attempts import AttemptView, NodeView
 from haulier.services.chain import Claim
 from models import Allocation, AllocationKind, Phase, Side, Step, TransferMethod, VolumeTransfer
-from tests.unit.services.world import IDENTITY, World
+from tests.unit.services.world import IDENTITY, Halves, World
 
 
 @pytest.fixture
@@ -76,40 +76,40 @@ def test_progress_of_a_transfer(world: World, view: AttemptView) -> None:
 # -- the source's word ------------------------------------------------------------------------------------------------
 
 
-def test_target_sees_the_sources_word_once_it_is_given(world: World, view: AttemptView) -> None:
-    move, _ = world.switch_over()
-    assert attempts.source_note(world.context, view.attempt_id) is None
+def test_target_sees_the_sources_word_once_it_is_given(world: World, halves: Halves) -> None:
+    move, _ = halves
+    assert attempts.source_note(world.context, 1) is None
     assert attempts.note_source_done(world.context, move, {"digest": None, "was_running": True}, {"paused": 1.5})
-    assert attempts.source_note(world.context, view.attempt_id) == attempts.SourceNote(None, True, 1.5)
+    assert attempts.source_note(world.context, 1) == attempts.SourceNote(None, True, 1.5)
 
 
-def test_word_of_an_outdated_source_is_never_seen(world: World, view: AttemptView) -> None:
+def test_word_of_an_outdated_source_is_never_seen(world: World, halves: Halves) -> None:
     """Its QEMU may have been told to go on meanwhile."""
-    move, _ = world.switch_over()
+    move, _ = halves
     world.let_lease_end(move)
     world.sweep()
     assert not attempts.note_source_done(world.context, move, {"digest": "d", "was_running": True}, {})
-    assert attempts.source_note(world.context, view.attempt_id) is None
+    assert attempts.source_note(world.context, 1) is None
 
 
-def test_word_of_a_source_that_was_replaced_changes_nothing(world: World, view: AttemptView) -> None:
+def test_word_of_a_source_that_was_replaced_changes_nothing(world: World, halves: Halves) -> None:
     """The step runs again, under another number: what the first worker still has to say is not the second's."""
-    move, hand = world.switch_over()
+    move, hand = halves
     world.commit(hand)
     world.let_lease_end(move)
     world.sweep()
     again = world.take()
     assert again.step_id == move.step_id
     assert not attempts.note_source_done(world.context, move, {"digest": "d", "was_running": True}, {})
-    assert attempts.source_note(world.context, view.attempt_id) is None
+    assert attempts.source_note(world.context, 1) is None
     assert attempts.note_source_done(world.context, again, {"digest": "e", "was_running": True}, {})
 
 
-def test_word_survives_the_end_of_the_step(world: World, view: AttemptView) -> None:
-    move, _ = world.switch_over()
+def test_word_survives_the_end_of_the_step(world: World, halves: Halves) -> None:
+    move, _ = halves
     attempts.note_source_done(world.context, move, {"digest": "d", "was_running": False}, {"paused": 1.5})
     world.complete(move)
-    note = attempts.source_note(world.context, view.attempt_id)
+    note = attempts.source_note(world.context, 1)
     assert note == attempts.SourceNote("d", False, 1.5)
 
 

@@ -11,7 +11,7 @@ from haulier.services import chain
 from haulier.services.context import Context, Message
 from haulier.services.migrations import cancel_migration, file_migration, retry_migration
 from models import LIVE_CHAIN, Attempt, Database, Migration, MigrationState, Phase, Side, Step, StepState, VmState
-from tests.unit.services.world import BROKEN, LEASE_S, World, neighbour
+from tests.unit.services.world import BROKEN, LEASE_S, Halves, World, neighbour
 
 # Every message of an attempt that goes well, in order, and the steps when it is taken and when it is done.
 WAY = [
@@ -56,9 +56,8 @@ def test_message_names_the_row_and_nothing_else(world: World) -> None:
     assert world.sent == [Message("haulier.check", "control", world.step(Phase.CHECK, Side.CONTROL).id)]
 
 
-def test_both_halves_of_the_switch_over_may_end_in_either_order(world: World) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_both_halves_of_the_switch_over_may_end_in_either_order(world: World, halves: Halves) -> None:
+    move, hand = halves
     assert world.complete(hand)
     assert (world.picture(), world.sent) == ("ddddddddRd.", [])
     assert world.complete(move)
@@ -191,9 +190,8 @@ def test_outdated_fence_of_an_undo_changes_nothing(world: World) -> None:
     assert world.picture() == "ddddux....."
 
 
-def test_outdated_target_does_not_get_the_guest(world: World) -> None:
-    world.file()
-    _, hand = world.switch_over()
+def test_outdated_target_does_not_get_the_guest(world: World, halves: Halves) -> None:
+    _, hand = halves
     view = world.view()
     outdated(world, hand)
     assert not world.commit(hand, view)
@@ -220,9 +218,8 @@ def test_renewing_prolongs_the_lease_and_reports(world: World) -> None:
     assert world.step(Phase.CHECK, Side.CONTROL).progress == {"ram": 1}
 
 
-def test_renewing_says_when_to_give_up(world: World) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_renewing_says_when_to_give_up(world: World, halves: Halves) -> None:
+    move, hand = halves
     assert chain.renew(world.context, hand, lease_s=LEASE_S)
     world.fail(move)
     assert not chain.renew(world.context, hand, lease_s=LEASE_S)
@@ -292,10 +289,9 @@ def test_refusal_after_check_is_undone(world: World) -> None:
 
 @pytest.mark.parametrize("failed", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
 @pytest.mark.parametrize("end", ["completes", "fails"])
-def test_failure_waits_for_the_other_half(world: World, failed: Phase, end: str) -> None:
+def test_failure_waits_for_the_other_half(world: World, halves: Halves, failed: Phase, end: str) -> None:
     """Nothing is undone under a step that still works."""
-    world.file()
-    move, hand = world.switch_over()
+    move, hand = halves
     first, other = (move, hand) if failed is Phase.MOVE_MEMORY else (hand, move)
     world.fail(first)
     assert world.state() == "rolling_back"
@@ -331,18 +327,16 @@ def test_undo_that_fails_is_tried_again(world: World) -> None:
     assert world.state() == "undone"
 
 
-def test_side_that_failed_first_is_told_first(world: World) -> None:
+def test_side_that_failed_first_is_told_first(world: World, halves: Halves) -> None:
     """move_memory sees only that the target went away; hand_over brings the target's own words."""
-    world.file()
-    move, hand = world.switch_over()
+    move, hand = halves
     chain.fail(world.context, move, (type(BROKEN)("stream_failed", "closed", "h"),))
     chain.fail(world.context, hand, (type(BROKEN)("target_failed", "no pc.ram", "h"),))
     assert [problem["code"] for problem in world.migration().problems] == ["target_failed", "stream_failed"]
 
 
-def test_step_that_was_given_up_is_no_reason(world: World) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_step_that_was_given_up_is_no_reason(world: World, halves: Halves) -> None:
+    move, hand = halves
     world.fail(move)
     chain.fail(world.context, hand, (type(BROKEN)("given_up", "m", "h"),))
     assert [problem["code"] for problem in world.migration().problems] == ["broken"]
@@ -351,9 +345,8 @@ def test_step_that_was_given_up_is_no_reason(world: World) -> None:
 # -- after the hand-over ----------------------------------------------------------------------------------------------
 
 
-def test_retiring_is_tried_again_and_never_undone(world: World) -> None:
-    world.file()
-    for held in world.switch_over():
+def test_retiring_is_tried_again_and_never_undone(world: World, halves: Halves) -> None:
+    for held in halves:
         world.complete(held)
     for _ in range(3):
         world.fail(world.take())
@@ -367,9 +360,8 @@ def test_retiring_is_tried_again_and_never_undone(world: World) -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
-def test_half_that_fails_after_the_commit_is_tried_again(world: World, phase: Phase) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_half_that_fails_after_the_commit_is_tried_again(world: World, halves: Halves, phase: Phase) -> None:
+    move, hand = halves
     assert world.commit(hand)
     world.fail(move if phase is Phase.MOVE_MEMORY else hand)
     assert world.state() == "handed_over"
@@ -378,9 +370,8 @@ def test_half_that_fails_after_the_commit_is_tried_again(world: World, phase: Ph
 
 
 @pytest.mark.parametrize("lost", [Phase.MOVE_MEMORY, Phase.HAND_OVER, Phase.RETIRE_SOURCE])
-def test_worker_lost_after_the_commit_is_replaced(world: World, lost: Phase) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_worker_lost_after_the_commit_is_replaced(world: World, halves: Halves, lost: Phase) -> None:
+    move, hand = halves
     assert world.commit(hand)
     if lost is not Phase.MOVE_MEMORY:
         chain.complete(world.context, move, notes={})
@@ -438,10 +429,9 @@ def test_cancel_between_renewal_and_refusal(world: World) -> None:
     assert "R" not in world.picture()
 
 
-def test_cancel_after_the_commit_changes_nothing(world: World) -> None:
+def test_cancel_after_the_commit_changes_nothing(world: World, halves: Halves) -> None:
     """It was asked for in the moment before the commit, and came too late."""
-    world.file()
-    move, hand = world.switch_over()
+    move, hand = halves
     view = world.view()
     assert world.commit(hand, view)
     world.change(Migration, Migration.id == 1, cancel_asked=True)
@@ -494,9 +484,8 @@ def test_sweep_replaces_the_worker_of_an_undo(world: World) -> None:
     assert world.state() == "undone"
 
 
-def test_sweep_of_both_halves_at_once(world: World) -> None:
-    world.file()
-    for held in world.switch_over():
+def test_sweep_of_both_halves_at_once(world: World, halves: Halves) -> None:
+    for held in halves:
         world.let_lease_end(held)
     world.sweep()
     assert world.undo_all() == list(reversed(UNDOABLE))
@@ -534,9 +523,8 @@ def test_silent_node_later_on_is_undone(world: World) -> None:
     assert (world.state(), world.picture()) == ("undone", "dddxxx.....")
 
 
-def test_silent_node_never_undoes_what_was_handed_over(world: World) -> None:
-    world.file()
-    for held in world.switch_over():
+def test_silent_node_never_undoes_what_was_handed_over(world: World, halves: Halves) -> None:
+    for held in halves:
         world.complete(held)
     world.silence("alpha")
     world.let_time_pass()
@@ -552,9 +540,8 @@ def test_sweep_of_nothing(world: World) -> None:
 # -- an operator ------------------------------------------------------------------------------------------------------
 
 
-def test_operator_takes_a_retirement_up_again(world: World) -> None:
-    world.file()
-    for held in world.switch_over():
+def test_operator_takes_a_retirement_up_again(world: World, halves: Halves) -> None:
+    for held in halves:
         world.complete(held)
     world.fail(world.take(), outcome=chain.Outcome.NEEDS_OPERATOR)
     assert (world.shown(), world.sent) == ("needs_operator", [])
@@ -582,9 +569,8 @@ def test_undo_that_needs_an_operator_stops(world: World) -> None:
     assert (world.shown(), world.picture()) == ("undone", "dddxxx.....")
 
 
-def test_second_half_that_needs_an_operator_too(world: World) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_second_half_that_needs_an_operator_too(world: World, halves: Halves) -> None:
+    move, hand = halves
     assert world.commit(hand)
     world.fail(move, outcome=chain.Outcome.NEEDS_OPERATOR)
     world.fail(hand, outcome=chain.Outcome.NEEDS_OPERATOR)
@@ -595,9 +581,8 @@ def test_second_half_that_needs_an_operator_too(world: World) -> None:
 
 
 @pytest.mark.parametrize("first", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
-def test_other_half_ends_while_an_operator_is_needed(world: World, first: Phase) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_other_half_ends_while_an_operator_is_needed(world: World, halves: Halves, first: Phase) -> None:
+    move, hand = halves
     assert world.commit(hand)
     failed, other = (move, hand) if first is Phase.MOVE_MEMORY else (hand, move)
     world.fail(failed, outcome=chain.Outcome.NEEDS_OPERATOR)
@@ -649,8 +634,7 @@ def test_other_process_sees_the_same_chain(world: World) -> None:
     assert world.picture() == "dr........."
 
 
-def test_vm_is_paused_between_commit_and_resume(world: World) -> None:
-    world.file()
-    _, hand = world.switch_over()
+def test_vm_is_paused_between_commit_and_resume(world: World, halves: Halves) -> None:
+    _, hand = halves
     world.commit(hand)
     assert world.vm().state is VmState.PAUSED

@@ -28,7 +28,7 @@ from models import (
     Volume,
     VolumeTransfer,
 )
-from tests.unit.services.world import World
+from tests.unit.services.world import Halves, World
 
 CONTRACT = {
     "id", "vm", "source", "target", "state", "phases", "volumes", "downtime_ms", "total_s", "ram_bytes", "tpm",
@@ -133,9 +133,8 @@ def test_name_that_is_taken_on_the_target_is_left_alone(world: World) -> None:
     assert "beside the replica" in explain(world)["volumes"][0]["reason"]
 
 
-def test_way_back_does_not_meet_the_state_in_quarantine(world: World) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_way_back_does_not_meet_the_state_in_quarantine(world: World, halves: Halves) -> None:
+    move, hand = halves
     world.reserve_tpm(world.view())
     world.commit(hand)
     chain.complete(world.context, move, notes={})
@@ -161,9 +160,8 @@ def test_document_has_the_contracts_keys(world: World) -> None:
     json.dumps(document)
 
 
-def test_document_of_a_finished_migration(world: World) -> None:
-    world.file()
-    move, hand = world.switch_over()
+def test_document_of_a_finished_migration(world: World, halves: Halves) -> None:
+    move, hand = halves
     tpm = world.view().tpm
     assert tpm is not None
     world.change(VolumeTransfer, VolumeTransfer.id == tpm.id, digest_source="d", digest_target="d",

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from haulier.clock import now
 from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.chain import Claim
-from haulier.services.ownership import old_replicas, record_proof, record_running
+from haulier.services.ownership import old_replicas, record_proof, record_settled
 from models import (
     Allocation,
     LedgerRole,
@@ -27,14 +27,13 @@ from models import (
     Volume,
     VolumeTransfer,
 )
-from tests.unit.services.world import DIGEST, IDENTITY, World
+from tests.unit.services.world import DIGEST, IDENTITY, Halves, World
 
 
 @pytest.fixture
-def hand(world: World) -> Claim:
+def hand(world: World, halves: Halves) -> Claim:
     """The target is about to commit; the phase reserve has written down its copy of the TPM."""
-    world.file()
-    _, hand = world.switch_over()
+    _, hand = halves
     world.reserve_tpm(world.view())
     return hand
 
@@ -136,7 +135,7 @@ def test_promises_are_the_vms_own_after_the_resume(world: World, hand: Claim) ->
     take_port(world.context, view.attempt_id, view.target, "disks", avoid=frozenset())
     take_volume(world.context, view.attempt_id, view.source, Path("/alpha/x"))
     world.commit(hand)
-    record_running(world.context, view, running=True, downtime_ms=12.5)
+    record_settled(world.context, view, state=VmState.RUNNING, downtime_ms=12.5)
     with world.context.database.read() as session:
         still = [row.path for row in session.scalars(select(Allocation).where(Allocation.freed_at.is_(None)))]
     assert still == ["/alpha/x"]
@@ -145,7 +144,7 @@ def test_promises_are_the_vms_own_after_the_resume(world: World, hand: Claim) ->
 
 def test_guest_that_was_paused_stays_paused(world: World, hand: Claim) -> None:
     world.commit(hand)
-    record_running(world.context, world.view(), running=False, downtime_ms=None)
+    record_settled(world.context, world.view(), state=VmState.PAUSED)
     assert world.vm().state is VmState.PAUSED
 
 
@@ -165,10 +164,9 @@ def add_replica(world: World, node: str, name: str) -> None:
         session.add(Replica(volume_id=1, storage_id=storage.id, name=name, generation=1, synced_at=now()))
 
 
-def test_replicas_at_the_new_home_go_and_are_found_again(world: World) -> None:
+def test_replicas_at_the_new_home_go_and_are_found_again(world: World, halves: Halves) -> None:
     add_replica(world, "beta", "web/disk.old")
-    world.file()
-    _, hand = world.switch_over()
+    _, hand = halves
     view = world.view()
     world.commit(hand, view)
     expected = (Path("/beta/images/web/disk.old"),)
@@ -178,9 +176,8 @@ def test_replicas_at_the_new_home_go_and_are_found_again(world: World) -> None:
     assert allocated_volumes(world.context, view.attempt_id, view.target) == expected
 
 
-def test_replicas_elsewhere_stay(world: World) -> None:
-    world.file()
-    _, hand = world.switch_over()
+def test_replicas_elsewhere_stay(world: World, halves: Halves) -> None:
+    _, hand = halves
     add_replica(world, "alpha", "web/disk.old")
     world.commit(hand)
     assert old_replicas(world.context, world.view()) == ()

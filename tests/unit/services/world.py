@@ -53,6 +53,8 @@ SOURCE, TARGET = "alpha", "beta"
 IDENTITY, DIGEST = "1d" * 32, "d1" * 32
 LEASE_S = 600.0
 BROKEN = Problem("broken", "it broke", "Mend it.")
+# Who holds move_memory and hand_over.
+Halves = tuple[chain.Claim, chain.Claim]
 # Nobody listens there: wake-up calls are lost, and must not be missed.
 NO_BROKER = "redis+socket:///nonexistent/broker.sock"
 LONG_AGO = timedelta(days=1)
@@ -204,7 +206,7 @@ class World:
                 continue
             assert self.complete(held)
 
-    def switch_over(self) -> tuple[chain.Claim, chain.Claim]:
+    def switch_over(self) -> Halves:
         """Both halves of the switch-over are at work: move_memory and hand_over."""
         self.complete(self.go(Phase.MIRROR_DISKS))
         halves = self.take_all()
