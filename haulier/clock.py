@@ -1,4 +1,4 @@
-"""The one place that knows the time of day; tests put a clock of their own here."""
+"""The one place that knows the time of day."""
 
 from __future__ import annotations
 

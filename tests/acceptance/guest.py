@@ -15,6 +15,10 @@ from tests.acceptance.stack import Answer, Command, Stack
 from tests.acceptance.waiting import wait_until
 
 DISK = "virtio0: local:{name}/disk0.raw,size=64M"
+# For a stack of `Faults`: dirties faster than the stream is let, and stays in move_memory until somebody ends that.
+RESTLESS = "dirty_mib_s=32 dirty_mib=40"
+# Takes some seconds there.
+SLOW = "dirty_mib_s=12 dirty_mib=24"
 TPM = "tpmstate0: local:{name}/tpm.raw,size=4M,version=v2.0"
 
 
@@ -125,6 +129,14 @@ class Guest:
         wait_until(
             f"{self.name}: stream", lambda: self.ask("query-migrate").get("ram", {}).get("transferred", 0) > 1 << 20
         )
+
+    def cancel(self, command: Command) -> Answer:
+        """Cancel the migration that `command` waits for."""
+        migration = self.stack.table("migration", vm_id=self.row()["id"])[-1]
+        self.stack.haulier("migration", "cancel", str(migration["id"])).done()
+        answer = command.finish()
+        assert (answer.status, answer.document["state"]) == (1, "cancelled"), answer
+        return answer
 
     def qemus(self) -> dict[str, Process]:
         """Its QEMU processes by node."""

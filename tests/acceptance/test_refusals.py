@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.faults import Faults
-from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.guest import DISK, RESTLESS, TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import FILED, Answer, Stack
 from tests.acceptance.waiting import wait_until
@@ -216,16 +216,13 @@ def test_worker_of_the_target_hangs(stack: Stack, guest: Guest) -> None:
 
 
 def test_second_migration_of_one_vm(stack: Stack, make_guest: Callable[..., Guest]) -> None:
-    guest = make_guest(append="dirty_mib_s=12")
+    guest = make_guest(append=RESTLESS)
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
-    for words, code in (
-        (("migrate", guest.name, "--to", "beta"), "migration_open"),
-        (("vm", "stop", guest.name), "migration_open"),
-    ):
-        assert_explained(stack.haulier(*words), status=2, code=code)
+    for answer in stack.several(("migrate", guest.name, "--to", "beta"), ("vm", "stop", guest.name)):
+        assert_explained(answer, status=2, code="migration_open")
     assert len(stack.table("migration", vm_id=guest.row()["id"])) == 1
-    command.finish().done()
+    guest.cancel(command)
     assert_all_is_well(stack, guest)
 
 

@@ -11,12 +11,10 @@ import pytest
 from haulier.hypervisor.tls import KeyFolder
 from haulier.hypervisor.tpm_state import read_state
 from tests.acceptance.faults import Faults
-from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.guest import DISK, RESTLESS, SLOW, TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.processes import processes_of
 from tests.acceptance.stack import Stack
-
-SLOW = "dirty_mib_s=12"
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def knock(port: int, *, keys: Path | None) -> subprocess.CompletedProcess[str]:
 def test_disks_are_served_to_nobody_without_the_key(
     stack: Stack, make_guest: Callable[..., Guest], tmp_path: Path
 ) -> None:
-    guest = make_guest(append=SLOW)
+    guest = make_guest(append=RESTLESS)
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
     (port,) = [row["port"] for row in stack.table("allocation", purpose="disks") if row["freed_at"] is None]
@@ -46,8 +44,7 @@ def test_disks_are_served_to_nobody_without_the_key(
     wrong = knock(port, keys=tmp_path / "wrong")
     (right,) = stack.run_folder("alpha", guest.name).glob("keys-*")
     same = knock(port, keys=right)
-    assert guest.row()["node"] == "alpha", "it was over before anybody knocked: this run proves nothing"
-    assert command.finish().done()["state"] == "done"
+    guest.cancel(command)
     assert without.returncode != 0 and "TLS" in without.stderr, without
     assert wrong.returncode != 0 and "TLS handshake failed" in wrong.stderr, wrong
     assert same.returncode == 0, same

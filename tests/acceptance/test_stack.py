@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.acceptance.faults import Faults
-from tests.acceptance.guest import Guest
+from tests.acceptance.guest import SLOW, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.processes import Process, processes_of
 from tests.acceptance.stack import Stack
@@ -55,7 +55,7 @@ def test_vms_outlive_the_stack_and_are_found_again(stack: Stack, guest: Guest) -
 
 
 def test_migration_outlives_the_broker(stack: Stack, make_guest: Callable[..., Guest]) -> None:
-    guest = make_guest(append="dirty_mib_s=12")
+    guest = make_guest(append=SLOW)
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
     guest.wait_stream()

@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 from tests.acceptance.faults import WORDS, Faults
-from tests.acceptance.guest import Guest
+from tests.acceptance.guest import RESTLESS, SLOW, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Answer, Stack
-
-# Dirties faster than the stream is let: it stays in move_memory until somebody ends that.
-RESTLESS = "dirty_mib_s=32 dirty_mib=40"
 
 
 @pytest.fixture
@@ -67,7 +64,7 @@ def test_qemu_is_killed_while_ram_moves(stack: Stack, make_guest: Callable[..., 
 
 def test_swtpm_is_killed_before_it_loads(stack: Stack, make_guest: Callable[..., Guest]) -> None:
     """The failure comes at the very end, inside the pause: without return-path the source would have called it done."""
-    guest = make_guest(append="dirty_mib_s=12")
+    guest = make_guest(append=SLOW)
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
     (swtpm,) = stack.processes("swtpm", node="beta", vm=guest.name)
@@ -90,10 +87,7 @@ def test_cancel_before_the_hand_over(stack: Stack, make_guest: Callable[..., Gue
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
     guest.wait_stream()
-    (migration,) = stack.table("migration", vm_id=guest.row()["id"])
-    stack.haulier("migration", "cancel", str(migration["id"])).done()
-    answer = command.finish()
-    assert (answer.status, answer.document["state"]) == (1, "cancelled")
+    guest.cancel(command)
     guest.wait_ticks()
     assert_all_is_well(stack, guest)
     assert guest.row()["node"] == "alpha"

@@ -64,7 +64,7 @@ def test_started_process_is_found_again(daemon: Daemon) -> None:
 
 def test_process_is_found_from_its_first_moment(daemon: Daemon) -> None:
     """For a moment after its start the kernel shows no command line: an undo that came then would leave it running."""
-    for _ in range(30):
+    for _ in range(20):
         pid = start(daemon)
         assert daemon.pid() == pid
         end(daemon)

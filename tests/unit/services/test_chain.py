@@ -532,6 +532,29 @@ def test_silent_node_never_undoes_what_was_handed_over(world: World, halves: Hal
     assert (world.state(), world.picture()) == ("handed_over", "ddddddddddr")
 
 
+def test_guest_is_not_kept_waiting_by_a_target_that_died(world: World, halves: Halves) -> None:
+    """The source has won: it may let the guest run again before anybody has heard of the target."""
+    for held in halves:
+        world.fail(held)
+    world.sent.clear()
+    world.silence("beta")
+    undone: list[Phase] = []
+    for _ in range(6):
+        world.let_time_pass()
+        world.sweep()
+        for message in [message for message in world.sent if message.queue == "node.alpha"]:
+            world.sent.remove(message)
+            undo = world.claim(message)
+            assert undo is not None
+            chain.complete_undo(world.context, undo)
+            undone.append(undo.phase)
+        world.sent.clear()
+    assert undone == [Phase.MOVE_MEMORY, Phase.MIRROR_DISKS, Phase.COPY_COLD, Phase.SYNC_TPM]
+    assert (world.state(), world.picture()) == ("rolling_back", "ddddxxdxxu.")
+    world.settle()
+    assert (world.state(), world.picture()) == ("undone", "dddxxxxxxx.")
+
+
 def test_sweep_of_nothing(world: World) -> None:
     world.sweep()
     assert (world.sent, world.kinds("")) == ([], [])

@@ -26,7 +26,7 @@ from tests.unit.services.conftest import renew
 from tests.unit.services.world import LEASE_S, World, open_world
 
 # HAULIER_TEST_EXAMPLES=500 looks longer than fits into the time of the unit tests.
-EXAMPLES = int(os.environ.get("HAULIER_TEST_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("HAULIER_TEST_EXAMPLES", "4"))
 ENDS = ("done", "undone", "refused", "cancelled")
 WORD = st.integers(min_value=0, max_value=50)
 
