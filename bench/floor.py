@@ -39,8 +39,8 @@ class Knobs:
     blocking_writes: bool = False
     nbd_nodelay: bool = True
     stream_nodelay: bool = True
-    max_bandwidth_bytes_per_s: int = 64 * _MIB
-    downtime_limit_ms: int = 30
+    max_bandwidth_bytes_per_s: int = 32 * _MIB
+    downtime_limit_ms: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp.legacy import QEMUMonitorProtocol
+from haulier.hypervisor.monitor import open_monitor
 
 # Nobody among these may outlive what it works for; workers and the broker are the supervisor's business.
 VM_PROGRAMS = ("qemu-system-x86_64", "swtpm", "qemu-storage-daemon", "qemu-img")
@@ -55,11 +56,9 @@ def _names(state: Path, text: bytes) -> bool:
 
 def ask(socket: Path, command: str, **arguments: object) -> Any:
     """Run one QMP command on a public monitor; it serves one client at a time."""
-    monitor = QEMUMonitorProtocol(str(socket))
-    try:
-        monitor.connect()
-        return monitor.cmd(command, **{name.replace("_", "-"): value for name, value in arguments.items()})
-    finally:
-        # qemu.qmp 0.0.6 passes on the end of a QEMU that went first.
-        with suppress(EOFError, ConnectionError):
-            monitor.close()
+    return asyncio.run(_ask(socket, command, {name.replace("_", "-"): value for name, value in arguments.items()}))
+
+
+async def _ask(socket: Path, command: str, arguments: dict[str, object]) -> Any:
+    async with open_monitor(socket) as monitor:
+        return await monitor.execute_raw(command, arguments)

