@@ -73,7 +73,7 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
 def silent_node(name: str, silent_s: float) -> Problem:
     """The problem of a node whose worker does not answer; `silent_s` is infinite if it never did."""
     since = "does not run" if silent_s == float("inf") else f"was last heard of {silent_s:.0f} s ago"
-    return Problem("node_silent", f"the worker of node {name} {since}", "Start it (the local stack: `haulier up`); see `haulier node list`.")
+    return Problem("node_silent", f"the worker of node {name} {since}", "Start it (`haulier up` for a local one).")
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,7 @@ def test_open_migration_is_named_in_the_hint() -> None:
     assert problem.hint == "haulier migration show 7"
 
 
-@pytest.mark.parametrize(
-    ("silent_s", "words"), [(9.4, "was last heard of 9 s ago"), (float("inf"), "does not run")]
-)
+@pytest.mark.parametrize(("silent_s", "words"), [(9.4, "was last heard of 9 s ago"), (float("inf"), "does not run")])
 def test_silent_node(silent_s: float, words: str) -> None:
     assert silent_node("beta", silent_s).message == f"the worker of node beta {words}"
 
