@@ -18,15 +18,15 @@ _BUSY = f"{USUAL} dirty_mib=32 dirty_mib_s=40"
 _QUIET = f"{USUAL} dirty_mib_s=0 disk_every=0 tpm_every=0"
 
 VARIANTS: tuple[tuple[str, Knobs, str], ...] = (
-    ("as QEMU does it by itself", _PLAIN, USUAL),
-    ("the mirror's answers without Nagle's delay", replace(_PLAIN, nbd_nodelay=True), USUAL),
-    ("the stream too", _FLOOD, USUAL),
-    ("and the stream paced (64 MiB/s, limit 30 ms): the floor", Knobs(), USUAL),
-    ("the floor, writes wait for both sides", Knobs(blocking_writes=True), USUAL),
+    ("by hand, with QEMU's own sockets, at full speed", _PLAIN, USUAL),
+    ("no Nagle's delay for the mirror's answers", replace(_PLAIN, nbd_nodelay=True), USUAL),
+    ("nor for the stream", _FLOOD, USUAL),
+    ("and the stream paced: the floor", Knobs(), USUAL),
+    ("the floor, each write waits for both sides", Knobs(blocking_writes=True), USUAL),
     ("the floor without a mirror", Knobs(mirror=False), USUAL),
-    ("the floor, guest writes nothing", Knobs(), _QUIET),
-    ("guest dirties 40 MiB/s: not paced", _FLOOD, _BUSY),
-    ("guest dirties 40 MiB/s: paced", Knobs(), _BUSY),
+    ("the floor, the guest writes nothing", Knobs(), _QUIET),
+    ("the guest dirties 40 MiB/s: at full speed", _FLOOD, _BUSY),
+    ("the guest dirties 40 MiB/s: paced", Knobs(), _BUSY),
 )
 
 

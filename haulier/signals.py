@@ -62,6 +62,8 @@ class Signals:
         try:
             with contextlib.suppress(redis.RedisError, OSError):
                 await subscription.subscribe(f"{_CHANNEL}:{topic}")
+                # The answer to it; unread, it would end the first wait at once.
+                await subscription.get_message(timeout=1.0)
             yield AsyncBell(subscription)
         finally:
             with contextlib.suppress(redis.RedisError, OSError):

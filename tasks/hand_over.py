@@ -23,6 +23,7 @@ from haulier.services.ownership import (
     old_replicas,
     record_proof,
     record_settled,
+    rehearse_hand_over,
 )
 from haulier.signals import AsyncBell
 from models import AllocationKind, Phase, Side, TransferMethod, VmState
@@ -41,9 +42,10 @@ async def run(work: StepRun) -> Notes:
     async with work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell:
         try:
             async with open_monitor(work.place.control) as monitor:
-                if not view.handed_over:
-                    await _take_over(work, monitor, bell)
-                await _let_run(work, monitor)
+                if view.handed_over:
+                    await _let_run_again(work, monitor)
+                else:
+                    await _let_run(work, monitor, await _take_over(work, monitor, bell))
                 await stream.drop_key(monitor)
         except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
             if work.place.qemu.pid() is not None and not wait_for_end(work.place.qemu, seconds=0.2):
@@ -63,9 +65,11 @@ def _in_its_own_words(work: StepRun, error: BaseException) -> StepFailed:
     return StepFailed("target_failed", f"the target's QEMU ended: {words}", "QEMU's own words; the source runs on.")
 
 
-async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> None:
-    """The target's half of the pause: loaded, proved, committed."""
-    view = work.view
+async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> SourceNote:
+    """The target's half of the pause: loaded, proved, committed. Returns what the source noted."""
+    view, pid = work.view, work.place.qemu.pid() or 0
+    rehearse_hand_over(work.context, work.claim, view)
+    source_note(work.context, view.attempt_id)
     await _wait_for_load(work, monitor)
     arrived = read_state(view.tpm.target_path).digest if view.tpm else None
     # QEMU closes the exports, which flushes the disks, while the source writes its note.
@@ -77,10 +81,11 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> None:
             "The source keeps the guest; nothing was lost. Look at both logs of swtpm.",
         )
     work.mark("proved")
-    home = NewHome(pid=work.place.qemu.pid() or 0, qmp=str(work.place.qmp), digest=arrived)
+    home = NewHome(pid=pid, qmp=str(work.place.qmp), digest=arrived)
     if not commit_hand_over(work.context, work.claim, view, home):
         raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
     work.mark("committed")
+    return sent
 
 
 async def _close_exports(work: StepRun, monitor: Monitor) -> None:
@@ -106,21 +111,28 @@ async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:
         await bell.wait(0.05)
 
 
-async def _let_run(work: StepRun, monitor: Monitor) -> None:
-    """The guest is ours: from here on no failure gives it back. One that was paused before stays paused."""
+async def _let_run_again(work: StepRun, monitor: Monitor) -> None:
+    """What an earlier try of this step committed and may not have come round to."""
     sent = source_note(work.context, work.view.attempt_id)
+    if sent is None or (sent.was_running and await machine.status(monitor) == "running"):
+        record_settled(work.context, work.view, state=VmState.RUNNING if sent else VmState.PAUSED)
+        return
+    await _let_run(work, monitor, sent)
+
+
+async def _let_run(work: StepRun, monitor: Monitor, sent: SourceNote) -> None:
+    """The guest is ours: from here on no failure gives it back. One that was paused before stays paused."""
     downtime_ms: float | None = None
-    was_running = sent is not None and sent.was_running
-    if was_running and await machine.status(monitor) != "running":
+    if sent.was_running:
         try:
-            await machine.resume(monitor)
+            await machine.resume_paused(monitor)
             resumed = (await monitor.wait_for(_is_resume)).at
         except (StepFailed, MonitorLost) as error:
             words = f"the guest is here but does not run: {error.problem.message}"
             raise NeedsOperator("resume_failed", words, "Look at its QEMU; then haulier migration retry.") from error
         work.marks["resumed"] = resumed
-        downtime_ms = (resumed - sent.paused_at) * 1000 if sent and sent.paused_at else None
-    state = VmState.RUNNING if was_running else VmState.PAUSED
+        downtime_ms = (resumed - sent.paused_at) * 1000 if sent.paused_at else None
+    state = VmState.RUNNING if sent.was_running else VmState.PAUSED
     record_settled(work.context, work.view, state=state, downtime_ms=downtime_ms)
 
 

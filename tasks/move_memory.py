@@ -9,18 +9,24 @@ take it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from haulier.errors import StepFailed
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import finish_mirrors
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
 from haulier.hypervisor.tpm_state import read_state
-from haulier.planner.convergence import FIRST_PASS_LIMIT_MS, next_downtime_limit_ms, pace_bytes_per_s
+from haulier.planner.convergence import FIRST_PACE, LOOK_S, Pace, StreamFacts, choose_pace
 from haulier.services.attempts import note_source_done
+from haulier.services.ownership import taken_topic
 from models import Phase, Side
 from tasks.celery import app
 from tasks.mirror_disks import mirrors_of
 from tasks.runner import Notes, StepRun, execute, reporting
+
+# A nudge that was lost costs so much, and nothing else.
+_TAKE_OVER_S = 1.0
 
 
 async def run(work: StepRun) -> Notes:
@@ -33,7 +39,12 @@ async def run(work: StepRun) -> Notes:
         # The note was written and the target has taken the guest; only this step's end was lost.
         return {}
     port = view.notes[Phase.OPEN_TARGET, Side.TARGET]["stream_port"]
-    async with open_monitor(work.place.control) as monitor:
+    at_most = settings.max_bandwidth_bytes_per_s or stream.UNLIMITED_BYTES_PER_S
+    pacer = Pacer(at_most=at_most, first_ms=settings.downtime_limit_ms)
+    async with (
+        work.context.signals.listen_async(taken_topic(view.attempt_id)) as bell,
+        open_monitor(work.place.control) as monitor,
+    ):
         if keys := work.keys():
             await stream.ensure_key(monitor, keys, server=False)
         was_running = await machine.status(monitor) == "running"
@@ -41,37 +52,56 @@ async def run(work: StepRun) -> Notes:
             monitor,
             server=NbdServer(view.target.address, port),
             tls=work.tls,
-            max_bandwidth_bytes_per_s=settings.max_bandwidth_bytes_per_s,
-            downtime_limit_ms=FIRST_PASS_LIMIT_MS,
+            max_bandwidth_bytes_per_s=min(at_most, FIRST_PACE.bytes_per_s),
+            downtime_limit_ms=FIRST_PACE.downtime_limit_ms,
         )
         async with reporting(lambda: _report(work, monitor)):
-            await _wait_for_pause(work, monitor)
+            await _wait_for_pause(work, monitor, pacer)
         await _switch_over(work, monitor)
-        notes = {"digest": read_state(view.tpm.source_path).digest if view.tpm else None, "was_running": was_running}
-        if not note_source_done(work.context, work.claim, notes, work.marks):
-            raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+        await _note(work, was_running=was_running)
+        # The end of this step needs the database and a core, and so does the target now, with the guest paused.
+        await bell.wait(_TAKE_OVER_S)
         sent = await stream.read_stream(monitor)
     return {"ram_bytes": sent.transferred}
 
 
-async def _wait_for_pause(work: StepRun, monitor: Monitor) -> None:
-    """Wait until what is left fits into the allowed pause. Every pass over the RAM decides the pace of the next one."""
-    settings = work.context.settings
-    at_most = settings.max_bandwidth_bytes_per_s or stream.UNLIMITED_BYTES_PER_S
+async def _note(work: StepRun, *, was_running: bool) -> None:
+    """Let the target go on: our QEMU knows that it has loaded, and this is the TPM's last digest."""
+    tpm = work.view.tpm
+    notes = {"digest": read_state(tpm.source_path).digest if tpm else None, "was_running": was_running}
+    if not note_source_done(work.context, work.claim, notes, work.marks):
+        raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+
+
+async def _wait_for_pause(work: StepRun, monitor: Monitor, pacer: Pacer) -> None:
+    """Wait until what is left fits into the allowed pause; how fast it is sent follows what is left."""
 
     async def look(event: Event) -> None:
         if event.name == "STOP":
             work.marks["paused"] = event.at
-        elif event.name == "MIGRATION_PASS" and event.data["pass"] > 1:
-            dirty_bytes_per_s = (await stream.read_stream(monitor)).dirty_bytes_per_s
-            await stream.set_pace(
-                monitor,
-                bytes_per_s=pace_bytes_per_s(dirty_bytes_per_s, at_most=at_most),
-                downtime_limit_ms=next_downtime_limit_ms(event.data["pass"], first_ms=settings.downtime_limit_ms),
-            )
 
-    event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
+    async with reporting(lambda: pacer.look(monitor), every_s=LOOK_S):
+        event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
     work.marks.setdefault("paused", event.at)
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Holds the pace that QEMU was told last."""
+
+    at_most: int
+    first_ms: int
+    told: Pace = FIRST_PACE
+
+    async def look(self, monitor: Monitor) -> None:
+        """Look how the stream goes and change the pace if need be."""
+        seen = await stream.read_stream(monitor)
+        facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes)
+        pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms)
+        # Before the stream has begun nothing is known of what is left.
+        if seen.status == "active" and seen.total and pace != self.told:
+            await stream.set_pace(monitor, bytes_per_s=pace.bytes_per_s, downtime_limit_ms=pace.downtime_limit_ms)
+            self.told = pace
 
 
 async def _switch_over(work: StepRun, monitor: Monitor) -> None:

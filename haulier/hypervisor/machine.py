@@ -57,6 +57,11 @@ async def resume(monitor: Monitor) -> None:
         await monitor.execute("cont")
 
 
+async def resume_paused(monitor: Monitor) -> None:
+    """The same for a guest that is known not to run yet: one command, because the guest stands still meanwhile."""
+    await monitor.execute("cont")
+
+
 async def shut_down(place: VmPlace, *, grace_s: float) -> bool:
     """Ask the guest to power off and wait at most `grace_s` for its QEMU to end; then end QEMU.
 

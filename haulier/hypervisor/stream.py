@@ -34,6 +34,7 @@ class StreamInfo:
     remaining: int
     total: int
     dirty_bytes_per_s: int
+    passes: int
     error: str | None
 
 
@@ -134,6 +135,7 @@ async def read_stream(monitor: Monitor) -> StreamInfo:
         transferred=ram.get("transferred", 0),
         remaining=ram.get("remaining", 0),
         total=ram.get("total", 0),
+        passes=ram.get("dirty-sync-count", 0),
         dirty_bytes_per_s=ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096),
         error=found.get("error-desc"),
     )

@@ -1,25 +1,62 @@
 """How fast to send a guest's RAM, and how long a pause to allow, so that the pause is short and still comes.
 
 Measured (docs/performance.md): at full speed to the end, megabytes wait in socket buffers when the guest is paused, and
-the target eats them inside the pause. So the first pass over the RAM goes at full speed and the later ones at a pace
-that only has to be well above the rate at which the guest dirties its RAM.
+the target eats them inside the pause. So the less is left, the slower it is sent, as long as that is well above the
+rate at which the guest dirties its RAM. The end of the first pass is sent slowest: QEMU pauses a guest that has dirtied
+little right after it, and what is left then says little, because pages of zeros cost nothing.
 """
 
 from __future__ import annotations
 
-# Allowed during the first pass, so that QEMU does not pause the guest in the middle of the flood.
-FIRST_PASS_LIMIT_MS = 1
-_LEAST_PACE_BYTES_PER_S = 64 << 20
-_PACE_OVER_DIRTYING = 4
+from dataclasses import dataclass
+
+# How often the stream should be looked at.
+LOOK_S = 0.05
+# What is left should take so long; QEMU sends in bursts, one each 100 ms, and the last one should be small.
+_LANDING_S = 0.5
+_LEAST_BYTES_PER_S = 32 << 20
+_END_OF_FIRST_PASS_BYTES = 96 << 20
+_OVER_DIRTYING = 2.5
+# Allowed during the first pass, so that QEMU does not pause the guest in the middle of it.
+_FIRST_PASS_LIMIT_MS = 1
 # A guest that has not settled after this many passes will not by itself.
 _PATIENCE_PASSES = 15
 _PASSES_PER_DOUBLING = 10
 _LONGEST_MS = 8_000
 
 
-def pace_bytes_per_s(dirty_bytes_per_s: int, *, at_most: int) -> int:
-    """How fast to send from the second pass on; never faster than `at_most`."""
-    return min(at_most, max(_LEAST_PACE_BYTES_PER_S, _PACE_OVER_DIRTYING * dirty_bytes_per_s))
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """How the stream goes: RAM that is left, what is dirtied a second, passes over the RAM so far."""
+
+    remaining_bytes: int
+    dirty_bytes_per_s: int
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast to send and how long a pause to allow."""
+
+    bytes_per_s: int
+    downtime_limit_ms: int
+
+
+# Until the stream has been looked at for the first time.
+FIRST_PACE = Pace(_LEAST_BYTES_PER_S, _FIRST_PASS_LIMIT_MS)
+
+
+def choose_pace(facts: StreamFacts, *, at_most: int, first_ms: int) -> Pace:
+    """The pace from now on: never faster than `at_most`, and a pause of `first_ms` unless the guest does not settle."""
+    if facts.passes <= 1:
+        slow = facts.remaining_bytes <= _END_OF_FIRST_PASS_BYTES
+        return Pace(min(at_most, _LEAST_BYTES_PER_S if slow else _landing(facts)), _FIRST_PASS_LIMIT_MS)
+    return Pace(min(at_most, _landing(facts)), next_downtime_limit_ms(facts.passes, first_ms=first_ms))
+
+
+def _landing(facts: StreamFacts) -> int:
+    wanted = max(facts.remaining_bytes / _LANDING_S, _OVER_DIRTYING * facts.dirty_bytes_per_s)
+    return max(_LEAST_BYTES_PER_S, int(wanted))
 
 
 def next_downtime_limit_ms(passes: int, *, first_ms: int) -> int:

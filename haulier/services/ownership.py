@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.services.attempts import AttemptView
 from haulier.services.chain import Claim
-from haulier.services.context import Context
+from haulier.services.context import Context, Unit
 from models import (
     Allocation,
     AllocationKind,
@@ -51,29 +51,41 @@ def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: New
     any more.
 
     One transaction: the migration, the VM with its epoch, its volumes, the ledger. It runs while the guest is paused,
-    so it is short.
+    so it is short, and nobody is called before the guest runs: `record_settled` does that.
     """
-    with context.unit() as unit:
-        session = unit.session
-        # Locked as by every other decision about this attempt (chain.py): who looks after us sees what we have done.
-        session.execute(select(Attempt.id).where(Attempt.id == held.attempt_id).with_for_update())
-        still_ours = select(Step.id).where(
-            Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
-        )
-        if session.scalar(still_ours) is None or not all(_changed(session, change) for change in _decision(view, home)):
-            session.rollback()
-            return False
-        for change in _consequences(view, home, keep_s=context.settings.tpm_quarantine_s):
-            _changed(session, change)
-        unit.note(
-            "migration.handed_over",
-            vm=view.vm,
-            node=view.target.name,
-            migration=view.migration_id,
-            epoch=view.epoch + 1,
-        )
-        unit.ring(f"migration.{view.migration_id}")
-        return True
+    with context.database.write() as session:
+        return _take(session, held, view, home, keep_s=context.settings.tpm_quarantine_s)
+
+
+def rehearse_hand_over(context: Context, held: Claim, view: AttemptView) -> None:
+    """Do the same before the pause and take it back, so that in the pause all statements are compiled and all pages
+    read.
+    """
+    with context.database.write() as session:
+        _take(session, held, view, NewHome(pid=0, qmp="", digest=None), keep_s=0)
+        session.flush()
+        session.rollback()
+
+
+def _take(session: Session, held: Claim, view: AttemptView, home: NewHome, *, keep_s: float) -> bool:
+    # Locked as by every other decision about this attempt (chain.py): who looks after us sees what we have done.
+    session.execute(select(Attempt.id).where(Attempt.id == held.attempt_id).with_for_update())
+    still_ours = select(Step.id).where(
+        Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
+    )
+    if session.scalar(still_ours) is None or not all(_changed(session, change) for change in _decision(view, home)):
+        session.rollback()
+        return False
+    for change in _consequences(view, home, keep_s=keep_s):
+        _changed(session, change)
+    Unit(session).note(
+        "migration.handed_over",
+        vm=view.vm,
+        node=view.target.name,
+        migration=view.migration_id,
+        epoch=view.epoch + 1,
+    )
+    return True
 
 
 def _changed(session: Session, change: Update) -> bool:
@@ -156,7 +168,12 @@ def record_settled(context: Context, view: AttemptView, *, state: VmState, downt
             )
             .values(freed_at=now())
         )
-        unit.ring(f"migration.{view.migration_id}")
+        unit.ring(f"migration.{view.migration_id}", "events", taken_topic(view.attempt_id))
+
+
+def taken_topic(attempt_id: int) -> str:
+    """What is rung when the guest has been taken over."""
+    return f"attempt.{attempt_id}.taken"
 
 
 def old_replicas(context: Context, view: AttemptView) -> tuple[Path, ...]:

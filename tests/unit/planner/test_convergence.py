@@ -1,4 +1,4 @@
-"""The allowed pause grows for a guest that does not settle, and only then, and never without end."""
+"""The less is left, the slower it is sent; the allowed pause grows for a guest that does not settle, and only then."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.planner.convergence import next_downtime_limit_ms
+from haulier.planner.convergence import FIRST_PACE, Pace, StreamFacts, choose_pace, next_downtime_limit_ms
+
+MIB = 1 << 20
+GIB = 1 << 30
+LINE = 1 << 40
 
 PASSES = st.integers(min_value=0, max_value=100_000)
 FIRST_MS = st.integers(min_value=1, max_value=60_000)
@@ -34,3 +38,45 @@ def test_never_shrinks(passes: int, first_ms: int) -> None:
 @given(st.integers(min_value=0, max_value=15), FIRST_MS)
 def test_patience(passes: int, first_ms: int) -> None:
     assert next_downtime_limit_ms(passes, first_ms=first_ms) == first_ms
+
+
+FACTS = st.builds(
+    StreamFacts,
+    remaining_bytes=st.integers(min_value=0, max_value=1 << 44),
+    dirty_bytes_per_s=st.integers(min_value=0, max_value=1 << 38),
+    passes=st.integers(min_value=0, max_value=200),
+)
+AT_MOST = st.integers(min_value=1, max_value=LINE)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "dirty_per_s", "passes", "pace"),
+    [
+        (64 * GIB, 0, 1, Pace(128 * GIB, 1)),
+        (96 * MIB, 0, 1, Pace(32 * MIB, 1)),
+        (96 * MIB + 2, 0, 1, Pace(192 * MIB + 4, 1)),
+        (100 * MIB, 0, 2, Pace(200 * MIB, 30)),
+        (1 * MIB, 8 * MIB, 2, Pace(32 * MIB, 30)),
+        (1 * MIB, 40 * MIB, 2, Pace(100 * MIB, 30)),
+        (1 * MIB, 40 * MIB, 16, Pace(100 * MIB, 60)),
+    ],
+)
+def test_pace(remaining: int, dirty_per_s: int, passes: int, pace: Pace) -> None:
+    facts = StreamFacts(remaining_bytes=remaining, dirty_bytes_per_s=dirty_per_s, passes=passes)
+    assert choose_pace(facts, at_most=LINE, first_ms=30) == pace
+
+
+@given(FACTS, AT_MOST, FIRST_MS)
+def test_never_faster_than_allowed(facts: StreamFacts, at_most: int, first_ms: int) -> None:
+    assert 0 < choose_pace(facts, at_most=at_most, first_ms=first_ms).bytes_per_s <= at_most
+
+
+@given(FACTS.filter(lambda facts: facts.passes > 1), FIRST_MS)
+def test_always_well_ahead_of_the_guest(facts: StreamFacts, first_ms: int) -> None:
+    """Slower than the guest dirties its RAM, the stream would never end."""
+    assert choose_pace(facts, at_most=1 << 60, first_ms=first_ms).bytes_per_s >= 2 * facts.dirty_bytes_per_s
+
+
+@given(FACTS.filter(lambda facts: facts.passes <= 1), AT_MOST, FIRST_MS)
+def test_no_pause_in_the_first_pass(facts: StreamFacts, at_most: int, first_ms: int) -> None:
+    assert choose_pace(facts, at_most=at_most, first_ms=first_ms).downtime_limit_ms == FIRST_PACE.downtime_limit_ms

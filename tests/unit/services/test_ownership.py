@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.exc import IntegrityError
 
 from haulier.clock import now
 from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.chain import Claim
-from haulier.services.ownership import old_replicas, record_proof, record_settled
+from haulier.services.ownership import old_replicas, record_proof, record_settled, rehearse_hand_over
 from models import (
     Allocation,
     LedgerRole,
@@ -71,6 +71,27 @@ def test_ledger_knows_the_new_copy_and_keeps_the_old_for_a_while(world: World, h
     assert (new.digest, new.identity, new.swtpm_version, new.libtpms_version) == (DIGEST, IDENTITY, "0.7.1", "0.9.2")
     assert old.keep_until
     assert abs((old.keep_until - before).total_seconds() - world.context.settings.tpm_quarantine_s) < 60
+
+
+def test_rehearsal_leaves_everything_as_it_was(world: World, hand: Claim) -> None:
+    """It runs the whole transaction before the pause; had it counted, the guest would belong to nobody."""
+    view = world.view()
+    before, events = everything(world), world.kinds()
+    rehearse_hand_over(world.context, hand, view)
+    assert (everything(world), world.kinds()) == (before, events)
+    assert world.commit(hand, view)
+
+
+def test_rehearsal_runs_what_the_hand_over_runs(world: World, hand: Claim) -> None:
+    """Statement by statement, or the pause would have to compile what the rehearsal left out."""
+    view, said = world.view(), list[str]()
+    with world.context.database.write() as session:
+        event.listen(session.get_bind(), "before_cursor_execute", lambda *call: said.append(call[2]))
+    rehearse_hand_over(world.context, hand, view)
+    rehearsed, said[:] = list(said), []
+    assert world.commit(hand, view)
+    assert any("UPDATE migration" in each for each in rehearsed)
+    assert [each for each in said if each not in rehearsed] == []
 
 
 @pytest.mark.parametrize("change", ["epoch", "node", "state"])
