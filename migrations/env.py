@@ -1,6 +1,6 @@
 """What Alembic runs for every command: where the database is, what the models say, how a new revision is written.
 
-The address comes from the program (`migrations.upgrade`), else from `-x url=…`, else from HAULIER_DATABASE_URL. Never
+The address comes from the program (`migrations.chain`), else from `-x url=…`, else from HAULIER_DATABASE_URL. Never
 sets up logging and never prints: this runs inside the application too.
 """
 

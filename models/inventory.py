@@ -60,6 +60,7 @@ class Vm(Base):
 
     `definition` is what its owner wrote, with MACs and UUID filled in; `pinned` is what a start fixed for as long as
     the guest runs (machine type, CPU model, RAM in KiB, accelerator), empty while it is stopped and has never run.
+    `run_state` is QEMU's own word for a guest that stands still (`paused`, `io-error`, …), as its node saw it last.
     """
 
     __tablename__ = "vm"
@@ -69,6 +70,7 @@ class Vm(Base):
     name: Mapped[str] = mapped_column(unique=True)
     node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
     state: Mapped[VmState] = mapped_column(word(VmState), default=VmState.STOPPED)
+    run_state: Mapped[str | None]
     epoch: Mapped[int] = mapped_column(default=0)
     definition: Mapped[dict[str, Any]]
     pinned: Mapped[dict[str, Any]] = mapped_column(default=dict)

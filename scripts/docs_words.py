@@ -33,8 +33,8 @@ SETTINGS: Mapping[str, str] = {
     "network": "`bridge` connects each card to the bridge that its VM names, `isolated` to nothing.",
     "ports": "Ports that migrations may listen on at this node, both ends included.",
     "tls": "Whether the stream, the mirrors and the copies are encrypted.",
-    "max_bandwidth_bytes_per_s": "Limit for the stream of RAM, and for each mirror, in bytes per second; 0 is none. "
-    "Copies (TPM state, cloud-init, unused volumes) do not know it yet.",
+    "max_bandwidth_bytes_per_s": "Limit for the stream of RAM, for each mirror, and for each copy of a "
+    "volume, in bytes per second; 0 is none. The TPM's few bytes do not count.",
     "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s, for a "
     "guest that dirties RAM faster than it can be sent.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from haulier.hypervisor.images import NbdServer, send_image
+from haulier.hypervisor.images import NbdServer, RemoteExport, send_image
 from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
@@ -16,17 +16,12 @@ async def run(work: StepRun) -> Notes:
 
     Raises StepFailed with qemu-img's words; the target's volumes are then worth nothing.
     """
-    view = work.view
+    view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
     for volume in view.by_method(TransferMethod.COPY):
         begun = time.monotonic()
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
-        await send_image(
-            volume.source_path,
-            format=volume.format,
-            export=volume.device,
-            server=NbdServer(view.target.address, port),
-            keys=work.keys(),
-        )
+        export = RemoteExport(NbdServer(view.target.address, port), volume.device, work.keys())
+        await send_image(volume.source_path, export, format=volume.format, max_bytes_per_s=at_most)
         update_transfer(work.context, volume.id, bytes=volume.size_bytes, seconds=time.monotonic() - begun)
     return {}
 

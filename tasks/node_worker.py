@@ -75,11 +75,12 @@ def _live(node_id: int) -> None:
 
 
 def _note_pause(vm: VmView, place: VmPlace) -> None:
-    """Somebody may have paused or continued the guest by its own monitor; the row follows."""
+    """Somebody may have paused or continued the guest by its own monitor, or QEMU after an error; the row follows."""
     with contextlib.suppress(HaulierError):
-        found = VmState.RUNNING if asyncio.run(_status(place)) == "running" else VmState.PAUSED
-        if found is not vm.state:
-            record_observed(context(), vm, found)
+        word = asyncio.run(_status(place))
+        state, run_state = (VmState.RUNNING, None) if word == "running" else (VmState.PAUSED, word)
+        if (state, run_state) != (vm.state, vm.run_state):
+            record_observed(context(), vm, state, run_state=run_state)
 
 
 async def _status(place: VmPlace) -> str:
@@ -95,7 +96,7 @@ def _look_after_guests(node_id: int) -> None:
             _note_pause(vm, place)
             continue
         state = VmState.STOPPED if place.qemu.ended_by_itself() else VmState.LOST
-        if not record_observed(context(), vm, state, pid=None, qmp=None):
+        if not record_observed(context(), vm, state, pid=None, qmp=None, run_state=None):
             continue
         stop_swtpm(place)
         place.clear()

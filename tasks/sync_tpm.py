@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer, send_image
+from haulier.hypervisor.images import NbdServer, RemoteExport, send_image
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.services.attempts import update_transfer
@@ -39,8 +39,8 @@ async def run(work: StepRun) -> Notes:
         # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
         copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0"))
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
-        server = NbdServer(view.target.address, port)
-        await send_image(copy, format="raw", export=tpm.device, server=server, keys=work.keys())
+        export = RemoteExport(NbdServer(view.target.address, port), tpm.device, work.keys())
+        await send_image(copy, export, format="raw")
     finally:
         copy.unlink(missing_ok=True)
     update_transfer(

@@ -132,7 +132,8 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
         settings=context().settings,
     )
     pid = asyncio.run(_launch_and_run(place, spec, vm.tpm.path if vm.tpm else None))
-    record_state(context(), vm.id, VmState.RUNNING, pid=pid, qmp=str(place.qmp), pinned=pinned)
+    seen = {"pid": pid, "qmp": str(place.qmp), "run_state": None}
+    record_state(context(), vm.id, VmState.RUNNING, **seen, pinned=pinned)
 
 
 async def _launch_and_run(place: VmPlace, spec: MachineSpec, tpm: Path | None) -> int:
@@ -213,4 +214,4 @@ def _stop(order: Order, vm: VmView) -> None:
             context(), TpmCopy(vm.id, vm.node_id, vm.tpm.path), epoch=vm.epoch, digest=read_state(vm.tpm.path).digest
         )
     place.clear()
-    record_state(context(), vm.id, VmState.STOPPED, pid=None, qmp=None)
+    record_state(context(), vm.id, VmState.STOPPED, pid=None, qmp=None, run_state=None)

@@ -8,15 +8,24 @@ from sqlalchemy.exc import OperationalError
 
 import migrations
 from haulier.errors import Refused
-from haulier.services.context import Context
+from haulier.services.context import Context, Message
 from haulier.settings import load_settings
-from tasks.surroundings import make_context
+from haulier.signals import Signals
+from models import Database
 
 
 @functools.cache
 def bare_context() -> Context:
     """The surroundings without a look at the database."""
-    return make_context(load_settings())
+    settings = load_settings()
+    return Context(settings, Database(settings.database), Signals(settings.broker), _dispatch)
+
+
+def _dispatch(message: Message) -> None:
+    # Celery takes longer to load than most commands to run, and most send nothing.
+    from tasks.surroundings import dispatch  # noqa: PLC0415
+
+    dispatch(message)
 
 
 def context() -> Context:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from cyclopts import App, CycloptsError
 
 from haulier import __version__
-from haulier.cli import migration, node, stack, vm
+from haulier.cli import events, migration, node, vm
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
 USAGE_STATUS = 64
+# As shells know it: 128 and the signal's number.
+INTERRUPTED_STATUS = 130
 
 app = App(
     name="haulier",
     help="Migrates running virtual machines, with local disks and vTPMs, between QEMU/KVM hosts.\n\n"
     "Every command takes --json: one JSON document on standard output, nothing else.\n\n"
-    "Exit status: 0 done, 1 failed and undone, 2 refused and nothing touched, 3 needs an operator, 64 wrong usage.",
+    "Exit status: 0 done, 1 failed and undone, 2 refused and nothing touched, 3 needs an operator, 64 wrong usage, "
+    "130 interrupted.",
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-app.command(stack.up)
-app.command(stack.down)
-app.command(stack.doctor)
-app.command(stack.events)
+# By their places: these load Celery, Alembic and supervisord, which takes longer than most commands run.
+app.command("haulier.cli.stack:up", name="up", help="Start the local stack and return when all of it answers.")
+app.command("haulier.cli.stack:down", name="down", help="Stop the local stack.")
+app.command("haulier.cli.stack:doctor", name="doctor", help="Look whether this machine has all that is needed.")
+app.command(events.events)
 app.command(migration.explain)
 app.command(migration.migrate)
 app.command(vm.app)
@@ -49,22 +54,22 @@ def _run(words: list[str]) -> int:
             result_action="return_value",
         )
     except CycloptsError as error:
-        complain_usage(str(error))
+        complain_usage(str(error), command=error.command_chain or ())
         return USAGE_STATUS
     except HaulierError as error:
         fail(error)
         return 2 if isinstance(error, Refused) else 3 if isinstance(error, NeedsOperator) else 1
     except KeyboardInterrupt:
         complain(Problem("interrupted", "interrupted; what was begun goes on", "haulier migration list"))
-        return 1
+        return INTERRUPTED_STATUS
     except BrokenPipeError:
         return 1
     return status if isinstance(status, int) else 0
 
 
-def complain_usage(message: str) -> None:
-    """Wrong usage, on one line."""
-    fail(HaulierError("usage", " ".join(message.split()), "haulier --help"))
+def complain_usage(message: str, *, command: Iterable[str] = ()) -> None:
+    """Wrong usage, on one line; the hint names the command that was meant."""
+    fail(HaulierError("usage", " ".join(message.split()), " ".join(["haulier", *command, "--help"])))
 
 
 if __name__ == "__main__":

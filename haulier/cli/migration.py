@@ -16,7 +16,7 @@ app = App(name="migration", help="Show, list, cancel and retry migrations.")
 Flag = Annotated[bool, Parameter(negative=())]
 
 
-def explain(name: str, *, to: str) -> int:
+def explain(name: str, /, *, to: str) -> int:
     """How each volume of a VM would cross, and what would be refused. Touches nothing.
 
     Parameters
@@ -36,7 +36,7 @@ def explain(name: str, *, to: str) -> int:
     return 2 if document["refusals"] else 0
 
 
-def migrate(name: str, *, to: str, offline: Flag = False, wait: Flag = False) -> int:
+def migrate(name: str, /, *, to: str, offline: Flag = False, wait: Flag = False) -> int:
     """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked.
 
     Parameters
@@ -46,7 +46,7 @@ def migrate(name: str, *, to: str, offline: Flag = False, wait: Flag = False) ->
     to
         The target node.
     offline
-        Move it while it is stopped.
+        Move it while it is stopped; refused, because that is not built yet.
     wait
         Return when it is over, and show how it goes.
     """
@@ -83,13 +83,18 @@ def _text(document: dict[str, Any]) -> str:
 
 
 @app.command(name="show")
-def show_one(migration_id: int) -> None:
+def show_one(migration_id: int, /) -> None:
     """One migration with its phases and volumes."""
     document = migrations.show_migration(context(), migration_id)
     show(document, _text(document))
-    show_text(table(document["phases"], {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
+    phases = [{**phase, "seconds": _took(phase["seconds"])} for phase in document["phases"]]
+    show_text(table(phases, {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
     for problem in document["errors"]:
         complain(Problem(**problem))
+
+
+def _took(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3f}"
 
 
 @app.command(name="list")
@@ -101,14 +106,14 @@ def list_() -> None:
 
 
 @app.command
-def cancel(migration_id: int) -> None:
+def cancel(migration_id: int, /) -> None:
     """Ask for a migration to be undone; possible until the guest has been handed over."""
     document = migrations.cancel_migration(context(), migration_id)
     show(document, f"migration {migration_id} is being undone")
 
 
 @app.command
-def retry(migration_id: int, *, wait: Flag = False) -> int:
+def retry(migration_id: int, /, *, wait: Flag = False) -> int:
     """File a failed migration again.
 
     Parameters

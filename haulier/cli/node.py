@@ -12,7 +12,7 @@ from haulier.services import nodes
 
 app = App(name="node", help="Show and change nodes.")
 _COLUMNS = {
-    "node": "name", "state": "state", "worker": "worker", "vms": "vms", "address": "address",
+    "node": "name", "state": "seen_as", "vms": "vms", "address": "address",
     "qemu": "qemu_version", "accel": "accel", "swtpm": "swtpm_version", "RAM free": "ram_free",
 }  # fmt: skip
 
@@ -25,18 +25,40 @@ def list_() -> None:
 
 
 def _row(document: dict[str, Any]) -> dict[str, Any]:
-    return {**document, "ram_free": size(document["ram_free_bytes"])}
+    return {**document, "seen_as": _seen_as(document), "ram_free": size(document["ram_free_bytes"])}
+
+
+def _seen_as(document: dict[str, Any]) -> str:
+    """A node whose worker is silent is not to be called online."""
+    age = document["heartbeat_age_s"]
+    if document["worker"] == "alive":
+        return str(document["state"])
+    silent = "silent" if age is None else f"silent for {age:.0f} s"
+    return silent if document["state"] == "online" else f"{document['state']}, {silent}"
 
 
 @app.command(name="show")
-def show_one(name: str) -> None:
+def show_one(name: str, /) -> None:
     """One node."""
     document = nodes.show_node(context(), name)
-    show(document, "\n".join(f"{key:17}{value}" for key, value in document.items()))
+    show(document, _text(document))
+
+
+def _text(document: dict[str, Any]) -> str:
+    shown = {**document, "state": _seen_as(document)}
+    for key in ("ram_bytes", "ram_free_bytes"):
+        shown[key.removesuffix("_bytes")] = size(shown.pop(key))
+    shown["storages"] = ", ".join(f"{each['name']} ({each['path']})" for each in document["storages"])
+    hidden = ("worker", "heartbeat_age_s")
+    return "\n".join(
+        f"{key.replace('_', ' '):17}{'-' if value is None else value}"
+        for key, value in shown.items()
+        if key not in hidden
+    )
 
 
 @app.command(name="set")
-def set_(name: str, *, address: str | None = None) -> None:
+def set_(name: str, /, *, address: str | None = None) -> None:
     """Change a node.
 
     Parameters
@@ -51,7 +73,7 @@ def set_(name: str, *, address: str | None = None) -> None:
 
 
 @app.command
-def maintenance(name: str, state: Literal["on", "off"]) -> None:
+def maintenance(name: str, state: Literal["on", "off"], /) -> None:
     """Take a node out of use as a target, or back into use.
 
     Parameters

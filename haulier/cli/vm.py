@@ -16,7 +16,7 @@ _COLUMNS = {"vm": "name", "node": "node", "state": "state", "epoch": "epoch", "p
 
 
 @app.command
-def define(file: Path, *, node: str, name: str | None = None, storages: Path | None = None) -> None:
+def define(file: Path, /, *, node: str, name: str | None = None, storages: Path | None = None) -> None:
     """Take over a VM from its file; volumes that are missing are made.
 
     Parameters
@@ -37,14 +37,14 @@ def define(file: Path, *, node: str, name: str | None = None, storages: Path | N
 
 
 @app.command
-def start(name: str) -> None:
+def start(name: str, /) -> None:
     """Start a VM on its node and wait until it runs."""
     document = vms.start_vm(context(), name)
     show(document, f"{name} runs on {document['node']} (pid {document['pid']})")
 
 
 @app.command
-def stop(name: str, *, now: Annotated[bool, Parameter(negative=())] = False, grace_s: float = 30.0) -> None:
+def stop(name: str, /, *, now: Annotated[bool, Parameter(negative=())] = False, grace_s: float = 30.0) -> None:
     """Ask the guest to power off; end it if it has not done so in time.
 
     Parameters
@@ -64,11 +64,17 @@ def stop(name: str, *, now: Annotated[bool, Parameter(negative=())] = False, gra
 def list_() -> None:
     """All VMs."""
     documents = vms.list_vms(context())
-    show(documents, table(documents, _COLUMNS))
+    show(documents, table([{**document, "state": _state(document)} for document in documents], _COLUMNS))
+
+
+def _state(document: dict[str, Any]) -> str:
+    """A guest that nobody paused stands still for a reason, and QEMU has a word for it."""
+    word = document["run_state"]
+    return document["state"] if word in (None, "paused") else f"{document['state']} ({word})"
 
 
 @app.command(name="show")
-def show_one(name: str) -> None:
+def show_one(name: str, /) -> None:
     """One VM with its volumes and its TPM."""
     document = vms.show_vm(context(), name)
     show(document, _text(document))
@@ -77,7 +83,7 @@ def show_one(name: str) -> None:
 def _text(document: dict[str, Any]) -> str:
     tpm = document["tpm"]
     lines = [
-        f"{document['name']}: {document['state']} on {document['node']}, epoch {document['epoch']}"
+        f"{document['name']}: {_state(document)} on {document['node']}, epoch {document['epoch']}"
         + (f", pid {document['pid']}" if document["pid"] else ""),
         *(
             f"  {each['device']:10}{each['role']:10}{each['format']:6}{size(each['size_bytes']):>11}  {each['path']}"

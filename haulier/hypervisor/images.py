@@ -49,6 +49,15 @@ class CarrierExport:
     format: str
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteExport:
+    """One export of a carrier as its sender sees it; without `keys` it is not encrypted."""
+
+    server: NbdServer
+    export: str
+    keys: KeyFolder | None
+
+
 def create_image(path: Path, *, format: str, size_bytes: int) -> None:
     """Make an image that is not there yet, 0600. Raises StepFailed if it exists or cannot be made;
     then nothing is left of it.
@@ -145,23 +154,19 @@ def stop_carrier(place: VmPlace) -> None:
     end(place.carrier)
 
 
-async def send_image(
-    path: Path,
-    *,
-    format: str,
-    export: str,
-    server: NbdServer,
-    keys: KeyFolder | None,
-) -> None:
-    """Copy an image's contents into a carrier's export and flush it there.
+async def send_image(path: Path, to: RemoteExport, *, format: str, max_bytes_per_s: int = 0) -> None:
+    """Copy an image's contents into a carrier's export and flush it there; as fast as it goes, or at most that fast.
 
     Raises StepFailed when the copy failed; the target then holds some of it and is to be written again or freed.
     """
-    target = f"driver=nbd,server.type=inet,server.host={server.address},server.port={server.port},export={export}"
+    target = f"driver=nbd,server.type=inet,server.host={to.server.address},server.port={to.server.port}"
+    target += f",export={to.export}"
     words = ["qemu-img", "convert", "-n", "-f", format, "--target-image-opts"]
-    if keys:
-        words[2:2] = ["--object", keys.as_option(server=False)]
+    if to.keys:
+        words += ["--object", to.keys.as_option(server=False)]
         target += f",tls-creds={OBJECT_ID}"
+    if max_bytes_per_s:
+        words += ["-r", str(max_bytes_per_s)]
     process = await asyncio.create_subprocess_exec(
         *words, os.fspath(path), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

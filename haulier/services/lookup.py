@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from haulier.errors import Refused
 from models import Migration, Node, Vm
 
+_FEW = 8
+
 
 def find_node(session: Session, name: str) -> Node:
     """Raises Refused `unknown_node`."""
@@ -37,11 +39,16 @@ def find_migration(session: Session, migration_id: int) -> Migration:
     return migration
 
 
+def _there_are(names: Sequence[str]) -> str:
+    """The names, if they fit on a line."""
+    return f"There is: {', '.join(sorted(names))}." if 0 < len(names) <= _FEW else ""
+
+
 def _unknown(kind: str, name: str, names: Sequence[str], hint: str) -> Refused:
     near = difflib.get_close_matches(name, names, n=1)
     label = {"vm": "VM"}.get(kind, kind)
     return Refused(
         f"unknown_{kind}",
         f"there is no {label} called {name}",
-        f"Did you mean {near[0]}?" if near else f"See `{hint}`.",
+        f"Did you mean {near[0]}?" if near else _there_are(names) or f"See `{hint}`.",
     )

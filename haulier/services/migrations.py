@@ -249,6 +249,13 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
     return show_migration(context, migration_id)
 
 
+def open_migrations(context: Context) -> list[int]:
+    """The ids of all that have not ended, oldest first; the ones that wait for an operator are among them."""
+    with context.database.read() as session:
+        still_open = Migration.state.in_(OPEN_MIGRATION)
+        return list(session.scalars(select(Migration.id).where(still_open).order_by(Migration.id)))
+
+
 def retry_migration(context: Context, migration_id: int) -> int:
     """File the same wish again after it failed; one that waits for an operator goes on itself. Returns the id."""
     with context.database.read() as session:

@@ -153,7 +153,7 @@ def record_settled(context: Context, view: AttemptView, *, state: VmState, downt
     with context.unit() as unit:
         session = unit.session
         vm = session.get_one(Vm, view.vm_id)
-        vm.state = state
+        vm.state, vm.run_state = state, None
         if state is VmState.LOST:
             vm.pid, vm.qmp = None, None
             unit.note("vm.lost", vm=view.vm, node=view.target.name, migration=view.migration_id)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
 
 from haulier.definition import VmDefinition
 from haulier.services.context import Context
@@ -35,7 +36,7 @@ class VolumeView:
 
 @dataclass(frozen=True, slots=True)
 class VmView:
-    """One VM on this node; `facts` are its node's."""
+    """One VM on this node; `facts` are its node's, `filed` the newest migration and operation about it."""
 
     id: int
     name: str
@@ -43,10 +44,12 @@ class VmView:
     node: str
     epoch: int
     state: VmState
+    run_state: str | None
     definition: VmDefinition
     pinned: dict[str, Any]
     volumes: tuple[VolumeView, ...]
     facts: dict[str, Any]
+    filed: tuple[int, int]
 
     @property
     def tpm(self) -> VolumeView | None:
@@ -57,29 +60,41 @@ class VmView:
 def load_vm(context: Context, vm_id: int) -> VmView:
     """Read a VM with its volumes."""
     with context.database.read() as session:
-        vm = session.get_one(Vm, vm_id)
-        return VmView(
-            id=vm.id,
-            name=vm.name,
-            node_id=vm.node_id,
-            node=vm.node.name,
-            epoch=vm.epoch,
-            state=vm.state,
-            definition=VmDefinition.from_dict(vm.definition),
-            pinned=vm.pinned,
-            volumes=tuple(
-                VolumeView(
-                    volume.id,
-                    volume.device,
-                    volume.role,
-                    Path(volume.storage.path) / volume.name,
-                    volume.format,
-                    volume.size_bytes,
-                )
-                for volume in vm.volumes
-            ),
-            facts=vm.node.facts,
-        )
+        return _view(session, session.get_one(Vm, vm_id))
+
+
+def _view(session: Session, vm: Vm) -> VmView:
+    return VmView(
+        id=vm.id,
+        name=vm.name,
+        node_id=vm.node_id,
+        node=vm.node.name,
+        epoch=vm.epoch,
+        state=vm.state,
+        run_state=vm.run_state,
+        definition=VmDefinition.from_dict(vm.definition),
+        pinned=vm.pinned,
+        volumes=tuple(
+            VolumeView(
+                volume.id,
+                volume.device,
+                volume.role,
+                Path(volume.storage.path) / volume.name,
+                volume.format,
+                volume.size_bytes,
+            )
+            for volume in vm.volumes
+        ),
+        facts=vm.node.facts,
+        filed=_filed(session, vm.id),
+    )
+
+
+def _filed(session: Session, vm_id: int) -> tuple[int, int]:
+    """The newest migration and operation of a VM, 0 for none: when both are the same, nobody has worked on it since."""
+    newest = (select(func.max(kind.id)).where(kind.vm_id == vm_id) for kind in (Migration, Operation))
+    first, second = (session.scalar(query) or 0 for query in newest)
+    return first, second
 
 
 def record_sizes(context: Context, vm_id: int, sizes: Mapping[int, int]) -> None:
@@ -119,7 +134,7 @@ def record_observed(context: Context, vm: VmView, state: VmState, **values: obje
     """
     with context.unit() as unit:
         row = unit.session.get_one(Vm, vm.id, with_for_update=True)
-        same = (row.node_id, row.epoch, row.state) == (vm.node_id, vm.epoch, vm.state)
+        same = (row.state, _filed(unit.session, vm.id)) == (vm.state, vm.filed)
         if not same or unit.session.scalar(select(Vm.id).where(Vm.id == vm.id, *_UNATTENDED)) is None:
             return False
         row.state = state
@@ -133,5 +148,5 @@ def vms_that_should_run(context: Context, node_id: int) -> list[VmView]:
     """The VMs of a node that run as far as the rows know, without those that a migration or operation is working on."""
     with context.database.read() as session:
         running = Vm.state.in_((VmState.RUNNING, VmState.PAUSED))
-        ids = session.scalars(select(Vm.id).where(Vm.node_id == node_id, running, *_UNATTENDED)).all()
-    return [load_vm(context, vm_id) for vm_id in ids]
+        found = session.scalars(select(Vm).where(Vm.node_id == node_id, running, *_UNATTENDED)).all()
+        return [_view(session, vm) for vm in found]

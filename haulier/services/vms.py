@@ -193,6 +193,7 @@ def _document(session: Session, vm: Vm) -> dict[str, Any]:
         "name": vm.name,
         "node": vm.node.name,
         "state": vm.state,
+        "run_state": vm.run_state if vm.state is VmState.PAUSED else None,
         "epoch": vm.epoch,
         "volumes": [
             {

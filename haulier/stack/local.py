@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-import migrations
 from haulier.clock import now
 from haulier.errors import HaulierError, Refused, StepFailed
 from haulier.hypervisor.images import stop_carrier
@@ -23,13 +23,17 @@ from haulier.hypervisor.machine import stop_now
 from haulier.hypervisor.processes import Daemon, last_words, wait_for_end
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.services.context import Context
+from haulier.services.migrations import await_migration, cancel_migration, is_over, open_migrations
 from haulier.services.nodes import list_nodes
 from haulier.services.vms import list_vms, stop_vm
 from haulier.settings import NAME, Settings
 from haulier.stack.programs import supervisor_config
+from migrations.chain import upgrade
 from tasks.celery import app
 
 _READY_S = 60.0
+# A migration that nobody undoes in this time has lost a worker; its processes are ended all the same.
+_UNDO_S = 30.0
 
 
 def prepare(settings: Settings) -> None:
@@ -43,7 +47,7 @@ def prepare(settings: Settings) -> None:
         handle = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32) + "\n")
-    migrations.upgrade(settings.database)
+    upgrade(settings.database)
 
 
 def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
@@ -148,22 +152,47 @@ def _control_answers() -> bool:
 
 
 def down(context: Context, *, vms: bool) -> dict[str, Any]:
-    """Stop the stack, VMs included with `vms`; without it they run on and are found again by the next `up`."""
+    """Stop the stack, VMs included with `vms`; without it they run on and are found again by the next `up`.
+
+    With `vms` open migrations are undone first, so that each VM is stopped by the node that it is on.
+    """
     settings = context.settings
     stopped: list[str] = []
     if vms and settings.database.startswith("sqlite") and not (settings.state / "haulier.db").exists():
         vms = False
-    if vms:
-        stopped = _stop_vms(context)
     supervisor = _supervisor(settings)
+    if vms:
+        if supervisor is not None:
+            _undo_migrations(context)
+        stopped = _stop_vms(context)
     if supervisor is not None:
-        daemon = Daemon(settings.state / "supervisord.pid", "supervisord", settings.state / "logs" / "supervisord.log")
-        supervisor.shutdown()
-        if not wait_for_end(daemon, seconds=60):
-            raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")
+        _stop_programs(settings, supervisor)
     if vms:
         _end_processes(settings)
     return {"stopped": supervisor is not None, "vms": stopped}
+
+
+def _stop_programs(settings: Settings, supervisor: Any) -> None:  # noqa: ANN401
+    daemon = Daemon(settings.state / "supervisord.pid", "supervisord", settings.state / "logs" / "supervisord.log")
+    for process in supervisor.getAllProcessInfo():
+        # All at once; left to itself supervisord ends one after the other. The broker is what they still need.
+        if process["name"] != "broker" and process["statename"] == "RUNNING":
+            with suppress(Fault):
+                supervisor.stopProcess(process["name"], False)
+    supervisor.shutdown()
+    if not wait_for_end(daemon, seconds=60):
+        raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")
+
+
+def _undo_migrations(context: Context) -> None:
+    """Ask the open migrations to be undone, and wait for those that can; a guest that was handed over stays there."""
+    deadline = now() + timedelta(seconds=_UNDO_S)
+    asked = open_migrations(context)
+    for migration in asked:
+        with suppress(Refused):
+            cancel_migration(context, migration)
+    for migration in asked:
+        await_migration(context, migration, until=lambda it: is_over(it) or now() > deadline, look=lambda it: None)
 
 
 def _stop_vms(context: Context) -> list[str]:

@@ -21,8 +21,10 @@ from tests.acceptance.stack import Stack
 
 TOOLS = ("qemu-system-x86_64", "qemu-img", "qemu-storage-daemon", "swtpm", "swtpm_setup", "gcc")
 NODES = ("alpha", "beta")
-# Few, so that migrations meet each other there; beyond the range that other stacks of this machine use by default.
-PORTS = range(62700, 62712)
+# Few, so that migrations meet each other there; beyond the range that other stacks of this machine use by default, and
+# another one for each of pytest-xdist's workers.
+_FIRST_PORT = 62700 + 20 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(_FIRST_PORT, _FIRST_PORT + 12)
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -104,6 +106,8 @@ def stack(request: pytest.FixtureRequest, stacks: Stacks, settings: dict[str, st
     """A running stack with the nodes alpha and beta. Its VMs are stopped after the test."""
     stack = stacks.give(settings)
     yield stack
+    if stacks.current is not stack:
+        return
     if request.node.stash.get(_FAILED, False):
         stacks.remove()
         return

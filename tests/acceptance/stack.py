@@ -70,6 +70,11 @@ class Command:
             raise AssertionError(f"haulier {' '.join(self._words)} does not end\n{output}\n{errors}") from None
         return Answer(self._words, self._process.returncode, output, errors)
 
+    def abandon(self) -> Answer:
+        """Stop waiting for it, as a person does with Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+        return self.finish()
+
 
 class Stack:
     """One stack with its state folder. `settings` are environment variables beside the tests' usual ones."""

@@ -52,6 +52,7 @@ def test_many_moves_in_a_row_lose_nothing(stack: Stack, guest: Guest) -> None:
 
 def test_paused_vm_stays_paused(stack: Stack, guest: Guest) -> None:
     guest.ask("stop")
+    wait_until("the row says so", lambda: guest.row()["run_state"] == "paused")
     document = guest.migrate("beta").done()
     assert document["state"] == "done"
     assert guest.row()["node"] == "beta"

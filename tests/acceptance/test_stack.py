@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
+from haulier.cli.main import INTERRUPTED_STATUS
+from tests.acceptance.conftest import Stacks
 from tests.acceptance.faults import Faults
-from tests.acceptance.guest import SLOW, Guest
+from tests.acceptance.guest import RESTLESS, SLOW, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.processes import Process, processes_of
 from tests.acceptance.stack import Stack
@@ -77,3 +79,18 @@ def test_worker_that_is_killed_comes_back(stack: Stack, guest: Guest) -> None:
     wait_until("it beats", lambda: stack.beats("beta"))
     guest.move("beta")
     assert_all_is_well(stack, guest)
+
+
+def test_down_in_the_middle_of_a_migration_leaves_nothing(
+    stacks: Stacks, stack: Stack, make_guest: Callable[..., Guest]
+) -> None:
+    """`Stacks.remove` fails when one process has outlived `down --vms`."""
+    guest = make_guest(append=RESTLESS)
+    command = guest.begin_migrate("beta")
+    guest.wait_phase("move_memory", "running")
+    guest.wait_stream()
+    assert sorted(guest.qemus()) == ["alpha", "beta"]
+    assert command.abandon().status == INTERRUPTED_STATUS
+    assert stack.haulier("down", "--vms").done()["vms"] == [guest.name]
+    assert (guest.row()["state"], stack.table("migration")[-1]["state"]) == ("stopped", "cancelled")
+    stacks.remove()

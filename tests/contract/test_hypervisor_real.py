@@ -26,6 +26,7 @@ from haulier.hypervisor.devices import Drive, node_name
 from haulier.hypervisor.images import (
     CarrierExport,
     NbdServer,
+    RemoteExport,
     create_image,
     image_info,
     send_image,
@@ -273,7 +274,7 @@ def carrying(place: VmPlace, target: Path, *, secure: bool = True) -> Iterator[N
 
 
 def send(source: Path, to: NbdServer, key: KeyFolder | None, *, export: str = "tpmstate0") -> None:
-    run(send_image(source, format="raw", export=export, server=to, keys=key))
+    run(send_image(source, RemoteExport(to, export, key), format="raw"))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, PrimaryKeyConstraint, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import migrations
+from migrations import chain as history
 from migrations.connection import UpgradeLocked, open_engine, revision_connection
 from models import Base, make_engine
 from tests.fixtures.postgres import Cluster
@@ -72,7 +73,7 @@ def create_all(url: str) -> None:
 
 
 def test_chain_equals_models_as_alembic_sees_them(empty_database_url: str) -> None:
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     with connected(empty_database_url) as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
@@ -80,7 +81,7 @@ def test_chain_equals_models_as_alembic_sees_them(empty_database_url: str) -> No
 
 def test_chain_equals_models_as_the_database_sees_them(empty_database_url: str, modelled_url: str) -> None:
     """CHECKs, the conditions of partial indexes and AUTOINCREMENT, which Alembic does not compare."""
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     assert schema_of(empty_database_url) == schema_of(modelled_url)
 
 
@@ -110,38 +111,38 @@ def test_constraint_names_never_change(database_url: str) -> None:
 
 
 def test_down_to_base_and_up_again(empty_database_url: str) -> None:
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     before = schema_of(empty_database_url)
-    migrations.downgrade(empty_database_url, "base")
+    history.downgrade(empty_database_url, "base")
     assert tables_of(empty_database_url) == {"alembic_version"}
     assert schema_of(empty_database_url) == {}
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     assert schema_of(empty_database_url) == before
 
 
 def test_every_revision_goes_down_and_up_alone(empty_database_url: str) -> None:
-    script = ScriptDirectory.from_config(migrations.make_config(empty_database_url))
+    script = ScriptDirectory.from_config(history.make_config(empty_database_url))
     for revision in reversed(list(script.walk_revisions())):
         before = schema_of(empty_database_url)
-        migrations.upgrade(empty_database_url, revision.revision)
+        history.upgrade(empty_database_url, revision.revision)
         after = schema_of(empty_database_url)
-        migrations.downgrade(empty_database_url, "-1")
+        history.downgrade(empty_database_url, "-1")
         assert schema_of(empty_database_url) == before, revision.revision
-        migrations.upgrade(empty_database_url, revision.revision)
+        history.upgrade(empty_database_url, revision.revision)
         assert schema_of(empty_database_url) == after, revision.revision
 
 
 def test_one_chain_without_branches() -> None:
-    assert len(ScriptDirectory.from_config(migrations.make_config("sqlite://")).get_heads()) == 1
+    assert ScriptDirectory.from_config(history.make_config("sqlite://")).get_heads() == [migrations.HEAD]
 
 
 def test_is_current_follows_the_chain(empty_database_url: str) -> None:
     assert not migrations.is_current(empty_database_url)
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     assert migrations.is_current(empty_database_url)
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     assert migrations.is_current(empty_database_url)
-    migrations.downgrade(empty_database_url, "-1")
+    history.downgrade(empty_database_url, "-1")
     assert not migrations.is_current(empty_database_url)
 
 
@@ -163,23 +164,24 @@ def logging_state() -> tuple[object, ...]:
 
 def test_upgrade_is_silent_and_leaves_logging_alone(empty_database_url: str, capfd: pytest.CaptureFixture[str]) -> None:
     before = logging_state()
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     migrations.is_current(empty_database_url)
     assert capfd.readouterr() == ("", "")
     assert logging_state() == before
 
 
 def test_password_with_a_percent_sign() -> None:
-    config = migrations.make_config("postgresql+psycopg://u:50%25@/db")
+    config = history.make_config("postgresql+psycopg://u:50%25@/db")
     assert config.attributes["url"].endswith("50%25@/db")
 
 
 # A child says when it has imported everything, so that all of them start at the same moment.
 _CHILD = """
-import sys, migrations
+import sys
+from migrations import chain as history
 print("ready", flush=True)
 sys.stdin.readline()
-migrations.upgrade(sys.argv[1])
+history.upgrade(sys.argv[1])
 """
 
 
@@ -272,7 +274,7 @@ def test_lock_is_free_after_a_broken_statement(empty_database_url: str, monkeypa
     monkeypatch.setattr("migrations.connection.WAIT_S", 5.0)
     with pytest.raises(DBAPIError), revision_connection(empty_database_url) as connection:
         connection.execute(text("SELECT * FROM no_such_table"))
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
 
 
 def test_waiting_has_an_end(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +283,7 @@ def test_waiting_has_an_end(empty_database_url: str, monkeypatch: pytest.MonkeyP
         revision_connection(empty_database_url),
         pytest.raises((UpgradeLocked, OperationalError), match=r"lock|changing"),
     ):
-        migrations.upgrade(empty_database_url)
+        history.upgrade(empty_database_url)
     assert not migrations.is_current(empty_database_url)
 
 
@@ -297,11 +299,11 @@ def test_statement_of_a_revision_does_not_wait_for_ever(postgres_url: str, monke
 @pytest.fixture
 def own_chain(tmp_path: Path) -> Path:
     """A copy of the migrations folder to which a test may add revisions."""
-    return Path(shutil.copytree(migrations.FOLDER, tmp_path / "chain" / "migrations"))
+    return Path(shutil.copytree(history.FOLDER, tmp_path / "chain" / "migrations"))
 
 
 def add_revision(chain: Path, body: str) -> None:
-    head = ScriptDirectory.from_config(migrations.make_config("sqlite://", folder=chain)).get_current_head()
+    head = ScriptDirectory.from_config(history.make_config("sqlite://", folder=chain)).get_current_head()
     lines = [
         "import sqlalchemy as sa",
         "from alembic import op",
@@ -313,11 +315,11 @@ def add_revision(chain: Path, body: str) -> None:
 
 
 def test_failed_revision_leaves_nothing_behind(empty_database_url: str, own_chain: Path) -> None:
-    migrations.upgrade(empty_database_url)
+    history.upgrade(empty_database_url)
     before = schema_of(empty_database_url)
     add_revision(own_chain, "op.create_table('half', sa.Column('id', sa.Integer))\nop.execute('NONSENSE')")
     with pytest.raises(DBAPIError, match="NONSENSE"):
-        command.upgrade(migrations.make_config(empty_database_url, folder=own_chain), "head")
+        command.upgrade(history.make_config(empty_database_url, folder=own_chain), "head")
     assert schema_of(empty_database_url) == before
     assert migrations.is_current(empty_database_url)
 
@@ -326,7 +328,7 @@ def test_rebuilt_table_keeps_the_rows_that_point_to_it(sqlite_url: str, own_chai
     """Batch mode drops `vm`; with foreign keys on, that would delete what points to it, or be refused."""
     fill_one_operation(sqlite_url)
     add_revision(own_chain, "with op.batch_alter_table('vm', recreate='always') as it:\n    it.drop_column('qmp')")
-    command.upgrade(migrations.make_config(sqlite_url, folder=own_chain), "head")
+    command.upgrade(history.make_config(sqlite_url, folder=own_chain), "head")
     with connected(sqlite_url) as connection:
         assert connection.scalar(text("SELECT count(*) FROM operation JOIN vm ON vm.id = operation.vm_id")) == 1
 
@@ -335,7 +337,7 @@ def test_revision_that_orphans_rows_is_undone(sqlite_url: str, own_chain: Path) 
     fill_one_operation(sqlite_url)
     add_revision(own_chain, "op.execute('DELETE FROM vm')")
     with pytest.raises(RuntimeError, match="point to nothing"):
-        command.upgrade(migrations.make_config(sqlite_url, folder=own_chain), "head")
+        command.upgrade(history.make_config(sqlite_url, folder=own_chain), "head")
     with connected(sqlite_url) as connection:
         assert connection.scalar(text("SELECT count(*) FROM vm")) == 1
 
@@ -363,7 +365,7 @@ def test_upgrade_while_the_application_has_the_file_open(empty_sqlite_url: str) 
     try:
         with engine.connect() as connection:
             assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
-        migrations.upgrade(empty_sqlite_url)
+        history.upgrade(empty_sqlite_url)
         with engine.connect() as connection:
             assert connection.scalar(text("SELECT count(*) FROM vm")) == 0
     finally:
@@ -372,7 +374,7 @@ def test_upgrade_while_the_application_has_the_file_open(empty_sqlite_url: str) 
 
 def test_upgraded_file_has_its_write_ahead_log(empty_sqlite_url: str) -> None:
     """Two that switch a new file to a write-ahead log together get "database is locked": the upgrade does it."""
-    migrations.upgrade(empty_sqlite_url)
+    history.upgrade(empty_sqlite_url)
     with closing(sqlite3.connect(str(make_url(empty_sqlite_url).database))) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -394,7 +396,8 @@ def test_works_from_a_wheel(tmp_path: Path, empty_sqlite_url: str) -> None:
     app = tmp_path / "100%" / "haulier" / "_app"
     for package in ("migrations", "models"):
         shutil.copytree(ROOT / package, app / package, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import sys, migrations as m; m.upgrade(sys.argv[1]); print(m.__file__, m.is_current(sys.argv[1]))"
+    code = "import sys, migrations as m; from migrations.chain import upgrade; upgrade(sys.argv[1])"
+    code += "; print(m.__file__, m.is_current(sys.argv[1]))"
     done = run("-c", code, empty_sqlite_url, folder=tmp_path, PYTHONPATH=str(app))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{app / 'migrations' / '__init__.py'} True\n"
@@ -417,7 +420,7 @@ def test_command_line_without_an_address_says_what_to_do() -> None:
 
 
 def test_new_revision_is_empty_numbered_and_carries_the_rules(database_url: str, own_chain: Path) -> None:
-    config = migrations.make_config(database_url, folder=own_chain)
+    config = history.make_config(database_url, folder=own_chain)
     highest = max(path.name[:4] for path in (own_chain / "versions").glob("0*.py"))
     command.revision(config, message="Nothing new", autogenerate=True)
     file = own_chain / "versions" / f"{int(highest) + 1:04d}_nothing_new.py"
@@ -434,7 +437,7 @@ def test_first_revision_can_be_written_from_the_models_alone(
     """And what Alembic writes needs no import from the models, which will be others one day."""
     shutil.rmtree(own_chain / "versions")
     (own_chain / "versions").mkdir()
-    config = migrations.make_config(empty_database_url, folder=own_chain)
+    config = history.make_config(empty_database_url, folder=own_chain)
     command.revision(config, message="first", autogenerate=True)
     (file,) = (own_chain / "versions").glob("0001_first.py")
     assert "models" not in file.read_text().split("from __future__")[1]
@@ -443,7 +446,7 @@ def test_first_revision_can_be_written_from_the_models_alone(
 
 
 def test_sql_can_be_written_for_an_administrator(capsys: pytest.CaptureFixture[str]) -> None:
-    command.upgrade(migrations.make_config("postgresql+psycopg://"), "head", sql=True)
+    command.upgrade(history.make_config("postgresql+psycopg://"), "head", sql=True)
     assert "CREATE UNIQUE INDEX uq_migration_one_open" in capsys.readouterr().out
 
 

@@ -32,31 +32,33 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     Mode.json = False
 
 
+# What somebody types wrongly, and the command whose help the hint names.
 WRONG = [
-    ("frobnicate",),
-    ("migrate",),
-    ("migrate", "web"),
-    ("migrate", "web", "--too", "beta"),
-    ("migration", "show", "one"),
-    ("node", "maintenance", "alpha", "perhaps"),
-    ("vm", "stop", "web", "--grace-s", "soon"),
+    ("frobnicate", ""),
+    ("migrate", "migrate "),
+    ("migrate web", "migrate "),
+    ("migrate web --too beta", "migrate "),
+    ("migration show one", "migration show "),
+    ("vm frobnicate", "vm "),
+    ("node maintenance alpha perhaps", "node maintenance "),
+    ("vm stop web --grace-s soon", "vm stop "),
 ]
 
 
-@pytest.mark.parametrize("words", WRONG, ids=" ".join)
-def test_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
-    status, out, err = run(*words)
+@pytest.mark.parametrize(("line", "meant"), WRONG)
+def test_wrong_usage(run: Run, line: str, meant: str) -> None:
+    status, out, err = run(*line.split())
     assert (status, out) == (64, "")
     assert err.startswith("error[usage]: ")
-    assert err.endswith("  hint: haulier --help\n")
+    assert err.endswith(f"  hint: haulier {meant}--help\n")
     assert len(err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("words", WRONG, ids=" ".join)
-def test_wrong_usage_as_json(run: Run, words: tuple[str, ...]) -> None:
-    status, out, _ = run(*words, "--json")
+@pytest.mark.parametrize(("line", "meant"), WRONG)
+def test_wrong_usage_as_json(run: Run, line: str, meant: str) -> None:
+    status, out, _ = run(*line.split(), "--json")
     document = json.loads(out)
-    assert (status, document["code"], document["hint"]) == (64, "usage", "haulier --help")
+    assert (status, document["code"], document["hint"]) == (64, "usage", f"haulier {meant}--help")
     assert document["message"]
 
 
@@ -102,7 +104,7 @@ def test_interrupted(run: Run) -> None:
         status, _, err = run("interrupted-for-a-test")
     finally:
         del cli.app["interrupted-for-a-test"]
-    assert (status, "error[interrupted]" in err) == (1, True)
+    assert (status, "error[interrupted]" in err) == (130, True)
 
 
 def test_version(run: Run) -> None:

@@ -105,7 +105,7 @@ def test_list_is_by_name_and_has_the_contracts_keys(world: World) -> None:
     assert all(set(document) >= CONTRACT for document in documents)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("alpa", "Did you mean alpha?"), ("zzz", "See `haulier node list`.")])
+@pytest.mark.parametrize(("name", "hint"), [("alpa", "Did you mean alpha?"), ("zzz", "There is: alpha, beta.")])
 def test_unknown_node(world: World, name: str, hint: str) -> None:
     with pytest.raises(Refused) as caught:
         nodes.show_node(world.context, name)

@@ -293,6 +293,31 @@ def test_vm_that_somebody_works_on_is_not_looked_after(world: World) -> None:
     assert names(world) == ["web"]
 
 
+def test_what_was_seen_is_written_down(world: World) -> None:
+    (view,) = vm_rows.vms_that_should_run(world.context, 1)
+    assert vm_rows.record_observed(world.context, view, VmState.PAUSED, run_state="io-error")
+    assert (world.vm().state, vms.show_vm(world.context, "web")["run_state"]) == (VmState.PAUSED, "io-error")
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["over since", "under way"])
+def test_what_was_seen_before_a_migration_is_not_believed(world: World, *, settled: bool) -> None:
+    """A guest that stood still in a switch-over which was undone runs on; only the look was late."""
+    (view,) = vm_rows.vms_that_should_run(world.context, 1)
+    world.file()
+    move, _ = world.switch_over()
+    if settled:
+        world.fail(move)
+        world.settle()
+        assert world.state() == "undone"
+    assert not vm_rows.record_observed(world.context, view, VmState.PAUSED, run_state="paused")
+    assert world.vm().state is VmState.RUNNING
+
+
+def test_word_for_a_standing_guest_goes_when_it_runs(world: World) -> None:
+    world.change(Vm, state=VmState.RUNNING, run_state="io-error")
+    assert vms.show_vm(world.context, "web")["run_state"] is None
+
+
 def test_forgotten_vm_keeps_its_operation_open(world: World) -> None:
     with world.context.unit() as unit:
         node = unit.session.get_one(Node, 1)
