@@ -15,6 +15,8 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate
+from qemu.qmp.qmp_client import NegotiationError
+from tenacity import retry, retry_if_exception
 
 from haulier.errors import OutcomeUnknown, StepFailed
 
@@ -115,14 +117,10 @@ async def open_monitor(path: Path) -> AsyncIterator[Monitor]:
 
     Raises StepFailed when nobody answers there.
     """
-    client = QMPClient(path.name)
-    monitor = Monitor(client, path)
     try:
         async with asyncio.timeout(CONNECT_S):
-            await client.connect(str(path))
+            client, monitor = await _connect(path)
     except (QMPError, OSError, EOFError, TimeoutError) as error:
-        with suppress(QMPError, OSError, EOFError):
-            await client.disconnect()
         raise StepFailed(
             "qemu_not_there", f"no QEMU answers on {path}: {error or type(error).__name__}", "Does the VM run?"
         ) from error
@@ -132,3 +130,22 @@ async def open_monitor(path: Path) -> AsyncIterator[Monitor]:
         # A QEMU that ended before us is no news to whoever ended it.
         with suppress(QMPError, EOFError, OSError):
             await client.disconnect()
+
+
+def _event_came_first(error: BaseException) -> bool:
+    """While RAM moves, QEMU may send an event before its answer to qmp_capabilities; qemu.qmp 0.0.6 gives up then."""
+    negotiation = error.__cause__
+    return isinstance(negotiation, NegotiationError) and isinstance(negotiation.__cause__, AssertionError)
+
+
+@retry(retry=retry_if_exception(_event_came_first), reraise=True)
+async def _connect(path: Path) -> tuple[QMPClient, Monitor]:
+    client = QMPClient(path.name)
+    monitor = Monitor(client, path)
+    try:
+        await client.connect(str(path))
+    except BaseException:
+        with suppress(QMPError, OSError, EOFError):
+            await client.disconnect()
+        raise
+    return client, monitor
