@@ -1,0 +1,154 @@
+"""Real qemu-img and qemu-storage-daemon: images made and looked at, volumes sent over TLS."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from haulier.errors import StepFailed
+from haulier.hypervisor.images import (
+    CarrierExport,
+    NbdServer,
+    RemoteExport,
+    create_image,
+    image_info,
+    send_image,
+    start_carrier,
+    stop_carrier,
+)
+from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.tls import KeyFolder
+from tests.contract.real import (
+    OTHER_SECRET,
+    keys,
+    run,
+    server,
+)
+
+pytestmark = pytest.mark.real
+
+
+@contextmanager
+def carrying(place: VmPlace, target: Path, *, secure: bool = True) -> Iterator[NbdServer]:
+    create_image(target, format="raw", size_bytes=1 << 20)
+    listening = server()
+    export = CarrierExport("tpmstate0", target, "raw")
+    start_carrier(place, [export], server=listening, keys=keys(place.run / "keys") if secure else None)
+    try:
+        yield listening
+    finally:
+        stop_carrier(place)
+
+
+def send(source: Path, to: NbdServer, key: KeyFolder | None, *, export: str = "tpmstate0") -> None:
+    run(send_image(source, RemoteExport(to, export, key), format="raw"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.raw"
+    path.write_bytes(os.urandom(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_carrier_receives_what_was_sent(place: VmPlace, source: Path, tmp_path: Path, *, secure: bool) -> None:
+    target = tmp_path / "target.raw"
+    with carrying(place, target, secure=secure) as to:
+        send(source, to, keys(tmp_path / "sender") if secure else None)
+    assert target.read_bytes() == source.read_bytes()
+    assert place.carrier.pid() is None
+
+
+@pytest.mark.parametrize("secret", [OTHER_SECRET, None], ids=["wrong key", "no key"])
+def test_carrier_refuses_a_stranger(place: VmPlace, source: Path, tmp_path: Path, secret: bytes | None) -> None:
+    target = tmp_path / "target.raw"
+    with carrying(place, target) as to:
+        with pytest.raises(StepFailed, match="copy_failed"):
+            send(source, to, keys(tmp_path / "stranger", secret) if secret else None)
+        assert target.read_bytes() == bytes(1 << 20)
+        send(source, to, keys(tmp_path / "sender"))
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_sender_with_a_key_does_not_talk_to_a_carrier_without(place: VmPlace, source: Path, tmp_path: Path) -> None:
+    """Whoever stands in the way must not be able to make the bytes go in the clear."""
+    with carrying(place, tmp_path / "target.raw", secure=False) as to, pytest.raises(StepFailed, match="copy_failed"):
+        send(source, to, keys(tmp_path / "sender"))
+
+
+def test_export_that_is_not_there(place: VmPlace, source: Path, tmp_path: Path) -> None:
+    with carrying(place, tmp_path / "target.raw") as to, pytest.raises(StepFailed, match="copy_failed"):
+        send(source, to, keys(tmp_path / "sender"), export="scsi0")
+
+
+def test_carrier_whose_port_is_taken(place: VmPlace, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = NbdServer("127.0.0.1", other.getsockname()[1])
+        create_image(tmp_path / "target.raw", format="raw", size_bytes=1 << 20)
+        with pytest.raises(StepFailed, match=r"carrier_not_started: .*Address already in use"):
+            start_carrier(place, [CarrierExport("x", tmp_path / "target.raw", "raw")], server=taken, keys=None)
+    assert place.carrier.pid() is None
+
+
+def test_key_never_stands_on_a_command_line(place: VmPlace, tmp_path: Path) -> None:
+    with carrying(place, tmp_path / "target.raw"):
+        key = (place.run / "keys" / "keys.psk").read_text().strip().partition(":")[2]
+        assert key.encode() not in Path(f"/proc/{place.carrier.pid()}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_image(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "deep" / "disk"
+    create_image(path, format=format, size_bytes=8 << 20)
+    info = image_info(path, format=format)
+    assert (info.format, info.size_bytes, info.backing, info.snapshots) == (format, 8 << 20, None, 0)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_clone_and_snapshot_are_seen(tmp_path: Path) -> None:
+    base, clone = tmp_path / "base", tmp_path / "clone"
+    create_image(base, format="qcow2", size_bytes=1 << 20)
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(clone)]
+    subprocess.run(make, check=True, timeout=30)
+    subprocess.run(["qemu-img", "snapshot", "-c", "s", str(clone)], check=True, timeout=30)
+    info = image_info(clone, format="qcow2")
+    assert (info.backing, info.snapshots) == (str(base), 1)
+
+
+def test_image_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="qemu_img_failed"):
+        create_image(tmp_path / "disk", format="wibble", size_bytes=1 << 20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=r"qemu_img_failed: .*No such file"):
+        image_info(tmp_path / "disk", format="raw")
+
+
+def test_header_that_a_guest_wrote_is_not_believed(tmp_path: Path) -> None:
+    """The guest owns all bytes of a raw disk; it may make them look like a clone of a file of the host."""
+    path, forged = tmp_path / "disk.raw", tmp_path / "forged"
+    create_image(path, format="raw", size_bytes=1 << 20)
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", "/etc/shadow", str(forged), "7G"]
+    subprocess.run(make, check=True, timeout=30)
+    with path.open("r+b") as disk_file:
+        disk_file.write(forged.read_bytes()[: 1 << 16])
+    info = image_info(path, format="raw")
+    assert (info.format, info.size_bytes, info.backing) == ("raw", 1 << 20, None)
+
+
+def test_image_of_another_format(tmp_path: Path) -> None:
+    create_image(tmp_path / "disk", format="raw", size_bytes=1 << 20)
+    with pytest.raises(StepFailed, match=r"qemu_img_failed: .*not in qcow2 format"):
+        image_info(tmp_path / "disk", format="qcow2")
