@@ -7,6 +7,8 @@ virtio is modular. By hand: `python -m probe.linux [folder]`.
 
 from __future__ import annotations
 
+import fcntl
+import lzma
 import re
 import subprocess
 import sys
@@ -24,6 +26,7 @@ DEFAULT_FOLDER = Path(".build/linux")
 PLATFORM_FOLDER = SOURCE_FOLDER / "linux"
 META_PACKAGE = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_blk")
+_BUILT_IN = "modules.builtin"
 FLAGS = ("-O2", "-static", "-s", "-std=gnu11", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror")
 
 # Quiet, so that kernel messages do not tear the probe's lines, but a panic is seen. A TCG guest's boot is
@@ -51,6 +54,13 @@ def build_linux_guest(folder: Path) -> LinuxGuest:
             earlier call has built stays usable.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        # Tests that run side by side ask at the same moment.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(folder)
+
+
+def _build(folder: Path) -> LinuxGuest:
     kernel, modules, init = folder / "vmlinuz", folder / "modules", folder / "init"
     if not kernel.exists():
         _fetch_kernel(folder)
@@ -99,7 +109,8 @@ def _unpack(package: Path, folder: Path) -> None:
             place = _place(PurePosixPath(member.name), modules, folder)
             content = archive.extractfile(member) if place and member.isfile() else None
             if place and content:
-                place.write_bytes(content.read())
+                packed = member.name.endswith(".xz")
+                place.write_bytes(lzma.decompress(content.read()) if packed else content.read())
     if unpacker.returncode != 0 or not (folder / "vmlinuz.new").exists():
         raise BuildError(f"{package.name} could not be unpacked, or holds no kernel")
     (folder / "vmlinuz.new").replace(folder / "vmlinuz")
@@ -108,17 +119,21 @@ def _unpack(package: Path, folder: Path) -> None:
 def _place(name: PurePosixPath, modules: Path, folder: Path) -> Path | None:
     if name.name.startswith("vmlinuz-"):
         return folder / "vmlinuz.new"
-    if name.suffix == ".ko" and name.parent.name in {"virtio", "block"}:
-        return modules / name.name
+    # Packed since Debian 13.
+    module = name.name.removesuffix(".xz")
+    if module == _BUILT_IN or (module.endswith(".ko") and name.parent.name in {"virtio", "block"}):
+        return modules / module
     return None
 
 
 def _in_load_order(folder: Path) -> list[Path]:
     """The modules we want behind those they need. The package has no modules.dep: each module tells itself."""
     files = {path.stem.replace("-", "_"): path for path in folder.glob("*.ko")}
+    built_in = {PurePosixPath(line).stem.replace("-", "_") for line in (folder / _BUILT_IN).read_text().split()}
     order: dict[str, Path] = {}
     for name in MODULES:
-        _visit(name, files, order)
+        if name not in built_in:
+            _visit(name, files, order)
     return list(order.values())
 
 
