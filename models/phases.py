@@ -34,11 +34,15 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PhaseRule:
-    """One row of the phase table: a phase on one side and the (phase, side) pairs that must be done before it."""
+    """One row of the phase table: a phase on one side and the (phase, side) pairs that must be done before it.
+
+    `beside` are those that must be at work and have said that they are waiting for this one.
+    """
 
     phase: Phase
     side: Side
     after: tuple[tuple[Phase, Side], ...] = ()
+    beside: tuple[tuple[Phase, Side], ...] = ()
 
 
 # The rows stand in the order of the chain; undoing goes through them backwards.
@@ -51,7 +55,10 @@ LIVE_CHAIN: tuple[PhaseRule, ...] = (
     PhaseRule(Phase.COPY_COLD, Side.SOURCE, ((Phase.SYNC_TPM, Side.SOURCE),)),
     PhaseRule(Phase.OPEN_TARGET, Side.TARGET, ((Phase.COPY_COLD, Side.SOURCE),)),
     PhaseRule(Phase.MIRROR_DISKS, Side.SOURCE, ((Phase.OPEN_TARGET, Side.TARGET),)),
-    PhaseRule(Phase.MOVE_MEMORY, Side.SOURCE, ((Phase.MIRROR_DISKS, Side.SOURCE),)),
+    # No guest is paused before somebody is there to take it.
+    PhaseRule(
+        Phase.MOVE_MEMORY, Side.SOURCE, ((Phase.MIRROR_DISKS, Side.SOURCE),), beside=((Phase.HAND_OVER, Side.TARGET),)
+    ),
     PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.MIRROR_DISKS, Side.SOURCE),)),
     PhaseRule(Phase.RETIRE_SOURCE, Side.SOURCE, ((Phase.MOVE_MEMORY, Side.SOURCE), (Phase.HAND_OVER, Side.TARGET))),
 )

@@ -7,6 +7,9 @@ over Redis says when to look.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import NeedsOperator, StepFailed
 from haulier.hypervisor import machine, stream
@@ -17,13 +20,13 @@ from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.services.attempts import SourceNote, free_allocations, source_note
+from haulier.services.chain import stand_by
 from haulier.services.ownership import (
+    HandOver,
     NewHome,
-    commit_hand_over,
     old_replicas,
     record_proof,
     record_settled,
-    rehearse_hand_over,
 )
 from haulier.signals import AsyncBell
 from models import AllocationKind, Phase, Side, TransferMethod, VmState
@@ -42,10 +45,10 @@ async def run(work: StepRun) -> Notes:
     async with work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell:
         try:
             async with open_monitor(work.place.control) as monitor:
-                if view.handed_over:
-                    await _let_run_again(work, monitor)
-                else:
+                if not view.handed_over:
                     await _let_run(work, monitor, await _take_over(work, monitor, bell))
+                elif not view.settled:
+                    await _let_run_again(work, monitor)
                 await stream.drop_key(monitor)
         except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
             if work.place.qemu.pid() is not None and not wait_for_end(work.place.qemu, seconds=0.2):
@@ -67,13 +70,14 @@ def _in_its_own_words(work: StepRun, error: BaseException) -> StepFailed:
 
 async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> SourceNote:
     """The target's half of the pause: loaded, proved, committed. Returns what the source noted."""
-    view, pid = work.view, work.place.qemu.pid() or 0
-    rehearse_hand_over(work.context, work.claim, view)
-    source_note(work.context, view.attempt_id)
+    home = NewHome(pid=work.place.qemu.pid() or 0, qmp=str(work.place.qmp))
+    change = HandOver(work.context, work.claim, work.view, home)
+    change.rehearse()
+    if not stand_by(work.context, work.claim):
+        raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
     await _wait_for_load(work, monitor)
-    arrived = read_state(view.tpm.target_path).digest if view.tpm else None
     # QEMU closes the exports, which flushes the disks, while the source writes its note.
-    _, sent = await asyncio.gather(_close_exports(work, monitor), _wait_for_source(work, bell))
+    _, arrived, sent = await asyncio.gather(_close_exports(work, monitor), _digest(work), _wait_for_source(work, bell))
     if arrived != sent.digest:
         raise StepFailed(
             "tpm_proof_failed",
@@ -81,8 +85,7 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> Source
             "The source keeps the guest; nothing was lost. Look at both logs of swtpm.",
         )
     work.mark("proved")
-    home = NewHome(pid=pid, qmp=str(work.place.qmp), digest=arrived)
-    if not commit_hand_over(work.context, work.claim, view, home):
+    if not change.commit(arrived):
         raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
     work.mark("committed")
     return sent
@@ -92,6 +95,11 @@ async def _close_exports(work: StepRun, monitor: Monitor) -> None:
     if work.view.by_method(TransferMethod.MIRROR):
         await stop_serving(monitor)
         work.mark("exports_closed")
+
+
+async def _digest(work: StepRun) -> str | None:
+    """The TPM's state as it arrived."""
+    return read_state(work.view.tpm.target_path).digest if work.view.tpm else None
 
 
 async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
@@ -104,18 +112,22 @@ async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
 async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:
     """Wait for the source's note: its QEMU knows that we have loaded, and this is the TPM's last digest."""
     while True:
-        note = source_note(work.context, work.view.attempt_id)
-        if note is not None:
-            work.mark("source_noted")
-            return note
+        # A database that is away for a moment ends nothing as long as the lease lasts.
+        with contextlib.suppress(SQLAlchemyError):
+            note = source_note(work.context, work.view.attempt_id)
+            if note is not None:
+                work.mark("source_noted")
+                return note
         await bell.wait(0.05)
 
 
 async def _let_run_again(work: StepRun, monitor: Monitor) -> None:
     """What an earlier try of this step committed and may not have come round to."""
     sent = source_note(work.context, work.view.attempt_id)
-    if sent is None or (sent.was_running and await machine.status(monitor) == "running"):
-        record_settled(work.context, work.view, state=VmState.RUNNING if sent else VmState.PAUSED)
+    if sent is None:
+        raise NeedsOperator("source_note_lost", "handed over without the source's note", "This is a defect.")
+    if sent.was_running and await machine.status(monitor) == "running":
+        record_settled(work.context, work.view, state=VmState.RUNNING)
         return
     await _let_run(work, monitor, sent)
 
@@ -128,6 +140,8 @@ async def _let_run(work: StepRun, monitor: Monitor, sent: SourceNote) -> None:
             await machine.resume_paused(monitor)
             resumed = (await monitor.wait_for(_is_resume)).at
         except (StepFailed, MonitorLost) as error:
+            if wait_for_end(work.place.qemu, seconds=0.2):
+                raise
             words = f"the guest is here but does not run: {error.problem.message}"
             raise NeedsOperator("resume_failed", words, "Look at its QEMU; then haulier migration retry.") from error
         work.marks["resumed"] = resumed

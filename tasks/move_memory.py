@@ -47,7 +47,7 @@ async def run(work: StepRun) -> Notes:
     ):
         if keys := work.keys():
             await stream.ensure_key(monitor, keys, server=False)
-        was_running = await machine.status(monitor) == "running"
+        pacer.guest_runs = await machine.status(monitor) == "running"
         await stream.send(
             monitor,
             server=NbdServer(view.target.address, port),
@@ -58,7 +58,7 @@ async def run(work: StepRun) -> Notes:
         async with reporting(lambda: _report(work, monitor)):
             await _wait_for_pause(work, monitor, pacer)
         await _switch_over(work, monitor)
-        await _note(work, was_running=was_running)
+        await _note(work, was_running=pacer.guest_runs)
         # The end of this step needs the database and a core, and so does the target now, with the guest paused.
         await bell.wait(_TAKE_OVER_S)
         sent = await stream.read_stream(monitor)
@@ -77,24 +77,36 @@ async def _wait_for_pause(work: StepRun, monitor: Monitor, pacer: Pacer) -> None
     """Wait until what is left fits into the allowed pause; how fast it is sent follows what is left."""
 
     async def look(event: Event) -> None:
-        if event.name == "STOP":
+        if event.name in ("STOP", "RESUME"):
+            pacer.stopped = event.name == "STOP"
             work.marks["paused"] = event.at
 
-    async with reporting(lambda: pacer.look(monitor), every_s=LOOK_S):
-        event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
-    work.marks.setdefault("paused", event.at)
+    try:
+        async with reporting(lambda: pacer.look(monitor), every_s=LOOK_S):
+            event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
+    finally:
+        if not pacer.guest_runs:
+            work.note(guest_runs=False)
+    if not pacer.guest_runs:
+        work.marks["paused"] = event.at
 
 
 @dataclass(slots=True)
 class Pacer:
-    """Holds the pace that QEMU was told last."""
+    """Holds the pace that QEMU was told last, and whether the guest runs: somebody may pause it meanwhile."""
 
     at_most: int
     first_ms: int
     told: Pace = FIRST_PACE
+    guest_runs: bool = True
+    stopped: bool = False
 
     async def look(self, monitor: Monitor) -> None:
         """Look how the stream goes and change the pace if need be."""
+        if self.stopped or not self.guest_runs:
+            word = await machine.status(monitor)
+            # QEMU's own pause, at the end, is `finish-migrate`, whether the guest ran or not.
+            self.guest_runs = self.guest_runs if word == "finish-migrate" else word == "running"
         seen = await stream.read_stream(monitor)
         facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes)
         pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms)
@@ -128,7 +140,8 @@ async def undo(work: StepRun) -> None:
     """
     if work.place.qemu.pid() is None:
         return
-    was_running = work.view.notes[Phase.CHECK, Side.SOURCE].get("status") == "running"
+    checked = work.view.notes[Phase.CHECK, Side.SOURCE].get("status") == "running"
+    was_running = work.view.notes[Phase.MOVE_MEMORY, Side.SOURCE].get("guest_runs", checked)
     async with open_monitor(work.place.control) as monitor:
         await stream.cancel_stream(monitor)
         if was_running:

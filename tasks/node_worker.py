@@ -32,6 +32,7 @@ from tasks.surroundings import context, this_node
 log = structlog.get_logger()
 _ending = threading.Event()
 _node_id: list[int] = []
+_LOOK_S = 1.0
 
 
 @setup_logging.connect
@@ -76,7 +77,7 @@ def _live(node_id: int) -> None:
 
 def _note_pause(vm: VmView, place: VmPlace) -> None:
     """Somebody may have paused or continued the guest by its own monitor, or QEMU after an error; the row follows."""
-    with contextlib.suppress(HaulierError):
+    with contextlib.suppress(HaulierError, TimeoutError):
         word = asyncio.run(_status(place))
         state, run_state = (VmState.RUNNING, None) if word == "running" else (VmState.PAUSED, word)
         if (state, run_state) != (vm.state, vm.run_state):
@@ -84,7 +85,8 @@ def _note_pause(vm: VmView, place: VmPlace) -> None:
 
 
 async def _status(place: VmPlace) -> str:
-    async with open_monitor(place.control) as monitor:
+    # A QEMU that hangs must not make its whole node look silent.
+    async with asyncio.timeout(_LOOK_S), open_monitor(place.control) as monitor:
         return await status(monitor)
 
 

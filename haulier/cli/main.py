@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from cyclopts import App, CycloptsError
+from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
 from haulier.cli import events, migration, node, vm
@@ -62,6 +63,11 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         complain(Problem("interrupted", "interrupted; what was begun goes on", "haulier migration list"))
         return INTERRUPTED_STATUS
+    except SQLAlchemyError as error:
+        # The first line: the others are the statement, which carries what it would store.
+        first = str(error).strip().splitlines()[0]
+        complain(Problem("database_failed", first, "Is the database there, and brought up to date by `haulier up`?"))
+        return 1
     except BrokenPipeError:
         return 1
     return status if isinstance(status, int) else 0

@@ -69,9 +69,14 @@ class Monitor:
         except TimeoutError as error:
             raise OutcomeUnknown("qmp_silent", f"QEMU did not answer {command} in {ANSWER_S:.0f} s") from error
         except (QMPError, EOFError, OSError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and self._client.runstate is Runstate.RUNNING:
+            if isinstance(error, asyncio.CancelledError) and self._cancelled_from_outside():
                 raise
             raise MonitorLost(self._path) from error
+
+    def _cancelled_from_outside(self) -> bool:
+        """Whether our own task was told to end; the library cancels what waits for a QEMU that is gone, too."""
+        task = asyncio.current_task()
+        return self._client.runstate is Runstate.RUNNING or (task is not None and task.cancelling() > 0)
 
     async def pass_fd(self, fd: int, name: str) -> None:
         """Hand an open file to QEMU under `name`; ours stays open. Raises as `execute` does."""

@@ -21,6 +21,7 @@ from models import (
     Allocation,
     AllocationKind,
     Attempt,
+    Base,
     MigrationState,
     Node,
     Phase,
@@ -39,6 +40,7 @@ from models.enums import LedgerRole
 
 # How often another port is tried when the first is taken by somebody outside Haulier.
 _PORT_TRIES = 40
+_STEP = Base.metadata.tables["step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,10 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True)
 class AttemptView:
-    """An attempt as a phase sees it; `notes` are what earlier steps wrote down for it, by phase and side."""
+    """An attempt as a phase sees it; `notes` are what earlier steps wrote down for it, by phase and side.
+
+    `settled`: after the hand-over the guest was let run, or left as it was; whoever pauses it from now on wants that.
+    """
 
     attempt_id: int
     migration_id: int
@@ -93,6 +98,7 @@ class AttemptView:
     transfers: tuple[TransferView, ...]
     tpm_identity: str | None
     handed_over: bool
+    settled: bool
     notes: Mapping[tuple[Phase, Side], dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -143,6 +149,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             transfers=tuple(_transfer(transfer) for transfer in attempt.transfers),
             tpm_identity=identity,
             handed_over=migration.state is MigrationState.HANDED_OVER,
+            settled=any(step.notes.get("settled", False) for step in attempt.steps),
             notes={(step.phase, step.side): step.notes for step in attempt.steps},
         )
 
@@ -188,23 +195,19 @@ def note_source_done(context: Context, held: Claim, notes: dict[str, Any], marks
 
     False if the claim no longer counts; then the target must never see this note, and does not.
     """
+    still_ours = (_STEP.c.id == held.step_id, _STEP.c.fence == held.fence, _STEP.c.state == StepState.RUNNING)
     with context.database.write() as session:
-        noted = session.execute(
-            update(Step)
-            .where(Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING)
-            .values(notes=notes, marks=marks)
-            .execution_options(synchronize_session=False)
-        )
+        # Below the ORM, like all that is done in the pause.
+        noted = session.connection().execute(update(_STEP).where(*still_ours).values(notes=notes, marks=marks))
     context.signals.ring(f"attempt.{held.attempt_id}")
-    return bool(noted.rowcount == 1)  # type: ignore[attr-defined]  # an UPDATE's result has it
+    return noted.rowcount == 1
 
 
 def source_note(context: Context, attempt_id: int) -> SourceNote | None:
     """What the source noted in the pause, or None as long as it has not."""
     with context.database.read() as session:
-        row = session.execute(
-            select(Step.notes, Step.marks).where(Step.attempt_id == attempt_id, Step.phase == Phase.MOVE_MEMORY)
-        ).one()
+        of_the_source = (_STEP.c.attempt_id == attempt_id, _STEP.c.phase == Phase.MOVE_MEMORY)
+        row = session.connection().execute(select(_STEP.c.notes, _STEP.c.marks).where(*of_the_source)).one()
         if "digest" not in row.notes:
             return None
         return SourceNote(row.notes["digest"], bool(row.notes["was_running"]), row.marks.get("paused"))

@@ -8,7 +8,6 @@ the rows that wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -29,6 +28,8 @@ CONTROL_QUEUE = "control"
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 # Phases that touched nothing, so that there is nothing to undo.
 _WITHOUT_UNDO = (Phase.CHECK,)
+# `sweep` sends a step that failed after the hand-over again, every `reconcile_s`.
+_TRIES_AFTER_HAND_OVER = 24
 
 
 def message_for(step: Step) -> Message:
@@ -177,20 +178,44 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
         _roll_back(unit, attempt.migration, attempt)
     if attempt.migration.state not in _GOING_ON or attempt.migration.needs_operator:
         return
-    for successor in _released(attempt.steps):
-        successor.state, successor.ready_at = StepState.READY, now()
-        unit.send(message_for(successor))
+    _release(unit, attempt)
     if all(each.state is StepState.DONE for each in attempt.steps):
         attempt.finished_at = now()
+        attempt.migration.problems = []
         move_migration(unit, attempt.migration, MigrationState.DONE, finished_at=now())
 
 
-def _released(steps: Iterable[Step]) -> list[Step]:
-    """The waiting steps whose predecessors are all done."""
-    rows = list(steps)
-    done = {(step.phase, step.side) for step in rows if step.state is StepState.DONE}
-    after = {(rule.phase, rule.side): rule.after for rule in LIVE_CHAIN}
-    return [step for step in rows if step.state is StepState.WAITING and set(after[step.phase, step.side]) <= done]
+def stand_by(context: Context, held: Claim) -> bool:
+    """Say that the step is at work and waits for its partner, which is made ready by that. Safe to call twice.
+
+    False if the claim no longer counts.
+    """
+    with context.unit() as unit:
+        step = _held(unit.session, held, undo=False)
+        if step is None:
+            return False
+        step.notes = {**step.notes, "stands_by": True}
+        unit.session.flush()
+        migration = step.attempt.migration
+        if migration.state is MigrationState.RUNNING and not migration.needs_operator and not migration.cancel_asked:
+            _release(unit, step.attempt)
+        return True
+
+
+def _release(unit: Unit, attempt: Attempt) -> None:
+    """Make ready, and send, the waiting steps that have all they need."""
+    done, beside = set(), set()
+    for step in attempt.steps:
+        if step.state is StepState.DONE:
+            done.add((step.phase, step.side))
+        if step.state is StepState.RUNNING and step.notes.get("stands_by"):
+            beside.add((step.phase, step.side))
+    rules = {(rule.phase, rule.side): rule for rule in LIVE_CHAIN}
+    for step in attempt.steps:
+        rule = rules[step.phase, step.side]
+        if step.state is StepState.WAITING and set(rule.after) <= done and set(rule.beside) <= beside | done:
+            step.state, step.ready_at = StepState.READY, now()
+            unit.send(message_for(step))
 
 
 class Outcome(StrEnum):
@@ -232,7 +257,12 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
         elif held.undo:
             return
         elif migration.state is MigrationState.HANDED_OVER:
+            # Tried again and again, for everybody to see, and after a while only when somebody has looked.
+            migration.problems = [problem.as_dict() for problem in problems]
             step.state = StepState.READY
+            if step.fence >= _TRIES_AFTER_HAND_OVER:
+                step.state, migration.needs_operator = StepState.FAILED, True
+                unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
         elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING:
             _remember(migration, problems)
             step.attempt.finished_at = now()

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -244,7 +244,14 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
             raise Refused(
                 "migration_over", f"migration {migration_id} is {migration.state}", "There is nothing to undo."
             )
-        migration.cancel_asked = True
+        asked = unit.session.execute(
+            update(Migration)
+            .where(Migration.id == migration_id, Migration.state == migration.state)
+            .values(cancel_asked=True)
+            .execution_options(synchronize_session="fetch")
+        )
+        if asked.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+            raise Refused("cancel_too_late", f"migration {migration_id} has just gone on", "Look where the VM is now.")
         unit.note("migration.cancel_asked", vm=migration.vm.name, migration=migration_id)
     return show_migration(context, migration_id)
 

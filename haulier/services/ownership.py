@@ -11,137 +11,149 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import Update, delete, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Insert, Update, bindparam, delete, insert, select, update
 
 from haulier.clock import now
-from haulier.services.attempts import AttemptView
+from haulier.services.attempts import AttemptView, TransferView
 from haulier.services.chain import Claim
-from haulier.services.context import Context, Unit
+from haulier.services.context import Context
 from models import (
     Allocation,
     AllocationKind,
     Attempt,
+    Base,
     LedgerRole,
     Migration,
     MigrationState,
+    Phase,
     Replica,
-    Step,
     StepState,
     Storage,
-    TpmLedger,
     Vm,
     VmState,
     Volume,
     VolumeTransfer,
 )
 
+_ATTEMPT, _STEP, _MIGRATION, _VM, _VOLUME, _LEDGER, _EVENT = (
+    Base.metadata.tables[name] for name in ("attempt", "step", "migration", "vm", "volume", "tpm_ledger", "event")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class NewHome:
-    """What is true of the VM on the target once the hand-over is committed."""
+    """The QEMU that has the guest on the target once the hand-over is committed."""
 
     pid: int
     qmp: str
-    digest: str | None
 
 
-def commit_hand_over(context: Context, held: Claim, view: AttemptView, home: NewHome) -> bool:
-    """Give the guest to the target. True if it may run there now; False if the migration is not the target's to take
-    any more.
+class HandOver:
+    """The change of owner: one transaction with the migration, the VM and its epoch, its volumes, the ledger.
 
-    One transaction: the migration, the VM with its epoch, its volumes, the ledger. It runs while the guest is paused,
-    so it is short, and nobody is called before the guest runs: `record_settled` does that.
+    It runs while the guest is paused. So its statements are built before, below the ORM, and `rehearse` runs all of
+    them once and takes them back: in the pause nothing is left to be compiled, and no page to be read. Nobody is called
+    before the guest runs; `record_settled` does that.
     """
-    with context.database.write() as session:
-        return _take(session, held, view, home, keep_s=context.settings.tpm_quarantine_s)
+
+    def __init__(self, context: Context, held: Claim, view: AttemptView, home: NewHome) -> None:
+        self._database = context.database
+        self._keep = timedelta(seconds=context.settings.tpm_quarantine_s)
+        # Locked as by every other decision about this attempt (chain.py): who looks after us sees what we have done.
+        self._lock = select(_ATTEMPT.c.id).where(_ATTEMPT.c.id == held.attempt_id).with_for_update()
+        self._still_ours = select(_STEP.c.id).where(
+            _STEP.c.id == held.step_id, _STEP.c.fence == held.fence, _STEP.c.state == StepState.RUNNING
+        )
+        self._decision = tuple(_decision(view, home))
+        self._consequences = tuple(_consequences(view))
+
+    def rehearse(self) -> None:
+        """Do all of it and take it back."""
+        with self._database.write() as session:
+            self._take(session.connection(), digest=None)
+            session.rollback()
+
+    def commit(self, digest: str | None) -> bool:
+        """Give the guest to the target; `digest` is that of the TPM's state there. True if the guest may run there now.
+
+        False if it is not the target's to take any more: it is being undone, or somebody has asked for that. Nothing
+        was changed then.
+        """
+        with self._database.write() as session:
+            taken = self._take(session.connection(), digest=digest)
+            if not taken:
+                session.rollback()
+            return taken
+
+    def _take(self, connection: Connection, *, digest: str | None) -> bool:
+        connection.execute(self._lock)
+        if connection.scalar(self._still_ours) is None:
+            return False
+        if not all(connection.execute(change).rowcount == 1 for change in self._decision):
+            return False
+        moment = now()
+        found = {"moment": moment, "kept_until": moment + self._keep, "found_digest": digest}
+        for consequence in self._consequences:
+            connection.execute(consequence.change, {name: found[name] for name in consequence.needs})
+        return True
 
 
-def rehearse_hand_over(context: Context, held: Claim, view: AttemptView) -> None:
-    """Do the same before the pause and take it back, so that in the pause all statements are compiled and all pages
-    read.
-    """
-    with context.database.write() as session:
-        _take(session, held, view, NewHome(pid=0, qmp="", digest=None), keep_s=0)
-        session.flush()
-        session.rollback()
+@dataclass(frozen=True, slots=True)
+class _Consequence:
+    """A statement, and the names of the values that are known only in the pause."""
 
-
-def _take(session: Session, held: Claim, view: AttemptView, home: NewHome, *, keep_s: float) -> bool:
-    # Locked as by every other decision about this attempt (chain.py): who looks after us sees what we have done.
-    session.execute(select(Attempt.id).where(Attempt.id == held.attempt_id).with_for_update())
-    still_ours = select(Step.id).where(
-        Step.id == held.step_id, Step.fence == held.fence, Step.state == StepState.RUNNING
-    )
-    if session.scalar(still_ours) is None or not all(_changed(session, change) for change in _decision(view, home)):
-        session.rollback()
-        return False
-    for change in _consequences(view, home, keep_s=keep_s):
-        _changed(session, change)
-    Unit(session).note(
-        "migration.handed_over",
-        vm=view.vm,
-        node=view.target.name,
-        migration=view.migration_id,
-        epoch=view.epoch + 1,
-    )
-    return True
-
-
-def _changed(session: Session, change: Update) -> bool:
-    """Run one UPDATE and say whether it met a row. No object in the session is looked for: the guest is paused."""
-    done = session.execute(change, execution_options={"synchronize_session": False})
-    return bool(done.rowcount == 1)  # type: ignore[attr-defined]  # an UPDATE's result has it
+    change: Update | Insert
+    needs: tuple[str, ...] = ()
 
 
 def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
-    """What must hold for the target to win: the migration was still running, the VM at its epoch on the source."""
-    yield (
-        update(Migration)
-        .where(Migration.id == view.migration_id, Migration.state == MigrationState.RUNNING)
-        .values(state=MigrationState.HANDED_OVER)
-    )
-    yield (
-        update(Vm)
-        .where(Vm.id == view.vm_id, Vm.epoch == view.epoch, Vm.node_id == view.source.id)
-        .values(node_id=view.target.id, epoch=view.epoch + 1, pid=home.pid, qmp=home.qmp, state=VmState.PAUSED)
-    )
+    """What must hold for the target to win.
+
+    The migration was still running and nobody has asked to cancel it; the VM was at its epoch on the source.
+    """
+    running = (_MIGRATION.c.id == view.migration_id, _MIGRATION.c.state == MigrationState.RUNNING)
+    wanted = _MIGRATION.c.cancel_asked.is_(False)
+    yield update(_MIGRATION).where(*running, wanted).values(state=MigrationState.HANDED_OVER)
+    here = (_VM.c.id == view.vm_id, _VM.c.epoch == view.epoch, _VM.c.node_id == view.source.id)
+    there = {"node_id": view.target.id, "epoch": view.epoch + 1, "pid": home.pid, "qmp": home.qmp}
+    yield update(_VM).where(*here).values(state=VmState.PAUSED, **there)
 
 
-def _consequences(view: AttemptView, home: NewHome, *, keep_s: float) -> Iterator[Update]:
+def _consequences(view: AttemptView) -> Iterator[_Consequence]:
     """What follows from it. The source's TPM copy is quarantined before the target's becomes active: SQL allows one."""
     for transfer in view.transfers:
-        yield (
-            update(Volume)
-            .where(Volume.id == transfer.volume_id)
-            .values(storage_id=transfer.target_storage_id, name=transfer.target_name)
-        )
-    if view.tpm is None:
-        return
-    moment = now()
-    ours = (TpmLedger.vm_id == view.vm_id,)
-    yield (
-        update(TpmLedger)
-        .where(*ours, TpmLedger.role == LedgerRole.ACTIVE)
-        .values(role=LedgerRole.QUARANTINED, keep_until=moment + timedelta(seconds=keep_s), changed_at=moment)
+        place = {"storage_id": transfer.target_storage_id, "name": transfer.target_name}
+        yield _Consequence(update(_VOLUME).where(_VOLUME.c.id == transfer.volume_id).values(**place))
+    if view.tpm is not None:
+        yield from _ledger_changes(view, view.tpm)
+    event = {"kind": "migration.handed_over", "vm": view.vm, "node": view.target.name, "migration": view.migration_id}
+    told = insert(_EVENT).values(at=bindparam("moment"), data={"epoch": view.epoch + 1}, **event)
+    yield _Consequence(told, ("moment",))
+
+
+def _ledger_changes(view: AttemptView, tpm: TransferView) -> Iterator[_Consequence]:
+    active = (_LEDGER.c.vm_id == view.vm_id, _LEDGER.c.role == LedgerRole.ACTIVE)
+    yield _Consequence(
+        update(_LEDGER)
+        .where(*active)
+        .values(role=LedgerRole.QUARANTINED, keep_until=bindparam("kept_until"), changed_at=bindparam("moment")),
+        ("kept_until", "moment"),
     )
-    yield (
-        update(TpmLedger)
-        .where(
-            *ours,
-            TpmLedger.node_id == view.target.id,
-            TpmLedger.path == str(view.tpm.target_path),
-            TpmLedger.role == LedgerRole.RESERVED,
-        )
+    reserved = (_LEDGER.c.vm_id == view.vm_id, _LEDGER.c.role == LedgerRole.RESERVED)
+    there = (_LEDGER.c.node_id == view.target.id, _LEDGER.c.path == str(tpm.target_path))
+    yield _Consequence(
+        update(_LEDGER)
+        .where(*reserved, *there)
         .values(
             role=LedgerRole.ACTIVE,
             epoch=view.epoch + 1,
-            digest=home.digest,
+            digest=bindparam("found_digest"),
             identity=view.tpm_identity,
             swtpm_version=view.target.facts.get("swtpm_version"),
             libtpms_version=view.target.facts.get("libtpms_version"),
-            changed_at=moment,
-        )
+            changed_at=bindparam("moment"),
+        ),
+        ("found_digest", "moment"),
     )
 
 
@@ -152,6 +164,10 @@ def record_settled(context: Context, view: AttemptView, *, state: VmState, downt
     """
     with context.unit() as unit:
         session = unit.session
+        # Locked as by every other decision about this attempt.
+        attempt = session.get_one(Attempt, view.attempt_id, with_for_update=True)
+        step = next(step for step in attempt.steps if step.phase is Phase.HAND_OVER)
+        step.notes = {**step.notes, "settled": True}
         vm = session.get_one(Vm, view.vm_id)
         vm.state, vm.run_state = state, None
         if state is VmState.LOST:

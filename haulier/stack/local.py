@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
+from sqlalchemy.exc import SQLAlchemyError
 from supervisor.xmlrpc import SupervisorTransport
 
 from haulier.clock import now
@@ -162,9 +163,11 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
         vms = False
     supervisor = _supervisor(settings)
     if vms:
-        if supervisor is not None:
-            _undo_migrations(context)
-        stopped = _stop_vms(context)
+        # Without the database the processes are ended all the same, below.
+        with suppress(SQLAlchemyError):
+            if supervisor is not None:
+                _undo_migrations(context)
+            stopped = _stop_vms(context)
     if supervisor is not None:
         _stop_programs(settings, supervisor)
     if vms:

@@ -162,16 +162,17 @@ def test_one_half_ends_inside_the_end_of_the_other(on_postgres: World) -> None:
 
 
 def test_step_taken_while_it_is_being_called_back(on_postgres: World) -> None:
-    """hand_over was sent but not taken when move_memory fails: it is either taken and waited for, or not taken."""
+    """move_memory was sent but not taken when hand_over fails: it is either taken and waited for, or not taken."""
     world = on_postgres
-    world.complete(world.go(Phase.MIRROR_DISKS))
-    move, late = world.take(), world.sent.pop()
+    hand = world.go(Phase.HAND_OVER)
+    assert chain.stand_by(world.context, hand)
+    late = world.sent.pop()
     with (
         neighbour(world) as other,
         between(other, "UPDATE step", lambda: world.claim(late), parameter="waiting") as taken,
     ):
-        other.fail(move)
-    assert world.picture()[9] == ("R" if taken.result() else ".")
+        other.fail(hand)
+    assert world.picture()[8] == ("R" if taken.result() else ".")
 
 
 def test_step_is_taken_once(world: World) -> None:

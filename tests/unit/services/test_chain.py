@@ -22,8 +22,8 @@ WAY = [
     ("sync_tpm", "node.alpha", "ddddR......", "dddddr....."),
     ("copy_cold", "node.alpha", "dddddR.....", "ddddddr...."),
     ("open_target", "node.beta", "ddddddR....", "dddddddr..."),
-    ("mirror_disks", "node.alpha", "dddddddR...", "ddddddddrr."),
-    ("move_memory", "node.alpha", "ddddddddRr.", "dddddddddr."),
+    ("mirror_disks", "node.alpha", "dddddddR...", "dddddddd.r."),
+    ("move_memory", "node.alpha", "ddddddddRR.", "dddddddddR."),
     ("hand_over", "node.beta", "dddddddddR.", "ddddddddddr"),
     ("retire_source", "node.alpha", "ddddddddddR", "ddddddddddd"),
 ]
@@ -36,9 +36,13 @@ UNDOABLE: tuple[Phase, ...] = tuple(rule.phase for rule in LIVE_CHAIN if rule.ph
 def test_whole_way_step_by_step(world: World) -> None:
     world.file()
     seen = []
-    while world.sent:
-        message = world.sent[0]
-        held = world.take()
+    standing_by: list[tuple[Message, chain.Claim]] = []
+    while world.sent or standing_by:
+        message, held = (world.sent[0], world.take()) if world.sent else standing_by.pop()
+        if world.picture() == "dddddddd.R.":
+            assert chain.stand_by(world.context, held)
+            standing_by.append((message, held))
+            continue
         taken = world.picture()
         assert world.complete(held)
         seen.append((message.task.removeprefix("haulier."), message.queue, taken, world.picture()))
@@ -234,15 +238,14 @@ def test_undo_is_never_given_up(world: World) -> None:
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", UNDOABLE)
+@pytest.mark.parametrize("phase", [phase for phase in UNDOABLE if phase is not Phase.MOVE_MEMORY])
 def test_failure_is_undone_in_reverse(world: World, phase: Phase) -> None:
     """The failed step first, for nobody knows how far it came, then each that was done; none twice; check never."""
     world.file()
     held = world.go(phase)
     if phase is Phase.HAND_OVER:
-        assert chain.complete(world.context, move_claim(world), notes={})
-    elif phase is Phase.MOVE_MEMORY:
-        world.sent.clear()
+        assert chain.stand_by(world.context, held)
+        assert world.complete(world.take())
     world.fail(held)
     assert world.state() == "rolling_back"
     assert world.undo_all() == list(reversed(UNDOABLE[: UNDOABLE.index(phase) + 1]))
@@ -253,12 +256,6 @@ def test_failure_is_undone_in_reverse(world: World, phase: Phase) -> None:
     assert world.migration().problems == [BROKEN.as_dict()]
     assert world.migration().finished_at
     assert (world.vm().node.name, world.vm().epoch) == ("alpha", 0)
-
-
-def move_claim(world: World) -> chain.Claim:
-    """The claim of move_memory's worker, which `go` has taken."""
-    step = world.step(Phase.MOVE_MEMORY)
-    return chain.Claim(step.id, step.attempt_id, 1, step.phase, step.side, step.fence, undo=False)
 
 
 def test_failure_of_the_first_check_touches_nothing(world: World) -> None:
@@ -307,13 +304,50 @@ def test_failure_waits_for_the_other_half(world: World, halves: Halves, failed: 
 
 
 def test_half_that_was_never_begun_is_not_undone(world: World) -> None:
+    """The guest is not paused before the target stands by."""
     world.file()
-    world.complete(world.go(Phase.MIRROR_DISKS))
-    late = world.sent.pop()
-    world.fail(world.take())
-    assert world.claim(late) is None
-    assert world.undo_all() == list(reversed(UNDOABLE[:-1]))
-    assert world.picture() == "dddxxxxxx.."
+    world.fail(world.go(Phase.HAND_OVER))
+    assert world.undo_all() == [phase for phase in reversed(UNDOABLE) if phase is not Phase.MOVE_MEMORY]
+    assert world.picture() == "dddxxxxx.x."
+
+
+def test_nobody_stands_by_for_a_migration_that_is_over(world: World) -> None:
+    world.file()
+    hand = world.go(Phase.HAND_OVER)
+    world.change(Migration, cancel_asked=True)
+    assert chain.stand_by(world.context, hand)
+    assert (world.picture(), world.sent) == ("dddddddd.R.", [])
+    world.fail(hand)
+    assert not chain.stand_by(world.context, hand)
+    assert world.picture() == "dddddddd.u."
+
+
+def test_standing_by_twice_sends_once(world: World) -> None:
+    world.file()
+    hand = world.go(Phase.HAND_OVER)
+    assert chain.stand_by(world.context, hand)
+    assert chain.stand_by(world.context, hand)
+    assert [message.task for message in world.sent] == ["haulier.move_memory"]
+
+
+def test_failure_after_the_hand_over_is_shown_and_in_the_end_left_to_people(world: World, halves: Halves) -> None:
+    move, hand = halves
+    world.commit(hand)
+    world.complete(move)
+    for _ in range(200):
+        world.fail(hand)
+        assert world.migration().problems == [BROKEN.as_dict()]
+        if world.shown() == "needs_operator":
+            break
+        world.let_time_pass()
+        world.sweep()
+        hand = world.take()
+    assert (world.shown(), world.picture()) == ("needs_operator", "dddddddddf.")
+    chain.take_up_again(world.context, 1)
+    hand = world.take()
+    assert chain.complete(world.context, hand, notes={})
+    world.settle()
+    assert (world.state(), world.migration().problems) == ("done", [])
 
 
 def test_undo_that_fails_is_tried_again(world: World) -> None:

@@ -84,6 +84,9 @@ class Disorder(RuleBasedStateMachine):
                 self.source_won = True  # this undo lets the guest run on the source
         else:
             assert not self.undo_began, "a step began while others were being undone"
+            if held.phase is Phase.MOVE_MEMORY:
+                hand = self.world.step(Phase.HAND_OVER)
+                assert hand.started_at, "the guest may be paused, and nobody was ever there to take it"
         self.held.append(held)
 
     # -- workers ------------------------------------------------------------------------------------------------------
@@ -102,6 +105,12 @@ class Disorder(RuleBasedStateMachine):
             self.world.fail(held)
         elif chain.complete(self.world.context, held, notes={}):
             self.done[held.step_id] += 1
+
+    @precondition(lambda self: any(held.phase is Phase.HAND_OVER and not held.undo for held in self.held))
+    @rule()
+    def target_stands_by(self) -> None:
+        hand = next(held for held in self.held if held.phase is Phase.HAND_OVER and not held.undo)
+        chain.stand_by(self.world.context, hand)
 
     @precondition(lambda self: any(held.phase is Phase.HAND_OVER and not held.undo for held in self.held))
     @rule()

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from haulier.clock import now
 from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.chain import Claim
-from haulier.services.ownership import old_replicas, record_proof, record_settled, rehearse_hand_over
+from haulier.services.ownership import old_replicas, record_proof, record_settled
 from models import (
     Allocation,
     LedgerRole,
@@ -77,7 +77,7 @@ def test_rehearsal_leaves_everything_as_it_was(world: World, hand: Claim) -> Non
     """It runs the whole transaction before the pause; had it counted, the guest would belong to nobody."""
     view = world.view()
     before, events = everything(world), world.kinds()
-    rehearse_hand_over(world.context, hand, view)
+    world.hand_over(hand, view).rehearse()
     assert (everything(world), world.kinds()) == (before, events)
     assert world.commit(hand, view)
 
@@ -87,9 +87,10 @@ def test_rehearsal_runs_what_the_hand_over_runs(world: World, hand: Claim) -> No
     view, said = world.view(), list[str]()
     with world.context.database.write() as session:
         event.listen(session.get_bind(), "before_cursor_execute", lambda *call: said.append(call[2]))
-    rehearse_hand_over(world.context, hand, view)
+    change = world.hand_over(hand, view)
+    change.rehearse()
     rehearsed, said[:] = list(said), []
-    assert world.commit(hand, view)
+    assert change.commit(DIGEST)
     assert any("UPDATE migration" in each for each in rehearsed)
     assert [each for each in said if each not in rehearsed] == []
 

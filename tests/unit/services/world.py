@@ -26,7 +26,7 @@ from haulier.services.context import Context, Message
 from haulier.services.ledger import TpmCopy, reserve_copy
 from haulier.services.migrations import file_migration, show_migration
 from haulier.services.operations import sweep_operations
-from haulier.services.ownership import NewHome, commit_hand_over
+from haulier.services.ownership import HandOver, NewHome
 from haulier.settings import Settings
 from haulier.signals import Signals
 from models import (
@@ -184,8 +184,13 @@ class World:
 
     def commit(self, held: chain.Claim, view: AttemptView | None = None, **home: Any) -> bool:
         """The target takes the guest over."""
-        usual: dict[str, Any] = {"pid": 8, "qmp": "/q2", "digest": DIGEST}
-        return commit_hand_over(self.context, held, view or self.view(held.attempt_id), NewHome(**(usual | home)))
+        change = self.hand_over(held, view, **{name: value for name, value in home.items() if name != "digest"})
+        return change.commit(home.get("digest", DIGEST))
+
+    def hand_over(self, held: chain.Claim, view: AttemptView | None = None, **home: Any) -> HandOver:
+        """The change of owner, made ready."""
+        usual: dict[str, Any] = {"pid": 8, "qmp": "/q2"}
+        return HandOver(self.context, held, view or self.view(held.attempt_id), NewHome(**(usual | home)))
 
     def complete(self, held: chain.Claim) -> bool:
         """The step is done, and if it is the hand-over, the guest was taken."""
@@ -200,17 +205,21 @@ class World:
         """Everything before this step is done, and it is taken."""
         while True:
             held = self.take()
-            if held.phase is phase and side in (None, held.side):
+            if held.phase is Phase.HAND_OVER and phase is not Phase.HAND_OVER:
+                assert chain.stand_by(self.context, held)
+                if phase is Phase.MOVE_MEMORY:
+                    return self.take()
+                assert self.complete(self.take())
+            elif held.phase is phase and side in (None, held.side):
                 return held
-            if held.phase is Phase.MOVE_MEMORY and phase is Phase.HAND_OVER:
-                continue
             assert self.complete(held)
 
     def switch_over(self) -> Halves:
         """Both halves of the switch-over are at work: move_memory and hand_over."""
         self.complete(self.go(Phase.MIRROR_DISKS))
-        halves = self.take_all()
-        return halves[Phase.MOVE_MEMORY], halves[Phase.HAND_OVER]
+        hand = self.take_all()[Phase.HAND_OVER]
+        assert chain.stand_by(self.context, hand)
+        return self.take_all()[Phase.MOVE_MEMORY], hand
 
     def reserve_tpm(self, view: AttemptView) -> None:
         """What the phase reserve writes into the ledger."""
