@@ -62,7 +62,7 @@ def build_linux_guest(folder: Path) -> LinuxGuest:
 
 def _build(folder: Path) -> LinuxGuest:
     kernel, modules, init = folder / "vmlinuz", folder / "modules", folder / "init"
-    if not kernel.exists():
+    if not (kernel.exists() and (modules / _BUILT_IN).exists()):
         _fetch_kernel(folder)
     if not is_fresh(init, [*sources_of(PLATFORM_FOLDER), Path(__file__)]):
         compile_guest(PLATFORM_FOLDER, init, flags=FLAGS)

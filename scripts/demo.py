@@ -170,7 +170,11 @@ def _prove(demo: Demo, documents: list[dict[str, Any]], before: Line, after: Lin
         ("TPM counter", f"{before.tpm} before, {after.tpm} after", (after.tpm or 0) > (before.tpm or 0)),
         ("disk counter", f"{before.disk[0]} before, {after.disk[0]} after", after.disk[0] > before.disk[0]),
         ("disk image", f"newest write {disk.sequence}, {len(disk.problems)} problems", disk.ok),
-        ("the VM", f"{vm['state']} on {vm['node']}, epoch {vm['epoch']}", vm["state"] == "running"),
+        (
+            "the VM",
+            f"{vm['state']} on {vm['node']} until it was stopped, epoch {vm['epoch']}",
+            vm["state"] == "running",
+        ),
         ("left over", "; ".join(left) or "nothing on either node", not left),
     ]
     table = Table(title="Proof", title_justify="left", show_header=False, box=None, pad_edge=False)

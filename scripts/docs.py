@@ -87,6 +87,7 @@ def chain() -> str:
     lines = ["```mermaid", "flowchart TD"]
     lines += [f'    {_node(rule.phase, rule.side)}["{rule.phase}<br>{rule.side}"]' for rule in LIVE_CHAIN]
     lines += [_arrow(before, rule) for rule in LIVE_CHAIN for before in rule.after]
+    lines += [_arrow(partner, rule, line="-. stands by .->") for rule in LIVE_CHAIN for partner in rule.beside]
     return "\n".join([*lines, "```", ""])
 
 
@@ -94,8 +95,8 @@ def _node(phase: str, side: str) -> str:
     return f"{phase}_{side}"
 
 
-def _arrow(before: tuple[str, str], rule: PhaseRule) -> str:
-    return f"    {_node(*before)} --> {_node(rule.phase, rule.side)}"
+def _arrow(before: tuple[str, str], rule: PhaseRule, *, line: str = "-->") -> str:
+    return f"    {_node(*before)} {line} {_node(rule.phase, rule.side)}"
 
 
 def marks() -> str:

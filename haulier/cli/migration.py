@@ -27,10 +27,10 @@ def explain(name: str, /, *, to: str) -> int:
         The target node.
     """
     document = migrations.explain(context(), name, target=to)
-    rows = table(document["volumes"], {"device": "device", "role": "role", "method": "method", "because": "reason"})
-    show(document, rows)
     for refusal in document["refusals"]:
         complain(Problem(**refusal))
+    rows = table(document["volumes"], {"device": "device", "role": "role", "method": "method", "because": "reason"})
+    show(document, rows)
     if not document["refusals"]:
         show_text(f"phases: {' → '.join(document['phases'])}; about {document['estimate_s']} s")
     return 2 if document["refusals"] else 0
@@ -89,6 +89,11 @@ def show_one(migration_id: int, /) -> None:
     show(document, _text(document))
     phases = [{**phase, "seconds": _took(phase["seconds"])} for phase in document["phases"]]
     show_text(table(phases, {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
+    volumes = [
+        {**volume, "bytes": size(volume["bytes"]), "seconds": _took(volume["seconds"])}
+        for volume in document["volumes"]
+    ]
+    show_text(table(volumes, {name: name for name in ("device", "role", "method", "bytes", "seconds")}))
     for problem in document["errors"]:
         complain(Problem(**problem))
 

@@ -30,10 +30,11 @@ def down(*, vms: Annotated[bool, Parameter(negative=())] = False) -> None:
     Parameters
     ----------
     vms
-        Stop the VMs too; without it they run on.
+        End the VMs too, at once, like pulling the plug; without it they run on.
     """
     document = local.down(bare_context(), vms=vms)
-    show(document, "down" if document["stopped"] else "nothing was running")
+    ended = f"ended {', '.join(document['vms'])}" if document["vms"] else ""
+    show(document, "; ".join(filter(None, ("down" if document["stopped"] else "", ended))) or "nothing was running")
 
 
 def doctor() -> int:

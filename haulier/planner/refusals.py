@@ -57,7 +57,11 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
     elif facts.vm_state not in ("running", "paused"):
         yield Problem("vm_not_running", f"VM {facts.vm} is {facts.vm_state}", f"haulier vm start {facts.vm}")
     if facts.target_state != "online":
-        yield Problem("node_in_maintenance", f"node {facts.target} is in maintenance", "haulier node maintenance off")
+        yield Problem(
+            "node_in_maintenance",
+            f"node {facts.target} is in maintenance",
+            f"haulier node maintenance {facts.target} off",
+        )
     for name, silent_s in ((facts.vm_node, facts.source_silent_s), (facts.target, facts.target_silent_s)):
         if silent_s is not None:
             yield silent_node(name, silent_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,19 @@ def record_observed(context: Context, vm: VmView, state: VmState, **values: obje
             setattr(row, name, value)
         unit.note(f"vm.{state}", vm=vm.name, node=vm.node)
         return True
+
+
+def record_ended(context: Context, places: Iterable[tuple[str, str]]) -> list[str]:
+    """Write down that these VMs, given by node and name, are stopped, if they are that node's. Returns their names."""
+    ended = []
+    with context.unit() as unit:
+        for node, name in places:
+            vm = unit.session.scalar(select(Vm).where(Vm.name == name))
+            if vm is not None and vm.node.name == node and vm.state is not VmState.STOPPED:
+                vm.state, vm.pid, vm.qmp, vm.run_state = VmState.STOPPED, None, None, None
+                unit.note("vm.stopped", vm=name, node=node)
+                ended.append(name)
+    return ended
 
 
 def vms_that_should_run(context: Context, node_id: int) -> list[VmView]:

@@ -152,7 +152,8 @@ def start_vm(context: Context, name: str) -> dict[str, Any]:
     with context.unit() as unit:
         vm = find_vm(unit.session, name)
         if vm.state in (VmState.RUNNING, VmState.PAUSED):
-            raise Refused("vm_running", f"VM {name} is {vm.state} already", f"haulier vm show {name}")
+            hint = f"haulier vm show {name}" if vm.state is VmState.RUNNING else "`cont` on its QMP socket lets it run."
+            raise Refused("vm_running", f"VM {name} is started already, and {vm.state}", hint)
         operation = _file_on_node(context, unit, vm, OperationKind.START)
     await_operation(context, operation)
     return show_vm(context, name)

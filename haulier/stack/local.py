@@ -6,7 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.services.context import Context
 from haulier.services.migrations import await_migration, cancel_migration, is_over, open_migrations
 from haulier.services.nodes import list_nodes
+from haulier.services.vm_rows import record_ended
 from haulier.services.vms import list_vms, stop_vm
 from haulier.settings import NAME, Settings
 from haulier.stack.programs import supervisor_config
@@ -171,7 +172,9 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
     if supervisor is not None:
         _stop_programs(settings, supervisor)
     if vms:
-        _end_processes(settings)
+        ended = list(_end_processes(settings))
+        with suppress(SQLAlchemyError):
+            stopped += record_ended(context, ended)
     return {"stopped": supervisor is not None, "vms": stopped}
 
 
@@ -211,14 +214,17 @@ def _stop_vms(context: Context) -> list[str]:
     return stopped
 
 
-def _end_processes(settings: Settings) -> None:
-    """End what no worker could end any more, on every node of this machine."""
+def _end_processes(settings: Settings) -> Iterator[tuple[str, str]]:
+    """End what no worker could end any more, on every node of this machine; the nodes and VMs whose QEMU that was."""
     for sockets in settings.sockets.iterdir() if settings.sockets.is_dir() else ():
         if not sockets.is_dir():
             continue
         layout = NodeLayout(settings.state / "nodes" / sockets.name, sockets)
         for run in sockets.iterdir():
             place = layout.vm(run.name)
+            ran = place.qemu.pid() is not None
             stop_now(place)
             stop_swtpm(place)
             stop_carrier(place)
+            if ran:
+                yield sockets.name, run.name

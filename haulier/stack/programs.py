@@ -12,8 +12,9 @@ import tasks
 from haulier.errors import StepFailed
 from haulier.settings import Settings
 
-# Threads, not processes: a phase waits for QEMU nearly all of its time, and a node may have many at once.
-_NODE_THREADS = 16
+# Threads, not processes: a phase waits for QEMU nearly all of its time, and a node may have many at once. As many
+# hand_overs as threads, on two nodes that wait for each other, would leave none for move_memory.
+_NODE_THREADS = 64
 _CONTROL_THREADS = 4
 
 

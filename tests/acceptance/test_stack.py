@@ -94,3 +94,10 @@ def test_down_in_the_middle_of_a_migration_leaves_nothing(
     assert stack.haulier("down", "--vms").done()["vms"] == [guest.name]
     assert (guest.row()["state"], stack.table("migration")[-1]["state"]) == ("stopped", "cancelled")
     stacks.remove()
+
+
+def test_vms_that_outlived_the_stack_are_ended_and_written_down(stacks: Stacks, stack: Stack, guest: Guest) -> None:
+    stack.haulier("down").done()
+    assert stack.haulier("down", "--vms").done() == {"stopped": False, "vms": [guest.name]}
+    assert (guest.row()["state"], guest.row()["pid"]) == ("stopped", None)
+    stacks.remove()
