@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)
     lease_s: float = Field(default=15.0, gt=0)
+    pause_lease_s: float = Field(default=3.0, gt=0)
     reconcile_s: float = Field(default=5.0, gt=0)
     tpm_quarantine_s: float = Field(default=86_400.0, ge=0)
 

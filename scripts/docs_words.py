@@ -41,6 +41,8 @@ SETTINGS: Mapping[str, str] = {
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",
     "lease_s": "For how many seconds a step is its worker's; it is renewed while the work goes on.",
+    "pause_lease_s": "The same while a guest is paused in its switch-over: for so long it may stand still for a worker "
+    "that has died.",
     "reconcile_s": "How often lost messages and dead workers are looked for, in seconds.",
     "tpm_quarantine_s": "For how many seconds the TPM state that a VM left behind is kept before it is destroyed.",
 }

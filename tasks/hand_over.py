@@ -12,6 +12,7 @@ import contextlib
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import NeedsOperator, StepFailed
+from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import stop_serving
 from haulier.hypervisor.images import remove_image
@@ -85,9 +86,11 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> Source
             "The source keeps the guest; nothing was lost. Look at both logs of swtpm.",
         )
     work.mark("proved")
+    await fault_point("hand_over.proved")
     if not change.commit(arrived):
         raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
     work.mark("committed")
+    await fault_point("hand_over.committed")
     return sent
 
 
@@ -107,6 +110,7 @@ async def _wait_for_load(work: StepRun, monitor: Monitor) -> None:
     if (await stream.read_stream(monitor)).status != "completed":
         await stream.wait_for_status(monitor, "completed")
     work.mark("loaded")
+    await fault_point("hand_over.loaded")
 
 
 async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:

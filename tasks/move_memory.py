@@ -9,9 +9,11 @@ take it.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from haulier.errors import StepFailed
+from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import finish_mirrors
 from haulier.hypervisor.images import NbdServer
@@ -19,6 +21,7 @@ from haulier.hypervisor.monitor import Event, Monitor, open_monitor
 from haulier.hypervisor.tpm_state import read_state
 from haulier.planner.convergence import FIRST_PACE, LOOK_S, Pace, StreamFacts, choose_pace
 from haulier.services.attempts import note_source_done
+from haulier.services.chain import begin_pause
 from haulier.services.ownership import taken_topic
 from models import Phase, Side
 from tasks.celery import app
@@ -48,6 +51,7 @@ async def run(work: StepRun) -> Notes:
         if keys := work.keys():
             await stream.ensure_key(monitor, keys, server=False)
         pacer.guest_runs = await machine.status(monitor) == "running"
+        work.note(guest_runs=pacer.guest_runs)
         await stream.send(
             monitor,
             server=NbdServer(view.target.address, port),
@@ -59,6 +63,7 @@ async def run(work: StepRun) -> Notes:
             await _wait_for_pause(work, monitor, pacer)
         await _switch_over(work, monitor)
         await _note(work, was_running=pacer.guest_runs)
+        await fault_point("move_memory.noted")
         # The end of this step needs the database and a core, and so does the target now, with the guest paused.
         await bell.wait(_TAKE_OVER_S)
         sent = await stream.read_stream(monitor)
@@ -81,12 +86,15 @@ async def _wait_for_pause(work: StepRun, monitor: Monitor, pacer: Pacer) -> None
             pacer.stopped = event.name == "STOP"
             work.marks["paused"] = event.at
 
-    try:
-        async with reporting(lambda: pacer.look(monitor), every_s=LOOK_S):
-            event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
-    finally:
-        if not pacer.guest_runs:
-            work.note(guest_runs=False)
+    async def pace() -> None:
+        ran = pacer.guest_runs
+        await pacer.look(monitor)
+        if pacer.guest_runs is not ran:
+            # For whoever lets the guest run again after a failure: it must be one that ran.
+            work.note(guest_runs=pacer.guest_runs)
+
+    async with reporting(pace, every_s=LOOK_S):
+        event = await stream.wait_for_status(monitor, "pre-switchover", on_event=look)
     if not pacer.guest_runs:
         work.marks["paused"] = event.at
 
@@ -121,10 +129,13 @@ async def _switch_over(work: StepRun, monitor: Monitor) -> None:
 
     QEMU says `device` at once and `completed` when the target has loaded all of it.
     """
-    await finish_mirrors(monitor, mirrors_of(work.view, tls=work.tls))
+    await fault_point("move_memory.paused")
+    said = asyncio.to_thread(begin_pause, work.context, work.claim, paused_at=work.marks["paused"])
+    await asyncio.gather(finish_mirrors(monitor, mirrors_of(work.view, tls=work.tls)), said)
     work.mark("mirrors_finished")
     await stream.go_on(monitor)
     work.marks["stream_done"] = (await stream.wait_for_status(monitor, "completed")).at
+    await fault_point("move_memory.completed")
 
 
 async def _report(work: StepRun, monitor: Monitor) -> None:

@@ -13,15 +13,17 @@ import threading
 from typing import Any
 
 import structlog
-from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutting_down
 
-from haulier.errors import HaulierError
+from haulier.errors import HaulierError, StepFailed
 from haulier.hypervisor import facts
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import open_monitor
+from haulier.hypervisor.processes import hold
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.logs import configure_logs
+from haulier.services.chain import take_back
 from haulier.services.nodes import beat, leave, register_node
 from haulier.services.vm_rows import VmView, record_observed, vms_that_should_run
 from models import VmState
@@ -38,6 +40,20 @@ _LOOK_S = 1.0
 @setup_logging.connect
 def _logs(**_: Any) -> None:  # noqa: ANN401 - Celery's signals pass what they like
     configure_logs()
+
+
+@worker_init.connect
+def _take_back(**_: Any) -> None:  # noqa: ANN401
+    """Before the first message: there is one worker a node, so what an earlier one had in hand has lost it."""
+    settings = context().settings
+    if settings.node is None:
+        return
+    try:
+        hold(this_node().layout.lock)
+    except StepFailed as error:
+        log.error("node.taken", message=error.problem.message, hint=error.problem.hint)  # noqa: TRY400 - no traceback
+        raise SystemExit(2) from error
+    take_back(context(), f"node.{settings.node}")
 
 
 @worker_ready.connect

@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, StepFailed
+from haulier.fault_points import fault_point
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.tls import KeyFolder
@@ -124,7 +125,7 @@ def _outcome_of(error: HaulierError) -> chain.Outcome:
 
 async def _with_lease(work: StepRun, act: Act) -> Notes | None:
     """Run the phase beside a task that prolongs the lease; when that says so, the phase is given up."""
-    phase = asyncio.create_task(act(work))
+    phase = asyncio.create_task(_from_point_to_point(work, act))
     keeper = asyncio.create_task(_keep_lease(work))
     try:
         await asyncio.wait({phase, keeper}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,6 +138,14 @@ async def _with_lease(work: StepRun, act: Act) -> Notes | None:
         return phase.result()
     finally:
         keeper.cancel()
+
+
+async def _from_point_to_point(work: StepRun, act: Act) -> Notes | None:
+    name = f"{work.claim.phase}.{'undo' if work.claim.undo else 'run'}"
+    await fault_point(f"{name}.begins")
+    notes = await act(work)
+    await fault_point(f"{name}.ends")
+    return notes
 
 
 async def _keep_lease(work: StepRun) -> None:

@@ -83,6 +83,11 @@ class NodeLayout:
         """TPM states that were handed over wait here for their end; no start can name a file in it."""
         return self.root / "quarantine"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the node's worker: two for one node would undo each other's work."""
+        return self.root / "worker.lock"
+
     def prepare(self) -> None:
         """Make the folders. Safe to call twice. Raises OSError when the socket folder belongs to somebody else."""
         for folder in (self.root, self.images, self.quarantine, self.sockets):

@@ -7,6 +7,7 @@ of ours.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -147,3 +148,17 @@ def log_size(log: Path) -> int:
         return log.stat().st_size
     except OSError:
         return 0
+
+
+def hold(path: Path) -> int:
+    """Hold a file's lock until this process ends, however it ends. Returns the descriptor, which children do not get.
+
+    Raises StepFailed `held` when another process has it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise StepFailed("held", f"{path} is held by another process", "There is one worker a node.") from error
+    return handle

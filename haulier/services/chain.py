@@ -26,6 +26,7 @@ from models.transitions import require_legal
 
 CONTROL_QUEUE = "control"
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
+_SWITCH_OVER = (Phase.MOVE_MEMORY, Phase.HAND_OVER)
 # Phases that touched nothing, so that there is nothing to undo.
 _WITHOUT_UNDO = (Phase.CHECK,)
 # `sweep` sends a step that failed after the hand-over again, every `reconcile_s`.
@@ -145,7 +146,9 @@ def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, 
         step = _held(unit.session, held, undo=held.undo)
         if step is None:
             return False
-        step.lease_until = now() + timedelta(seconds=lease_s)
+        moment = now()
+        step.lease_until = moment + timedelta(seconds=_lease_s(context, step, lease_s))
+        _look_after_partner(unit, step, moment)
         if progress is not None:
             step.progress = progress
             unit.ring(f"migration.{held.migration_id}")
@@ -153,6 +156,44 @@ def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, 
         if migration.cancel_asked:
             _roll_back(unit, migration, step.attempt)
         return held.undo or migration.state in (MigrationState.RUNNING, MigrationState.HANDED_OVER)
+
+
+def begin_pause(context: Context, held: Claim, *, paused_at: float) -> None:
+    """The guest stands still from now on (seconds since 1970): the leases of both halves of the switch-over are short.
+
+    May be left out or come late; then a guest waits longer for a worker that has died.
+    """
+    with context.unit() as unit:
+        step = _held(unit.session, held, undo=False)
+        if step is None:
+            return
+        step.marks = {**step.marks, "paused": paused_at}
+        short = now() + timedelta(seconds=context.settings.pause_lease_s)
+        for half in step.attempt.steps:
+            if half.state is StepState.RUNNING and half.lease_until is not None:
+                half.lease_until = min(half.lease_until, short)
+
+
+def _lease_s(context: Context, step: Step, usual_s: float) -> float:
+    paused = any("paused" in each.marks for each in step.attempt.steps if each.phase is Phase.MOVE_MEMORY)
+    return min(usual_s, context.settings.pause_lease_s) if paused and step.phase in _SWITCH_OVER else usual_s
+
+
+def _look_after_partner(unit: Unit, step: Step, moment: datetime) -> None:
+    """Of two that work side by side, each sees that the other has died, whoever else is there to notice."""
+    for other in step.attempt.steps:
+        late = other.lease_until is not None and other.lease_until < moment
+        if other.id != step.id and other.state is StepState.RUNNING and late:
+            _lost_worker(unit, other)
+
+
+def take_back(context: Context, queue: str) -> None:
+    """A worker begins, and is the only one on this queue: whatever an earlier one had in hand is nobody's now."""
+    held = (Step.queue == queue, Step.state.in_((StepState.RUNNING, StepState.UNDOING)))
+    for step_id in _step_ids(context, *held):
+        with context.unit() as unit:
+            if step := _locked(unit.session, step_id, *held):
+                _lost_worker(unit, step)
 
 
 def complete(context: Context, held: Claim, *, notes: dict[str, Any], marks: dict[str, float] | None = None) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.acceptance.waiting import wait_until
+
 WORDS = "told to fail by the test"
 
 # A worker's environment names its node, and its children have the same. Only what is to be the target has `-incoming`.
@@ -50,6 +52,8 @@ class Faults:
         self.settings = {
             "HAULIER_QEMU": self._script("qemu-system-x86_64", _QEMU),
             "HAULIER_SWTPM": self._script("swtpm", _SWTPM),
+            # Where a worker is held, to be killed there: haulier/fault_points.py.
+            "HAULIER_FAULT_POINTS": str(folder),
             # A guest that dirties faster than this is a while under way, so that something can happen to it.
             "HAULIER_MAX_BANDWIDTH_BYTES_PER_S": str(16 << 20),
         }
@@ -73,3 +77,18 @@ class Faults:
     def left(self) -> list[Path]:
         """Words that were not taken back."""
         return [*self._folder.glob("*.qemu"), *self._folder.glob("*.swtpm")]
+
+    @contextmanager
+    def holding(self, point: str) -> Iterator[None]:
+        """Whoever comes to this point of the code stays there until the block ends; `wait_held` waits for that."""
+        armed, reached = self._folder / point, self._folder / f"{point}.reached"
+        reached.unlink(missing_ok=True)
+        armed.touch()
+        try:
+            yield
+        finally:
+            armed.unlink()
+
+    def wait_held(self, point: str) -> None:
+        """Wait until somebody is held there."""
+        wait_until(f"somebody at {point}", (self._folder / f"{point}.reached").exists, every_s=0.02)

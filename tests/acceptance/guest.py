@@ -116,13 +116,14 @@ class Guest:
     def wait_phase(self, phase: str, state: str) -> None:
         """Wait until a phase of its newest migration is in a state."""
 
-        def look() -> bool:
-            migrations = self.stack.table("migration", vm_id=self.row()["id"])
-            attempts = migrations and self.stack.table("attempt", migration_id=migrations[-1]["id"])
-            steps = self.stack.table("step", attempt_id=attempts[-1]["id"], phase=phase) if attempts else []
-            return bool(steps) and steps[-1]["state"] == state
+        wait_until(f"{self.name}: {phase} {state}", lambda: self.step(phase).get("state") == state, every_s=0.02)
 
-        wait_until(f"{self.name}: {phase} {state}", look, every_s=0.02)
+    def step(self, phase: str) -> dict[str, Any]:
+        """The newest row of this phase; empty as long as there is none."""
+        migrations = self.stack.table("migration", vm_id=self.row()["id"])
+        attempts = migrations and self.stack.table("attempt", migration_id=migrations[-1]["id"])
+        steps = self.stack.table("step", attempt_id=attempts[-1]["id"], phase=phase) if attempts else []
+        return steps[-1] if steps else {}
 
     def wait_stream(self) -> None:
         """Wait until some of the RAM has crossed."""

@@ -81,6 +81,23 @@ def test_worker_that_is_killed_comes_back(stack: Stack, guest: Guest) -> None:
     assert_all_is_well(stack, guest)
 
 
+def test_qemu_that_hangs_does_not_make_its_node_silent(stack: Stack, guest: Guest) -> None:
+    """The node that has such a guest is the one that somebody wants to empty."""
+    pid = guest.qemus()["alpha"].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        seen: set[object] = set()
+
+        def four_beats() -> bool:
+            assert stack.haulier("node", "show", "alpha").done()["worker"] == "alive"
+            seen.add(stack.table("node", name="alpha")[0]["heartbeat_at"])
+            return len(seen) > 4
+
+        wait_until("beats of alpha", four_beats)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_down_in_the_middle_of_a_migration_leaves_nothing(
     stacks: Stacks, stack: Stack, make_guest: Callable[..., Guest]
 ) -> None:

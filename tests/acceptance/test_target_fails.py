@@ -93,6 +93,41 @@ def test_cancel_before_the_hand_over(stack: Stack, make_guest: Callable[..., Gue
     assert guest.row()["node"] == "alpha"
 
 
+def test_guest_that_is_paused_on_the_way_arrives_paused(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    """Somebody pauses it by its own monitor while its RAM crosses; with that it settles."""
+    guest = make_guest(append=RESTLESS)
+    command = guest.begin_migrate("beta")
+    guest.wait_phase("move_memory", "running")
+    guest.wait_stream()
+    guest.ask("stop")
+    document = command.finish().done()
+    assert (document["state"], document["downtime_ms"]) == ("done", None)
+    assert (guest.row()["node"], guest.row()["state"]) == ("beta", "paused")
+    assert guest.ask("query-status")["status"] == "paused"
+    before = guest.last()
+    assert_all_is_well(stack, guest)
+    assert guest.last() == before
+    guest.ask("cont")
+    guest.wait_ticks()
+
+
+def test_guest_that_was_paused_on_the_way_stays_paused_when_that_is_undone(
+    stack: Stack, faults: Faults, make_guest: Callable[..., Guest]
+) -> None:
+    guest = make_guest(append=RESTLESS)
+    with faults.holding("move_memory.paused"):
+        command = guest.begin_migrate("beta")
+        guest.wait_phase("move_memory", "running")
+        guest.wait_stream()
+        guest.ask("stop")
+        faults.wait_held("move_memory.paused")
+        guest.cancel(command)
+    assert guest.ask("query-status")["status"] != "running"
+    guest.ask("cont")
+    guest.wait_ticks()
+    assert_all_is_well(stack, guest)
+
+
 def test_paused_guest_stays_paused_when_the_target_fails(stack: Stack, faults: Faults, guest: Guest) -> None:
     guest.ask("stop")
     with faults.told("qemu", "beta", "load"):

@@ -48,6 +48,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "heartbeat_s": ("1.5", 1.5),
     "node_silent_after_s": ("9", 9.0),
     "lease_s": ("20", 20.0),
+    "pause_lease_s": ("2", 2.0),
     "reconcile_s": ("6", 6.0),
     "tpm_quarantine_s": ("0", 0.0),
 }
@@ -75,6 +76,7 @@ BAD = {
     "heartbeat_s": "0",
     "node_silent_after_s": "soon",
     "lease_s": "-1",
+    "pause_lease_s": "0",
     "reconcile_s": "0",
     "tpm_quarantine_s": "-1",
 }

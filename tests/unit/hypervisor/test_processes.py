@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.processes import Daemon, end, last_words, log_size, spawn, wait_for_end
+from haulier.hypervisor.processes import Daemon, end, hold, last_words, log_size, spawn, wait_for_end
 
 STUBBORN = """
 import os, signal, sys
@@ -178,3 +178,13 @@ def test_last_words(tmp_path: Path) -> None:
 def test_last_words_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"\xff\xfe it broke\n")
     assert last_words(tmp_path / "log").endswith("it broke")
+
+
+def test_lock_is_held_by_one_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "worker.lock"
+    first = hold(path)
+    assert not os.get_inheritable(first), "a QEMU would hold it for its worker's successor"
+    with pytest.raises(StepFailed, match="held"):
+        hold(path)
+    os.close(first)
+    os.close(hold(path))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from haulier.clock import now
 from haulier.services import chain
 from haulier.services.context import Context, Message
 from haulier.services.migrations import cancel_migration, file_migration, retry_migration
@@ -320,6 +321,68 @@ def test_nobody_stands_by_for_a_migration_that_is_over(world: World) -> None:
     world.fail(hand)
     assert not chain.stand_by(world.context, hand)
     assert world.picture() == "dddddddd.u."
+
+
+def lease_s(world: World, phase: Phase) -> float:
+    """How long the lease of a phase lasts from now on."""
+    step = world.step(phase)
+    assert step.lease_until
+    return (step.lease_until - now()).total_seconds()
+
+
+def test_leases_are_short_while_the_guest_is_paused(world: World, halves: Halves) -> None:
+    move, hand = halves
+    short = world.context.settings.pause_lease_s
+    assert chain.renew(world.context, hand, lease_s=LEASE_S)
+    assert min(lease_s(world, Phase.MOVE_MEMORY), lease_s(world, Phase.HAND_OVER)) > short
+    chain.begin_pause(world.context, move, paused_at=12.5)
+    assert world.step(Phase.MOVE_MEMORY).marks == {"paused": 12.5}
+    for held in (move, hand):
+        assert chain.renew(world.context, held, lease_s=LEASE_S)
+    assert max(lease_s(world, Phase.MOVE_MEMORY), lease_s(world, Phase.HAND_OVER)) <= short
+
+
+def test_pause_of_who_lost_the_step_shortens_nothing(world: World, halves: Halves) -> None:
+    move, _ = halves
+    world.change(Step, Step.id == move.step_id, fence=7)
+    chain.begin_pause(world.context, move, paused_at=12.5)
+    assert (world.step(Phase.MOVE_MEMORY).marks, lease_s(world, Phase.HAND_OVER) > 10) == ({}, True)
+
+
+@pytest.mark.parametrize("dead", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
+def test_partner_that_died_is_noticed_without_a_sweep(world: World, halves: Halves, dead: Phase) -> None:
+    gone, alive = halves if dead is Phase.MOVE_MEMORY else reversed(halves)
+    world.let_lease_end(gone)
+    assert not chain.renew(world.context, alive, lease_s=LEASE_S)
+    assert (world.state(), world.step(dead).state) == ("rolling_back", StepState.FAILED)
+    world.fail(alive)
+    world.undo_all()
+    assert world.state() == "undone"
+
+
+def test_partner_that_died_after_the_hand_over_is_called_again(world: World, halves: Halves) -> None:
+    move, hand = halves
+    world.commit(hand)
+    world.let_lease_end(move)
+    assert chain.renew(world.context, hand, lease_s=LEASE_S)
+    assert (world.state(), world.step(Phase.MOVE_MEMORY).state) == ("handed_over", StepState.READY)
+    assert [message.task for message in world.sent] == ["haulier.move_memory"]
+
+
+def test_new_worker_takes_back_what_the_old_one_had(world: World) -> None:
+    """It need not wait for the lease: there is one worker a node."""
+    world.file()
+    held = world.go(Phase.RESERVE)
+    chain.take_back(world.context, "node.alpha")
+    assert world.step(Phase.RESERVE).state is StepState.RUNNING
+    chain.take_back(world.context, "node.beta")
+    assert (world.state(), world.picture()) == ("rolling_back", "dddu.......")
+    assert not chain.complete(world.context, held, notes={})
+    undo = world.take()
+    chain.take_back(world.context, "node.beta")
+    assert world.picture() == "dddu......."
+    assert not chain.renew(world.context, undo, lease_s=LEASE_S)
+    assert world.undo_all() == [Phase.RESERVE]
 
 
 def test_standing_by_twice_sends_once(world: World) -> None:

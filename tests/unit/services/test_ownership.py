@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from haulier.clock import now
 from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.chain import Claim
+from haulier.services.migrations import cancel_migration
 from haulier.services.ownership import old_replicas, record_proof, record_settled
 from models import (
     Allocation,
@@ -162,6 +163,22 @@ def test_promises_are_the_vms_own_after_the_resume(world: World, hand: Claim) ->
         still = [row.path for row in session.scalars(select(Allocation).where(Allocation.freed_at.is_(None)))]
     assert still == ["/alpha/x"]
     assert (world.vm().state, world.migration().downtime_ms) == (VmState.RUNNING, 12.5)
+
+
+def test_settled_is_said_once_and_kept(world: World, hand: Claim) -> None:
+    """A retry that did not know would let run a guest that somebody has paused since."""
+    world.commit(hand)
+    assert not world.view().settled
+    record_settled(world.context, world.view(), state=VmState.RUNNING)
+    assert world.view().settled
+
+
+def test_cancel_that_was_accepted_wins(world: World, hand: Claim) -> None:
+    view = world.view()
+    cancel_migration(world.context, view.migration_id)
+    before = everything(world)
+    assert not world.commit(hand, view)
+    assert everything(world) == before
 
 
 def test_guest_that_was_paused_stays_paused(world: World, hand: Claim) -> None:
