@@ -15,7 +15,7 @@ from typing import Any
 from haulier.errors import StepFailed
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
-from haulier.hypervisor.sockets import connect_to, hand_to_qemu
+from haulier.hypervisor.sockets import connect_to, hand_to_qemu, listen_on
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 
 _CONNECTION = "haulier-stream"
@@ -66,6 +66,8 @@ async def listen(monitor: Monitor, *, server: NbdServer, tls: bool) -> None:
     await monitor.execute(
         "migrate-set-parameters", tls_creds=OBJECT_ID if tls else "", tls_hostname="haulier" if tls else ""
     )
+    # QEMU 10 takes no second migrate-incoming after one whose port was taken, so we look first.
+    listen_on(server).close()
     await monitor.execute("migrate-incoming", uri=f"tcp:{server.address}:{server.port}")
 
 
