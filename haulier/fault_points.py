@@ -1,7 +1,7 @@
 """Named places in the code at which a test holds a worker, to kill somebody there. They cost nothing when not armed.
 
-A test sets HAULIER_FAULT_POINTS to a folder and puts a file with a point's name into it. Whoever comes there leaves its
-pid in `<name>.reached` and waits, with its lease renewed, until the file is gone.
+A test sets HAULIER_FAULT_POINTS to a folder and makes a named pipe there that is called as a point. Whoever comes there
+leaves its pid in `<name>.reached` and waits, with its lease renewed, until something is written into the pipe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ async def fault_point(name: str) -> None:
     """Wait here if a test wants that."""
     if _FOLDER is None:
         return
-    armed = Path(_FOLDER) / name
-    if armed.exists():
-        (armed.parent / f"{name}.reached").write_text(str(os.getpid()))
-        while armed.exists():  # noqa: ASYNC110 - what ends the wait is another process
-            await asyncio.sleep(0.02)
+    try:
+        pipe = os.open(Path(_FOLDER) / name, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    loop, released = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pipe, released.set)
+    try:
+        (Path(_FOLDER) / f"{name}.reached").write_text(str(os.getpid()))
+        await released.wait()
+    finally:
+        loop.remove_reader(pipe)
+        os.close(pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,11 +84,15 @@ class Faults:
         """Whoever comes to this point of the code stays there until the block ends; `wait_held` waits for that."""
         armed, reached = self._folder / point, self._folder / f"{point}.reached"
         reached.unlink(missing_ok=True)
-        armed.touch()
+        os.mkfifo(armed)
+        # Both ends: who waits there is to see no end of it before something was written.
+        pipe = os.open(armed, os.O_RDWR)
         try:
             yield
         finally:
             armed.unlink()
+            os.write(pipe, b"go on")
+            os.close(pipe)
 
     def wait_held(self, point: str) -> None:
         """Wait until somebody is held there."""
