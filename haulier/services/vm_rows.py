@@ -144,17 +144,15 @@ def record_observed(context: Context, vm: VmView, state: VmState, **values: obje
         return True
 
 
-def record_ended(context: Context, places: Iterable[tuple[str, str]]) -> list[str]:
-    """Write down that these VMs, given by node and name, are stopped, if they are that node's. Returns their names."""
-    ended = []
+def record_ended(context: Context, names: Iterable[str]) -> list[str]:
+    """Write down that the QEMUs of these VMs were ended. Returns the names of those that were not stopped already."""
     with context.unit() as unit:
-        for node, name in places:
-            vm = unit.session.scalar(select(Vm).where(Vm.name == name))
-            if vm is not None and vm.node.name == node and vm.state is not VmState.STOPPED:
-                vm.state, vm.pid, vm.qmp, vm.run_state = VmState.STOPPED, None, None, None
-                unit.note("vm.stopped", vm=name, node=node)
-                ended.append(name)
-    return ended
+        wanted = select(Vm).where(Vm.name.in_(tuple(names)), Vm.state != VmState.STOPPED).order_by(Vm.name)
+        ended = unit.session.scalars(wanted).all()
+        for vm in ended:
+            vm.state, vm.pid, vm.qmp, vm.run_state = VmState.STOPPED, None, None, None
+            unit.note("vm.stopped", vm=vm.name, node=vm.node.name)
+        return [vm.name for vm in ended]
 
 
 def vms_that_should_run(context: Context, node_id: int) -> list[VmView]:

@@ -19,7 +19,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from haulier.clock import now
 from haulier.errors import HaulierError, Refused, StepFailed
 from haulier.hypervisor.images import stop_carrier
-from haulier.hypervisor.layout import NodeLayout
+from haulier.hypervisor.layout import NodeLayout, short_name
 from haulier.hypervisor.machine import stop_now
 from haulier.hypervisor.processes import Daemon, last_words, wait_for_end
 from haulier.hypervisor.swtpm import stop_swtpm
@@ -172,9 +172,10 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
     if supervisor is not None:
         _stop_programs(settings, supervisor)
     if vms:
-        ended = list(_end_processes(settings))
+        ended = set(_end_processes(settings))
         with suppress(SQLAlchemyError):
-            stopped += record_ended(context, ended)
+            names = [vm["name"] for vm in list_vms(context) if _folders_of(vm) in ended]
+            stopped += record_ended(context, names)
     return {"stopped": supervisor is not None, "vms": stopped}
 
 
@@ -214,8 +215,15 @@ def _stop_vms(context: Context) -> list[str]:
     return stopped
 
 
+def _folders_of(vm: dict[str, Any]) -> tuple[str, str]:
+    return short_name(vm["node"]), short_name(vm["name"])
+
+
 def _end_processes(settings: Settings) -> Iterator[tuple[str, str]]:
-    """End what no worker could end any more, on every node of this machine; the nodes and VMs whose QEMU that was."""
+    """End what no worker could end any more, on every node of this machine.
+
+    Gives the folders of those whose QEMU that was: the node's and the VM's, which may be short forms of long names.
+    """
     for sockets in settings.sockets.iterdir() if settings.sockets.is_dir() else ():
         if not sockets.is_dir():
             continue

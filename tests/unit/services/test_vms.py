@@ -313,6 +313,13 @@ def test_what_was_seen_before_a_migration_is_not_believed(world: World, *, settl
     assert world.vm().state is VmState.RUNNING
 
 
+def test_ended_vms_are_stopped_and_only_those(world: World) -> None:
+    world.add_vm("other")
+    world.add_vm("off", state=VmState.STOPPED)
+    assert vm_rows.record_ended(world.context, ["web", "off", "nobody"]) == ["web"]
+    assert (world.vm().state, world.vm().pid, world.vm("other").state) == (VmState.STOPPED, None, VmState.RUNNING)
+
+
 def test_word_for_a_standing_guest_goes_when_it_runs(world: World) -> None:
     world.change(Vm, state=VmState.RUNNING, run_state="io-error")
     assert vms.show_vm(world.context, "web")["run_state"] is None
