@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from haulier.clock import now
 from haulier.services import chain
 from haulier.services.context import Context, Message
 from haulier.services.migrations import cancel_migration, file_migration, retry_migration
-from models import LIVE_CHAIN, Attempt, Database, Migration, MigrationState, Phase, Side, Step, StepState, VmState
-from tests.unit.services.world import BROKEN, LEASE_S, Halves, World, neighbour
+from models import LIVE_CHAIN, Attempt, Database, MigrationState, Phase, Side, Step, StepState
+from tests.unit.services.world import BROKEN, LEASE_S, UNDOABLE, World, neighbour, outdated
 
 # Every message of an attempt that goes well, in order, and the steps when it is taken and when it is done.
 WAY = [
@@ -28,7 +27,6 @@ WAY = [
     ("hand_over", "node.beta", "dddddddddR.", "ddddddddddr"),
     ("retire_source", "node.alpha", "ddddddddddR", "ddddddddddd"),
 ]
-UNDOABLE: tuple[Phase, ...] = tuple(rule.phase for rule in LIVE_CHAIN if rule.phase is not Phase.CHECK)[:-1]
 
 
 # -- forward ----------------------------------------------------------------------------------------------------------
@@ -59,15 +57,6 @@ def test_whole_way_step_by_step(world: World) -> None:
 def test_message_names_the_row_and_nothing_else(world: World) -> None:
     world.file()
     assert world.sent == [Message("haulier.check", "control", world.step(Phase.CHECK, Side.CONTROL).id)]
-
-
-def test_both_halves_of_the_switch_over_may_end_in_either_order(world: World, halves: Halves) -> None:
-    move, hand = halves
-    assert world.complete(hand)
-    assert (world.picture(), world.sent) == ("ddddddddRd.", [])
-    assert world.complete(move)
-    assert world.picture() == "ddddddddddr"
-    assert [message.task for message in world.sent] == ["haulier.retire_source"]
 
 
 def test_doubled_message_finds_nothing(world: World) -> None:
@@ -163,13 +152,6 @@ def test_message_that_cannot_be_sent_is_no_error(world: World) -> None:
 # -- fences and leases ------------------------------------------------------------------------------------------------
 
 
-def outdated(world: World, held: chain.Claim) -> chain.Claim:
-    """The worker stalls, its lease ends, the step is tried again by another one under a new number."""
-    world.let_lease_end(held)
-    world.sweep()
-    return held
-
-
 def test_outdated_fence_changes_nothing(world: World) -> None:
     world.file()
     held = outdated(world, world.go(Phase.RESERVE))
@@ -195,14 +177,6 @@ def test_outdated_fence_of_an_undo_changes_nothing(world: World) -> None:
     assert world.picture() == "ddddux....."
 
 
-def test_outdated_target_does_not_get_the_guest(world: World, halves: Halves) -> None:
-    _, hand = halves
-    view = world.view()
-    outdated(world, hand)
-    assert not world.commit(hand, view)
-    assert (world.vm().node.name, world.vm().epoch) == ("alpha", 0)
-
-
 def test_claim_of_the_run_is_not_a_claim_of_the_undo(world: World) -> None:
     world.file()
     held = world.go(Phase.RESERVE)
@@ -221,13 +195,6 @@ def test_renewing_prolongs_the_lease_and_reports(world: World) -> None:
     world.sweep()
     assert world.picture() == "R.........."
     assert world.step(Phase.CHECK, Side.CONTROL).progress == {"ram": 1}
-
-
-def test_renewing_says_when_to_give_up(world: World, halves: Halves) -> None:
-    move, hand = halves
-    assert chain.renew(world.context, hand, lease_s=LEASE_S)
-    world.fail(move)
-    assert not chain.renew(world.context, hand, lease_s=LEASE_S)
 
 
 def test_undo_is_never_given_up(world: World) -> None:
@@ -285,132 +252,12 @@ def test_refusal_after_check_is_undone(world: World) -> None:
     assert world.state() == "undone"
 
 
-@pytest.mark.parametrize("failed", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
-@pytest.mark.parametrize("end", ["completes", "fails"])
-def test_failure_waits_for_the_other_half(world: World, halves: Halves, failed: Phase, end: str) -> None:
-    """Nothing is undone under a step that still works."""
-    move, hand = halves
-    first, other = (move, hand) if failed is Phase.MOVE_MEMORY else (hand, move)
-    world.fail(first)
-    assert world.state() == "rolling_back"
-    assert world.sent == []
-    if other is hand:
-        assert not world.commit(hand)
-    if end == "fails" or other is hand:
-        world.fail(other)
-    else:
-        chain.complete(world.context, other, notes={})
-    assert world.undo_all() == list(reversed(UNDOABLE))
-    assert (world.state(), world.picture()) == ("undone", "dddxxxxxxx.")
-
-
 def test_half_that_was_never_begun_is_not_undone(world: World) -> None:
     """The guest is not paused before the target stands by."""
     world.file()
     world.fail(world.go(Phase.HAND_OVER))
     assert world.undo_all() == [phase for phase in reversed(UNDOABLE) if phase is not Phase.MOVE_MEMORY]
     assert world.picture() == "dddxxxxx.x."
-
-
-def test_nobody_stands_by_for_a_migration_that_is_over(world: World) -> None:
-    world.file()
-    hand = world.go(Phase.HAND_OVER)
-    world.change(Migration, cancel_asked=True)
-    assert chain.stand_by(world.context, hand)
-    assert (world.picture(), world.sent) == ("dddddddd.R.", [])
-    world.fail(hand)
-    assert not chain.stand_by(world.context, hand)
-    assert world.picture() == "dddddddd.u."
-
-
-def lease_s(world: World, phase: Phase) -> float:
-    """How long the lease of a phase lasts from now on."""
-    step = world.step(phase)
-    assert step.lease_until
-    return (step.lease_until - now()).total_seconds()
-
-
-def test_leases_are_short_while_the_guest_is_paused(world: World, halves: Halves) -> None:
-    move, hand = halves
-    short = world.context.settings.pause_lease_s
-    assert chain.renew(world.context, hand, lease_s=LEASE_S)
-    assert min(lease_s(world, Phase.MOVE_MEMORY), lease_s(world, Phase.HAND_OVER)) > short
-    chain.begin_pause(world.context, move, paused_at=12.5)
-    assert world.step(Phase.MOVE_MEMORY).marks == {"paused": 12.5}
-    for held in (move, hand):
-        assert chain.renew(world.context, held, lease_s=LEASE_S)
-    assert max(lease_s(world, Phase.MOVE_MEMORY), lease_s(world, Phase.HAND_OVER)) <= short
-
-
-def test_pause_of_who_lost_the_step_shortens_nothing(world: World, halves: Halves) -> None:
-    move, _ = halves
-    world.change(Step, Step.id == move.step_id, fence=7)
-    chain.begin_pause(world.context, move, paused_at=12.5)
-    assert (world.step(Phase.MOVE_MEMORY).marks, lease_s(world, Phase.HAND_OVER) > 10) == ({}, True)
-
-
-@pytest.mark.parametrize("dead", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
-def test_partner_that_died_is_noticed_without_a_sweep(world: World, halves: Halves, dead: Phase) -> None:
-    gone, alive = halves if dead is Phase.MOVE_MEMORY else reversed(halves)
-    world.let_lease_end(gone)
-    assert not chain.renew(world.context, alive, lease_s=LEASE_S)
-    assert (world.state(), world.step(dead).state) == ("rolling_back", StepState.FAILED)
-    world.fail(alive)
-    world.undo_all()
-    assert world.state() == "undone"
-
-
-def test_partner_that_died_after_the_hand_over_is_called_again(world: World, halves: Halves) -> None:
-    move, hand = halves
-    world.commit(hand)
-    world.let_lease_end(move)
-    assert chain.renew(world.context, hand, lease_s=LEASE_S)
-    assert (world.state(), world.step(Phase.MOVE_MEMORY).state) == ("handed_over", StepState.READY)
-    assert [message.task for message in world.sent] == ["haulier.move_memory"]
-
-
-def test_new_worker_takes_back_what_the_old_one_had(world: World) -> None:
-    """It need not wait for the lease: there is one worker a node."""
-    world.file()
-    held = world.go(Phase.RESERVE)
-    chain.take_back(world.context, "node.alpha")
-    assert world.step(Phase.RESERVE).state is StepState.RUNNING
-    chain.take_back(world.context, "node.beta")
-    assert (world.state(), world.picture()) == ("rolling_back", "dddu.......")
-    assert not chain.complete(world.context, held, notes={})
-    undo = world.take()
-    chain.take_back(world.context, "node.beta")
-    assert world.picture() == "dddu......."
-    assert not chain.renew(world.context, undo, lease_s=LEASE_S)
-    assert world.undo_all() == [Phase.RESERVE]
-
-
-def test_standing_by_twice_sends_once(world: World) -> None:
-    world.file()
-    hand = world.go(Phase.HAND_OVER)
-    assert chain.stand_by(world.context, hand)
-    assert chain.stand_by(world.context, hand)
-    assert [message.task for message in world.sent] == ["haulier.move_memory"]
-
-
-def test_failure_after_the_hand_over_is_shown_and_in_the_end_left_to_people(world: World, halves: Halves) -> None:
-    move, hand = halves
-    world.commit(hand)
-    world.complete(move)
-    for _ in range(200):
-        world.fail(hand)
-        assert world.migration().problems == [BROKEN.as_dict()]
-        if world.shown() == "needs_operator":
-            break
-        world.let_time_pass()
-        world.sweep()
-        hand = world.take()
-    assert (world.shown(), world.picture()) == ("needs_operator", "dddddddddf.")
-    chain.take_up_again(world.context, 1)
-    hand = world.take()
-    assert chain.complete(world.context, hand, notes={})
-    world.settle()
-    assert (world.state(), world.migration().problems) == ("done", [])
 
 
 def test_undo_that_fails_is_tried_again(world: World) -> None:
@@ -424,62 +271,7 @@ def test_undo_that_fails_is_tried_again(world: World) -> None:
     assert world.state() == "undone"
 
 
-def test_side_that_failed_first_is_told_first(world: World, halves: Halves) -> None:
-    """move_memory sees only that the target went away; hand_over brings the target's own words."""
-    move, hand = halves
-    chain.fail(world.context, move, (type(BROKEN)("stream_failed", "closed", "h"),))
-    chain.fail(world.context, hand, (type(BROKEN)("target_failed", "no pc.ram", "h"),))
-    assert [problem["code"] for problem in world.migration().problems] == ["target_failed", "stream_failed"]
-
-
-def test_step_that_was_given_up_is_no_reason(world: World, halves: Halves) -> None:
-    move, hand = halves
-    world.fail(move)
-    chain.fail(world.context, hand, (type(BROKEN)("given_up", "m", "h"),))
-    assert [problem["code"] for problem in world.migration().problems] == ["broken"]
-
-
 # -- after the hand-over ----------------------------------------------------------------------------------------------
-
-
-def test_retiring_is_tried_again_and_never_undone(world: World, halves: Halves) -> None:
-    for held in halves:
-        world.complete(held)
-    for _ in range(3):
-        world.fail(world.take())
-        assert (world.picture(), world.state(), world.sent) == ("ddddddddddr", "handed_over", [])
-        world.let_time_pass()
-        world.sweep()
-    world.complete(world.take())
-    assert (world.picture(), world.state()) == ("ddddddddddd", "done")
-    assert world.kinds() == ["queued", "running", "handed_over", "done"]
-    assert world.migration().problems == []
-
-
-@pytest.mark.parametrize("phase", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
-def test_half_that_fails_after_the_commit_is_tried_again(world: World, halves: Halves, phase: Phase) -> None:
-    move, hand = halves
-    assert world.commit(hand)
-    world.fail(move if phase is Phase.MOVE_MEMORY else hand)
-    assert world.state() == "handed_over"
-    world.settle()
-    assert (world.state(), world.picture()) == ("done", "ddddddddddd")
-
-
-@pytest.mark.parametrize("lost", [Phase.MOVE_MEMORY, Phase.HAND_OVER, Phase.RETIRE_SOURCE])
-def test_worker_lost_after_the_commit_is_replaced(world: World, halves: Halves, lost: Phase) -> None:
-    move, hand = halves
-    assert world.commit(hand)
-    if lost is not Phase.MOVE_MEMORY:
-        chain.complete(world.context, move, notes={})
-    if lost is not Phase.HAND_OVER:
-        chain.complete(world.context, hand, notes={})
-    held = {Phase.MOVE_MEMORY: move, Phase.HAND_OVER: hand}.get(lost) or world.take()
-    world.let_lease_end(held)
-    world.sweep()
-    again = world.take()
-    assert (again.step_id, again.undo, again.fence) == (held.step_id, False, held.fence + 2)
-    assert world.state() == "handed_over"
 
 
 # -- cancel -----------------------------------------------------------------------------------------------------------
@@ -526,19 +318,6 @@ def test_cancel_between_renewal_and_refusal(world: World) -> None:
     assert "R" not in world.picture()
 
 
-def test_cancel_after_the_commit_changes_nothing(world: World, halves: Halves) -> None:
-    """It was asked for in the moment before the commit, and came too late."""
-    move, hand = halves
-    view = world.view()
-    assert world.commit(hand, view)
-    world.change(Migration, Migration.id == 1, cancel_asked=True)
-    assert chain.renew(world.context, hand, lease_s=LEASE_S)
-    assert chain.complete(world.context, hand, notes={})
-    assert chain.complete(world.context, move, notes={})
-    world.settle()
-    assert world.state() == "done"
-
-
 # -- the sweep --------------------------------------------------------------------------------------------------------
 
 
@@ -581,14 +360,6 @@ def test_sweep_replaces_the_worker_of_an_undo(world: World) -> None:
     assert world.state() == "undone"
 
 
-def test_sweep_of_both_halves_at_once(world: World, halves: Halves) -> None:
-    for held in halves:
-        world.let_lease_end(held)
-    world.sweep()
-    assert world.undo_all() == list(reversed(UNDOABLE))
-    assert world.state() == "undone"
-
-
 @pytest.mark.parametrize(("side", "node"), [(Side.SOURCE, "alpha"), (Side.TARGET, "beta")])
 def test_silent_node_in_check_is_refused(world: World, side: Side, node: str) -> None:
     world.file()
@@ -620,58 +391,12 @@ def test_silent_node_later_on_is_undone(world: World) -> None:
     assert (world.state(), world.picture()) == ("undone", "dddxxx.....")
 
 
-def test_silent_node_never_undoes_what_was_handed_over(world: World, halves: Halves) -> None:
-    for held in halves:
-        world.complete(held)
-    world.silence("alpha")
-    world.let_time_pass()
-    world.sweep()
-    assert (world.state(), world.picture()) == ("handed_over", "ddddddddddr")
-
-
-def test_guest_is_not_kept_waiting_by_a_target_that_died(world: World, halves: Halves) -> None:
-    """The source has won: it may let the guest run again before anybody has heard of the target."""
-    for held in halves:
-        world.fail(held)
-    world.sent.clear()
-    world.silence("beta")
-    undone: list[Phase] = []
-    for _ in range(6):
-        world.let_time_pass()
-        world.sweep()
-        for message in [message for message in world.sent if message.queue == "node.alpha"]:
-            world.sent.remove(message)
-            undo = world.claim(message)
-            assert undo is not None
-            chain.complete_undo(world.context, undo)
-            undone.append(undo.phase)
-        world.sent.clear()
-    assert undone == [Phase.MOVE_MEMORY, Phase.MIRROR_DISKS, Phase.COPY_COLD, Phase.SYNC_TPM]
-    assert (world.state(), world.picture()) == ("rolling_back", "ddddxxdxxu.")
-    world.settle()
-    assert (world.state(), world.picture()) == ("undone", "dddxxxxxxx.")
-
-
 def test_sweep_of_nothing(world: World) -> None:
     world.sweep()
     assert (world.sent, world.kinds("")) == ([], [])
 
 
 # -- an operator ------------------------------------------------------------------------------------------------------
-
-
-def test_operator_takes_a_retirement_up_again(world: World, halves: Halves) -> None:
-    for held in halves:
-        world.complete(held)
-    world.fail(world.take(), outcome=chain.Outcome.NEEDS_OPERATOR)
-    assert (world.shown(), world.sent) == ("needs_operator", [])
-    world.let_time_pass()
-    world.sweep()
-    assert world.sent == []
-    assert retry_migration(world.context, 1) == 1
-    world.complete(world.take())
-    assert world.shown() == "done"
-    assert world.kinds() == ["queued", "running", "handed_over", "needs_operator", "taken_up_again", "done"]
 
 
 def test_undo_that_needs_an_operator_stops(world: World) -> None:
@@ -687,31 +412,6 @@ def test_undo_that_needs_an_operator_stops(world: World) -> None:
     retry_migration(world.context, 1)
     world.settle()
     assert (world.shown(), world.picture()) == ("undone", "dddxxx.....")
-
-
-def test_second_half_that_needs_an_operator_too(world: World, halves: Halves) -> None:
-    move, hand = halves
-    assert world.commit(hand)
-    world.fail(move, outcome=chain.Outcome.NEEDS_OPERATOR)
-    world.fail(hand, outcome=chain.Outcome.NEEDS_OPERATOR)
-    assert (world.shown(), world.picture()) == ("needs_operator", "ddddddddff.")
-    retry_migration(world.context, 1)
-    world.settle()
-    assert world.shown() == "done"
-
-
-@pytest.mark.parametrize("first", [Phase.MOVE_MEMORY, Phase.HAND_OVER])
-def test_other_half_ends_while_an_operator_is_needed(world: World, halves: Halves, first: Phase) -> None:
-    move, hand = halves
-    assert world.commit(hand)
-    failed, other = (move, hand) if first is Phase.MOVE_MEMORY else (hand, move)
-    world.fail(failed, outcome=chain.Outcome.NEEDS_OPERATOR)
-    chain.complete(world.context, other, notes={})
-    assert world.shown() == "needs_operator"
-    assert world.sent == []
-    retry_migration(world.context, 1)
-    world.settle()
-    assert world.shown() == "done"
 
 
 # -- filing -----------------------------------------------------------------------------------------------------------
@@ -752,9 +452,3 @@ def test_other_process_sees_the_same_chain(world: World) -> None:
     with neighbour(world) as other:
         assert other.complete(other.take())
     assert world.picture() == "dr........."
-
-
-def test_vm_is_paused_between_commit_and_resume(world: World, halves: Halves) -> None:
-    _, hand = halves
-    world.commit(hand)
-    assert world.vm().state is VmState.PAUSED

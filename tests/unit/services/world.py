@@ -30,6 +30,7 @@ from haulier.services.ownership import HandOver, NewHome
 from haulier.settings import Settings
 from haulier.signals import Signals
 from models import (
+    LIVE_CHAIN,
     Attempt,
     Database,
     Event,
@@ -51,6 +52,8 @@ from models import (
 LETTERS = dict(zip(StepState, ".rRdfuUx", strict=True))
 SOURCE, TARGET = "alpha", "beta"
 IDENTITY, DIGEST = "1d" * 32, "d1" * 32
+# Everything that a failure before the hand-over undoes, in the order of the chain.
+UNDOABLE: tuple[Phase, ...] = tuple(rule.phase for rule in LIVE_CHAIN if rule.phase is not Phase.CHECK)[:-1]
 LEASE_S = 600.0
 BROKEN = Problem("broken", "it broke", "Mend it.")
 # Who holds move_memory and hand_over.
@@ -346,3 +349,10 @@ def attempts_of(world: World, migration_id: int) -> list[int]:
     with world.context.database.read() as session:
         wanted = select(Attempt.id).where(Attempt.migration_id == migration_id).order_by(Attempt.id)
         return list(session.scalars(wanted))
+
+
+def outdated(world: World, held: chain.Claim) -> chain.Claim:
+    """The worker stalls, its lease ends, the step is tried again by another one under a new number."""
+    world.let_lease_end(held)
+    world.sweep()
+    return held
