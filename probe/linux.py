@@ -1,7 +1,7 @@
-"""A small Linux guest that prints the probe's lines: Debian's cloud kernel, six modules, one static program.
+"""A small Linux guest that prints the probe's lines: Debian's cloud kernel and busybox, and one static program.
 
-The program is the probe's own source above system calls (`guest/linux/init.c`) and runs as the first process,
-so the guest needs no shell. TPM (tpm_crb), CMOS clock and serial port are built into the cloud kernel; only
+The program is the probe's own source above system calls (`guest/linux/linux.c`); a busybox script (`guest/linux/init`)
+loads the drivers and becomes it. TPM (tpm_crb), CMOS clock and serial port are built into the cloud kernel; only
 virtio is modular. By hand: `python -m probe.linux [folder]`.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,9 @@ __all__ = ["LinuxGuest", "build_linux_guest"]
 
 DEFAULT_FOLDER = Path(".build/linux")
 PLATFORM_FOLDER = SOURCE_FOLDER / "linux"
+INIT = PLATFORM_FOLDER / "init"
 META_PACKAGE = "linux-image-cloud-amd64"
+BUSYBOX_PACKAGE = "busybox-static"
 MODULES = ("virtio_pci", "virtio_blk")
 _BUILT_IN = "modules.builtin"
 FLAGS = ("-O2", "-static", "-s", "-std=gnu11", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror")
@@ -47,7 +49,7 @@ class LinuxGuest:
 
 
 def build_linux_guest(folder: Path) -> LinuxGuest:
-    """Fetch the kernel with apt-get (once), compile the program, pack both into `folder`.
+    """Fetch kernel and busybox with apt-get (once), compile the program, pack all into `folder`.
 
     Raises:
         BuildError: a tool is missing, the package cannot be had, or the compiler refused the source. What an
@@ -61,23 +63,36 @@ def build_linux_guest(folder: Path) -> LinuxGuest:
 
 
 def _build(folder: Path) -> LinuxGuest:
-    kernel, modules, init = folder / "vmlinuz", folder / "modules", folder / "init"
-    if not (kernel.exists() and (modules / _BUILT_IN).exists()):
-        _fetch_kernel(folder)
-    if not is_fresh(init, [*sources_of(PLATFORM_FOLDER), Path(__file__)]):
-        compile_guest(PLATFORM_FOLDER, init, flags=FLAGS)
+    kernel, busybox, modules, program = (folder / name for name in ("vmlinuz", "busybox", "modules", "probe"))
+    if not kernel.exists():
+        _fetch_kernel(kernel, modules)
+    if not busybox.exists():
+        _fetch_busybox(busybox)
+    if not is_fresh(program, [*sources_of(PLATFORM_FOLDER), Path(__file__)]):
+        compile_guest(PLATFORM_FOLDER, program, flags=FLAGS)
     initrd = folder / "initrd"
-    if not is_fresh(initrd, [init, kernel]):
-        _write_initrd(initrd, init=init, modules=_in_load_order(modules))
+    if not is_fresh(initrd, [INIT, program, busybox, kernel]):
+        programs = {"init": INIT, "bin/busybox": busybox, "bin/probe": program}
+        _write_initrd(initrd, programs, modules=_in_load_order(modules))
     return LinuxGuest(kernel=kernel, initrd=initrd, append=APPEND)
 
 
-def _fetch_kernel(folder: Path) -> None:
-    """Leave `modules/` and then `vmlinuz`: while the kernel is missing, nothing counts as fetched."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+def _fetch_kernel(kernel: Path, modules: Path) -> None:
+    """Leave the modules and then the kernel: while that is missing, nothing counts as fetched."""
+    modules.mkdir(exist_ok=True)
+    fresh = kernel.with_suffix(".new")
+    with tempfile.TemporaryDirectory(dir=kernel.parent, prefix=".fetch-") as scratch:
         meta = _download(META_PACKAGE, Path(scratch))
-        package = _download(_image_package(meta), Path(scratch))
-        _unpack(package, folder)
+        _unpack(_download(_image_package(meta), Path(scratch)), lambda name: _place(name, fresh, modules))
+    fresh.replace(kernel)
+
+
+def _fetch_busybox(busybox: Path) -> None:
+    fresh = busybox.with_suffix(".new")
+    with tempfile.TemporaryDirectory(dir=busybox.parent, prefix=".fetch-") as scratch:
+        package = _download(BUSYBOX_PACKAGE, Path(scratch))
+        _unpack(package, lambda name: fresh if name.parts[-2:] == ("bin", "busybox") else None)
+    fresh.replace(busybox)
 
 
 def _download(package: str, folder: Path) -> Path:
@@ -97,28 +112,28 @@ def _image_package(meta: Path) -> str:
     return found[0]
 
 
-def _unpack(package: Path, folder: Path) -> None:
-    """Take the kernel and the drivers for virtio and block devices out of the package."""
-    modules = folder / "modules"
-    modules.mkdir(exist_ok=True)
+def _unpack(package: Path, place: Callable[[PurePosixPath], Path | None]) -> None:
+    """Take the files out of the package for which `place` says where they go, unpacked if they are packed."""
+    taken = 0
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacker,
         tarfile.open(fileobj=unpacker.stdout, mode="r|") as archive,
     ):
         for member in archive:
-            place = _place(PurePosixPath(member.name), modules, folder)
-            content = archive.extractfile(member) if place and member.isfile() else None
-            if place and content:
+            goal = place(PurePosixPath(member.name))
+            content = archive.extractfile(member) if goal and member.isfile() else None
+            if goal and content:
                 packed = member.name.endswith(".xz")
-                place.write_bytes(lzma.decompress(content.read()) if packed else content.read())
-    if unpacker.returncode != 0 or not (folder / "vmlinuz.new").exists():
-        raise BuildError(f"{package.name} could not be unpacked, or holds no kernel")
-    (folder / "vmlinuz.new").replace(folder / "vmlinuz")
+                goal.write_bytes(lzma.decompress(content.read()) if packed else content.read())
+                taken += 1
+    if unpacker.returncode != 0 or not taken:
+        raise BuildError(f"{package.name} could not be unpacked, or holds nothing of what is looked for")
 
 
-def _place(name: PurePosixPath, modules: Path, folder: Path) -> Path | None:
+def _place(name: PurePosixPath, kernel: Path, modules: Path) -> Path | None:
+    """The kernel, the drivers for virtio and block devices, and the list of those that are built in."""
     if name.name.startswith("vmlinuz-"):
-        return folder / "vmlinuz.new"
+        return kernel
     # Packed since Debian 13.
     module = name.name.removesuffix(".xz")
     if module == _BUILT_IN or (module.endswith(".ko") and name.parent.name in {"virtio", "block"}):
@@ -148,9 +163,10 @@ def _visit(name: str, files: Mapping[str, Path], order: dict[str, Path]) -> None
     order[name] = files[name]
 
 
-def _write_initrd(initrd: Path, *, init: Path, modules: Iterable[Path]) -> None:
+def _write_initrd(initrd: Path, programs: Mapping[str, Path], *, modules: Iterable[Path]) -> None:
     """Not compressed: unpacking would cost the guest more than reading."""
-    entries = [("init", 0o100755, init.read_bytes()), ("modules", 0o040755, b"")]
+    entries = [(name, 0o040755, b"") for name in ("bin", "modules")]
+    entries += [(name, 0o100755, path.read_bytes()) for name, path in programs.items()]
     entries += [(f"modules/{n:02}.ko", 0o100644, path.read_bytes()) for n, path in enumerate(modules)]
     fresh = initrd.with_suffix(".new")
     fresh.write_bytes(b"".join(_cpio([*entries, ("TRAILER!!!", 0, b"")])))

@@ -1,4 +1,4 @@
-/* The probe as the first process of a Linux guest: the same story, told through real drivers.
+/* The probe as a program of a Linux guest: the same story, told through real drivers.
  *
  * Stands in for the bare-metal platform: the tty, a timerfd, O_DIRECT block devices, /dev/tpm0. The CMOS clock
  * and the PIT are reached by port, as in the naked guest; nothing else in this guest uses them after boot.
@@ -12,17 +12,14 @@
 #include <sys/io.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/reboot.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <termios.h>
 #include <unistd.h>
 
 #include "../probe.h"
 
-enum { RAM_BYTES = 256 << 20, MODULES = 32 };
+enum { RAM_BYTES = 256 << 20 };
 
 static int serial = -1, timer = -1, tpm = -1;
 static int disk_file[DISKS];
@@ -119,21 +116,6 @@ void power_init(void) {}
 bool power_pressed(void) { return false; }
 void power_off(void) { reboot(RB_POWER_OFF); }
 
-/* The modules lie in /modules under names that sort in the order in which they must be loaded. */
-static void load_modules(void)
-{
-    for (int i = 0; i < MODULES; i++) {
-        char path[32];
-        snprintf(path, sizeof path, "/modules/%02d.ko", i);
-        int file = open(path, O_RDONLY);
-        if (file < 0)
-            return;
-        if (syscall(SYS_finit_module, file, "", 0) && errno != EEXIST)
-            dprintf(serial, "probe: %s: %s\n", path, strerror(errno));
-        close(file);
-    }
-}
-
 static void open_serial(void)
 {
     struct termios raw;
@@ -149,12 +131,7 @@ int main(void)
 {
     static char command_line[4096];
 
-    mkdir("/dev", 0755);
-    mkdir("/proc", 0755);
-    mount("dev", "/dev", "devtmpfs", 0, NULL);
-    mount("proc", "/proc", "proc", 0, NULL);
     open_serial();
-    load_modules();
     int file = open("/proc/cmdline", O_RDONLY);
     ssize_t length = read(file, command_line, sizeof command_line - 1);
     if (length > 0 && command_line[length - 1] == '\n')
