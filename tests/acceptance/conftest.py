@@ -17,14 +17,12 @@ import pytest
 from probe.build import build
 from tests.acceptance.faults import Faults
 from tests.acceptance.guest import DISK, TPM, Guest
-from tests.acceptance.stack import Stack
+from tests.acceptance.stack import PORTS, Stack
 
 TOOLS = ("qemu-system-x86_64", "qemu-img", "qemu-storage-daemon", "swtpm", "swtpm_setup", "gcc")
 NODES = ("alpha", "beta")
-# Few, so that migrations meet each other there; beyond the range that other stacks of this machine use by default, and
-# another one for each of pytest-xdist's workers.
-_FIRST_PORT = 62700 + 20 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-PORTS = range(_FIRST_PORT, _FIRST_PORT + 12)
+# So few that migrations meet each other there.
+SCARCE_PORTS = PORTS[:12]
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -98,7 +96,7 @@ def stacks() -> Iterator[Stacks]:
 @pytest.fixture
 def settings() -> dict[str, str]:
     """Environment variables beside the usual ones; modules give their own."""
-    return {"HAULIER_PORTS": f"{PORTS[0]}-{PORTS[-1]}"}
+    return {"HAULIER_PORTS": f"{SCARCE_PORTS[0]}-{SCARCE_PORTS[-1]}"}
 
 
 @pytest.fixture

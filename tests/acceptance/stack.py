@@ -27,6 +27,9 @@ from tests.acceptance.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMAND_S = 170.0
+# Beyond the range that other stacks of this machine use by default, and another one for each of pytest-xdist's workers.
+_FIRST_PORT = 62000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(_FIRST_PORT, _FIRST_PORT + 100)
 # What a worker's heartbeat changes by itself.
 _BEATING = {"node": ("heartbeat_at", "facts")}
 # What is left of a migration that was filed and refused by its first phase: the record of the wish.
@@ -90,6 +93,7 @@ class Stack:
             "PYTHONPATH": str(ROOT),
             "HAULIER_STATE": str(self.state),
             "HAULIER_ACCEL": "tcg",
+            "HAULIER_PORTS": f"{PORTS[0]}-{PORTS[-1]}",
             "HAULIER_TPM_QUARANTINE_S": "0",
             **settings,
         }

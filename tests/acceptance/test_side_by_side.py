@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.acceptance.conftest import PORTS
+from tests.acceptance.conftest import SCARCE_PORTS
 from tests.acceptance.guest import Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
 
 # Of twelve ports a stranger has eight, so that most of the first choices are taken.
-FREE = set(PORTS[2::3])
+FREE = set(SCARCE_PORTS[2::3])
 
 
 def test_two_vms_change_places(stack: Stack, make_guest: Callable[..., Guest]) -> None:
@@ -65,7 +65,7 @@ def assert_ports_never_collided(stack: Stack) -> None:
 
 @pytest.fixture
 def stranger() -> Iterator[set[int]]:
-    taken = set(PORTS) - FREE
+    taken = set(SCARCE_PORTS) - FREE
     with listening(taken):
         yield taken
 
@@ -78,7 +78,7 @@ def test_ports_of_a_stranger_are_left_alone(stack: Stack, stranger: set[int], ma
     assert_ports_never_collided(stack)
     used = {row["port"] for row in stack.table("allocation", kind="port")}
     assert used & stranger, "no port of the stranger was ever tried: this run proves nothing"
-    assert used <= set(PORTS)
+    assert used <= set(SCARCE_PORTS)
 
 
 def test_range_that_is_used_up_undoes_the_migration(
