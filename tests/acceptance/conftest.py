@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -86,6 +87,8 @@ def stacks() -> Iterator[Stacks]:
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+    # In a run in the background Ctrl-C is ignored, and every command would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = Stacks()
     try:
         yield pool
