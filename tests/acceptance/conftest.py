@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -87,8 +86,6 @@ def stacks() -> Iterator[Stacks]:
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    # In a run in the background Ctrl-C is ignored, and every command would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = Stacks()
     try:
         yield pool
@@ -112,9 +109,9 @@ def stack(request: pytest.FixtureRequest, stacks: Stacks, settings: dict[str, st
     if request.node.stash.get(_FAILED, False):
         stacks.remove()
         return
-    running = [vm["name"] for vm in stack.table("vm") if vm["state"] in ("running", "paused")]
-    for answer in stack.several(*(("vm", "stop", name, "--now") for name in running)) if running else ():
-        answer.done()
+    for vm in stack.table("vm"):
+        if vm["state"] in ("running", "paused"):
+            stack.haulier("vm", "stop", vm["name"], "--now").done()
 
 
 @pytest.fixture(scope="session")
@@ -146,10 +143,10 @@ def make_guest(stack: Stack, image: Path) -> Callable[..., Guest]:
     ) -> Guest:
         boot = f'-kernel {image} -append "tick_us=1000 {append}"'
         guest = Guest(stack, f"vm{next(_numbers)}", boot, conf or (DISK, TPM), memory_mib)
-        if define and start:
-            guest.define_and_start(node)
-        elif define:
+        if define:
             guest.define(node)
+        if define and start:
+            guest.start()
         return guest
 
     return make

@@ -10,8 +10,9 @@ from typing import Any
 
 from probe.lines import Line, read_lines
 from probe.verify import Verdict, VolumeVerdict, verify_logs, verify_volume
+from tests.acceptance.commands import Answer, Command
 from tests.acceptance.processes import Process, ask
-from tests.acceptance.stack import Answer, Command, Stack
+from tests.acceptance.stack import Stack
 from tests.acceptance.waiting import wait_until
 
 DISK = "virtio0: local:{name}/disk0.raw,size=64M"
@@ -44,13 +45,6 @@ class Guest:
         path = self.stack.state / f"{self.name}.conf"
         path.write_text("\n".join([*lines, f"args: {self.boot}", ""]))
         return path
-
-    def define_and_start(self, node: str) -> None:
-        """Both, faster."""
-        define = ("vm", "define", str(self.write_conf()), "--node", node)
-        for answer in self.stack.several(define, ("vm", "start", self.name)):
-            answer.done()
-        self.wait_ticks()
 
     def start(self) -> Any:
         """Start it and wait until the guest has ticked."""

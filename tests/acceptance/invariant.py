@@ -74,12 +74,13 @@ def _files(stack: Stack) -> Iterator[str]:
         owned.add(path)
         if not path.exists():
             yield f"missing: {path}"
-    quarantined = {Path(row["path"]) for row in stack.table("tpm_ledger", role="quarantined")}
+    ledger = stack.table("tpm_ledger")
+    quarantined = {Path(row["path"]) for row in ledger if row["role"] == "quarantined"}
     yield from (f"missing from the quarantine: {path}" for path in quarantined if not path.exists())
     for node in stack.nodes:
         folder = stack.state / "nodes" / node
         there = {path for part in ("images", "quarantine") for path in (folder / part).rglob("*") if path.is_file()}
-        yield from (f"left over: {path}" for path in there - owned - quarantined)
+        yield from (f"left over: {path}; the ledger has {ledger}" for path in there - owned - quarantined)
     yield from (f"left over key: {path}" for path in (stack.state / "run").glob("**/keys-*"))
     running = {(row["node_id"], row["name"]) for row in stack.table("vm") if row["state"] in ("running", "paused")}
     numbers = {row["name"]: row["id"] for row in stack.table("node")}

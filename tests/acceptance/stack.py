@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +20,11 @@ from sqlalchemy import MetaData, select
 from supervisor.xmlrpc import SupervisorTransport
 
 from models import Base, Database
+from tests.acceptance.commands import Answer, Command
 from tests.acceptance.processes import VM_PROGRAMS, Process, processes_of
 from tests.acceptance.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-COMMAND_S = 170.0
 # Beyond the range that other stacks of this machine use by default, and another one for each of pytest-xdist's workers.
 _FIRST_PORT = 62000 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PORTS = range(_FIRST_PORT, _FIRST_PORT + 100)
@@ -36,49 +34,6 @@ _BEATING = {"node": ("heartbeat_at", "facts")}
 FILED = ("migration", "attempt", "step", "volume_transfer", "event")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one command left behind: exit status and both outputs."""
-
-    words: tuple[str, ...]
-    status: int
-    output: str
-    errors: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on standard output."""
-        return json.loads(self.output)
-
-    def done(self) -> Any:
-        """The document of a command that must have succeeded."""
-        assert self.status == 0, f"haulier {' '.join(self.words)}: status {self.status}\n{self.output}\n{self.errors}"
-        return self.document
-
-
-class Command:
-    """A command that runs beside the test."""
-
-    def __init__(self, words: tuple[str, ...], process: subprocess.Popen[str]) -> None:
-        self._words = words
-        self._process = process
-
-    def finish(self) -> Answer:
-        """Wait for its end."""
-        try:
-            output, errors = self._process.communicate(timeout=COMMAND_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            output, errors = self._process.communicate()
-            raise AssertionError(f"haulier {' '.join(self._words)} does not end\n{output}\n{errors}") from None
-        return Answer(self._words, self._process.returncode, output, errors)
-
-    def abandon(self) -> Answer:
-        """Stop waiting for it, as a person does with Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
-        return self.finish()
-
-
 class Stack:
     """One stack with its state folder. `settings` are environment variables beside the tests' usual ones."""
 
@@ -86,7 +41,7 @@ class Stack:
         self.nodes = nodes
         # Directly under /tmp: sockets have room for 107 bytes of path.
         self.state = Path(tempfile.mkdtemp(prefix="ha-", dir="/tmp"))
-        self._commands: list[subprocess.Popen[str]] = []
+        self._commands: list[Command] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HAULIER_")}
         self.environment = {
             **clean,
@@ -100,48 +55,26 @@ class Stack:
 
     def begin(self, *words: str) -> Command:
         """Run a command beside the test."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "haulier.cli.main", *words, "--json"],
-            cwd=ROOT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._commands.append(process)
-        return Command(words, process)
+        command = Command(words, self.environment)
+        self._commands.append(command)
+        return command
 
     def haulier(self, *words: str) -> Answer:
         """Run a command to its end."""
         return self.begin(*words).finish()
 
-    def several(self, *commands: Sequence[str]) -> list[Answer]:
-        """Run commands one after the other in one process; a traceback ends them all."""
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.acceptance.several"],
-            input=json.dumps(commands),
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S * 3,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        answers = zip(commands, json.loads(done.stdout), strict=True)
-        return [Answer(tuple(words), *answer) for words, answer in answers]
-
     def up(self) -> Any:
-        """Start it, or find that it runs."""
-        return self.haulier("up", "--nodes", ",".join(self.nodes)).done()
+        """Start it, or find that it runs; by the program itself, as a person does."""
+        words = [sys.executable, "-m", "haulier.cli.main", "up", "--nodes", ",".join(self.nodes), "--json"]
+        done = subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
 
     def remove(self) -> list[Process]:
         """Stop everything and remove the folder, however bad things stand; give what `down` had left running."""
         for command in self._commands:
             # A test that failed has left its commands alone.
-            command.kill()
-            command.communicate()
+            command.end()
         try:
             self.haulier("down", "--vms")
             left = processes_of(self.state)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.commands import Answer
 from tests.acceptance.faults import Faults
 from tests.acceptance.guest import DISK, RESTLESS, TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
-from tests.acceptance.stack import FILED, Answer, Stack
+from tests.acceptance.stack import FILED, Stack
 from tests.acceptance.waiting import wait_until
 
 CONF = b"name: newcomer\nmemory: 64\nmachine: q35\n"
@@ -102,15 +103,15 @@ FILES_THAT_DEFINE_NO_VM = {
 def test_names_that_are_not_there(stack: Stack, defined: str) -> None:
     commands = {tuple(words.format(vm=defined).split()): code for words, code in NAMES_THAT_ARE_NOT_THERE}
     before = stack.snapshot()
-    for answer in stack.several(*commands):
-        assert_explained(answer, status=2, code=commands[answer.words])
+    for words, code in commands.items():
+        assert_explained(stack.haulier(*words), status=2, code=code)
     assert stack.snapshot() == before
 
 
 def test_wrong_usage(stack: Stack) -> None:
     before = stack.snapshot()
-    for answer in stack.several(*(words.split() for words in WRONG_USAGE)):
-        assert_explained(answer, status=64, code="usage")
+    for words in WRONG_USAGE:
+        assert_explained(stack.haulier(*words.split()), status=64, code="usage")
     assert stack.snapshot() == before
 
 
@@ -120,8 +121,8 @@ def test_files_that_define_no_vm(stack: Stack, tmp_path: Path) -> None:
         if content is not None:
             Path(file).write_bytes(content)
     before = stack.snapshot(without=TRIED)
-    for answer in stack.several(*(("vm", "define", file, "--node", "alpha") for file in files)):
-        assert_explained(answer, status=2, code=files[answer.words[2]][1])
+    for file, (_content, code) in files.items():
+        assert_explained(stack.haulier("vm", "define", file, "--node", "alpha"), status=2, code=code)
     assert stack.snapshot(without=TRIED) == before
 
 
@@ -219,8 +220,8 @@ def test_second_migration_of_one_vm(stack: Stack, make_guest: Callable[..., Gues
     guest = make_guest(append=RESTLESS)
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
-    for answer in stack.several(("migrate", guest.name, "--to", "beta"), ("vm", "stop", guest.name)):
-        assert_explained(answer, status=2, code="migration_open")
+    for words in (("migrate", guest.name, "--to", "beta"), ("vm", "stop", guest.name)):
+        assert_explained(stack.haulier(*words), status=2, code="migration_open")
     assert len(stack.table("migration", vm_id=guest.row()["id"])) == 1
     guest.cancel(command)
     assert_all_is_well(stack, guest)

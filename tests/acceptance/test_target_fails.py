@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.commands import Answer
 from tests.acceptance.faults import WORDS, Faults
 from tests.acceptance.guest import RESTLESS, SLOW, Guest
 from tests.acceptance.invariant import assert_all_is_well
-from tests.acceptance.stack import Answer, Stack
+from tests.acceptance.stack import Stack
 
 
 @pytest.fixture

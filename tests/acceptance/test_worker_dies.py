@@ -45,6 +45,8 @@ def test_worker_is_killed(stack: Stack, faults: Faults, guest: Guest, point: str
     assert answer.document["state"] == ("done" if home == "beta" else "undone"), answer
     wait_until("the guest runs", lambda: guest.ask("query-status")["status"] == "running")
     guest.wait_ticks()
+    assert guest.row()["node"] == home
+    # The row follows at the next heartbeat.
+    wait_until("the row says so", lambda: guest.row()["state"] == "running")
     assert_all_is_well(stack, guest)
-    assert (guest.row()["node"], guest.row()["state"]) == (home, "running")
     wait_until("the worker is back", lambda: stack.beats(victim))
