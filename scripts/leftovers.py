@@ -7,13 +7,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from haulier.hypervisor.monitor import Monitor, open_monitor
-from models import Allocation, Database
+from models import Allocation, Database, LedgerRole, TpmLedger
 
 
 def processes_of(state: Path) -> dict[int, str]:
@@ -55,11 +57,18 @@ def _strange_processes(state: Path, vms: Sequence[dict[str, Any]]) -> Iterator[s
 
 
 def _strange_files(state: Path, vms: Sequence[dict[str, Any]]) -> Iterator[str]:
-    owned = {Path(volume["path"]) for vm in vms for volume in vm["volumes"]}
+    owned = {Path(volume["path"]) for vm in vms for volume in vm["volumes"]} | _quarantined(state)
     for folder in (state / "nodes").glob("*"):
         for place in ("images", "quarantine"):
             yield from (str(path) for path in (folder / place).rglob("*") if path.is_file() and path not in owned)
     yield from (str(path) for path in state.rglob("keys-*"))
+
+
+def _quarantined(state: Path) -> set[Path]:
+    """TPM states that were handed over; they are kept for a set time."""
+    with _reading(state) as session:
+        paths = session.scalars(select(TpmLedger.path).where(TpmLedger.role == LedgerRole.QUARANTINED))
+        return {Path(path) for path in paths}
 
 
 async def _in_qemu(path: Path) -> list[str]:
@@ -83,9 +92,17 @@ async def _haulier_things(monitor: Monitor) -> Any:  # noqa: ANN401 - an async g
 
 
 def _open_allocations(state: Path) -> Iterator[str]:
-    database = Database(f"sqlite:///{state / 'haulier.db'}")
-    with database.read() as session:
+    with _reading(state) as session:
         rows = session.scalar(select(func.count()).select_from(Allocation).where(Allocation.freed_at.is_(None)))
-    database.close()
     if rows:
         yield f"{rows} open allocations"
+
+
+@contextmanager
+def _reading(state: Path) -> Iterator[Session]:
+    database = Database(f"sqlite:///{state / 'haulier.db'}")
+    try:
+        with database.read() as session:
+            yield session
+    finally:
+        database.close()

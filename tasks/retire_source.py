@@ -13,7 +13,6 @@ from haulier.services.attempts import paths_in_use
 from haulier.services.ledger import TpmCopy, quarantine_path
 from models import Phase, TransferMethod
 from tasks.celery import app
-from tasks.quarantine import destroy_expired
 from tasks.runner import Notes, StepRun, execute
 
 
@@ -37,7 +36,6 @@ async def run(work: StepRun) -> Notes:
             raise NeedsOperator("volume_in_use", f"{volume.source_path} is a VM's volume", "Nothing more was freed.")
         remove_image(volume.source_path)
     place.clear()
-    destroy_expired(work.context, view.source.id)
     return {}
 
 

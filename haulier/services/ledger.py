@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.services.context import Context
-from models import LedgerRole, TpmLedger
-from models.transitions import require_legal
+from models import LedgerRole, Migration, TpmLedger
+from models.transitions import OPEN_MIGRATION, require_legal
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,19 @@ def quarantine_path(context: Context, copy: TpmCopy, away: Path) -> None:
 
 
 def expired_copies(context: Context, node_id: int) -> list[tuple[int, Path]]:
-    """The quarantined copies of a node whose time is over: row and file."""
+    """The quarantined copies of a node whose time is over: row and file.
+
+    Not those of a VM that is still leaving the node: `retire_source` writes down the quarantine as the file's place
+    before it puts it there, and who looked in between would take a file that comes a moment later for gone.
+    """
+    leaving = select(Migration.vm_id).where(Migration.source_id == node_id, Migration.state.in_(OPEN_MIGRATION))
     with context.database.read() as session:
         rows = session.scalars(
             select(TpmLedger).where(
                 TpmLedger.node_id == node_id,
                 TpmLedger.role == LedgerRole.QUARANTINED,
                 TpmLedger.keep_until <= now(),
+                TpmLedger.vm_id.not_in(leaving),
             )
         )
         return [(row.id, Path(row.path)) for row in rows]

@@ -49,7 +49,6 @@ class Stack:
             "HAULIER_STATE": str(self.state),
             "HAULIER_ACCEL": "tcg",
             "HAULIER_PORTS": f"{PORTS[0]}-{PORTS[-1]}",
-            "HAULIER_TPM_QUARANTINE_S": "0",
             **settings,
         }
 

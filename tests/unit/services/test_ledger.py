@@ -11,7 +11,7 @@ from sqlalchemy import select
 from haulier.clock import now
 from haulier.services import ledger
 from haulier.services.ledger import TpmCopy
-from models import LedgerRole, TpmLedger
+from models import LedgerRole, Migration, MigrationState, TpmLedger
 from models.transitions import IllegalMove
 from tests.unit.services.world import IDENTITY, World
 
@@ -79,6 +79,15 @@ def test_quarantined_copy_is_found_at_its_new_place(world: World) -> None:
     for _ in range(2):
         ledger.quarantine_path(world.context, HERE, away)
     assert [path for _, path in ledger.expired_copies(world.context, 1)] == [away]
+
+
+def test_copy_that_is_still_being_put_away_is_not_destroyed(world: World) -> None:
+    """The heartbeat looked between the row and the file, took the file for gone, and left it there for ever."""
+    world.file()
+    quarantine(world, keep_s=0)
+    assert ledger.expired_copies(world.context, 1) == []
+    world.change(Migration, state=MigrationState.DONE)
+    assert [path for _, path in ledger.expired_copies(world.context, 1)] == [HERE.path]
 
 
 def test_active_copy_does_not_change_its_place(world: World) -> None:
