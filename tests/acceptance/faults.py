@@ -45,16 +45,53 @@ exec {program} "$@"
 """
 
 
-class Faults:
-    """The two scripts, and where to leave words for them."""
+class FaultPoints:
+    """A folder in which named points of the code are armed: haulier/fault_points.py."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.settings = {
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a stack must be started with."""
+        return {"HAULIER_FAULT_POINTS": str(self._folder)}
+
+    @contextmanager
+    def holding(self, point: str) -> Iterator[None]:
+        """Whoever comes to this point of the code stays there until the block ends; `wait_held` waits for that."""
+        armed, reached = self._folder / point, self._folder / f"{point}.reached"
+        reached.unlink(missing_ok=True)
+        os.mkfifo(armed)
+        # Both ends: who waits there is to see no end of it before something was written.
+        pipe = os.open(armed, os.O_RDWR)
+        try:
+            yield
+        finally:
+            armed.unlink()
+            os.write(pipe, b"go on")
+            os.close(pipe)
+
+    def wait_held(self, point: str) -> None:
+        """Wait until somebody is held there."""
+        wait_until(f"somebody at {point}", (self._folder / f"{point}.reached").exists, every_s=0.02)
+
+
+class Faults(FaultPoints):
+    """The two scripts, and where to leave words for them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._scripts = {
             "HAULIER_QEMU": self._script("qemu-system-x86_64", _QEMU),
             "HAULIER_SWTPM": self._script("swtpm", _SWTPM),
-            # Where a worker is held, to be killed there: haulier/fault_points.py.
-            "HAULIER_FAULT_POINTS": str(folder),
+        }
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a stack must be started with."""
+        return {
+            **super().settings,
+            **self._scripts,
             # A guest that dirties faster than this is a while under way, so that something can happen to it.
             "HAULIER_MAX_BANDWIDTH_BYTES_PER_S": str(16 << 20),
         }
@@ -78,22 +115,3 @@ class Faults:
     def left(self) -> list[Path]:
         """Words that were not taken back."""
         return [*self._folder.glob("*.qemu"), *self._folder.glob("*.swtpm")]
-
-    @contextmanager
-    def holding(self, point: str) -> Iterator[None]:
-        """Whoever comes to this point of the code stays there until the block ends; `wait_held` waits for that."""
-        armed, reached = self._folder / point, self._folder / f"{point}.reached"
-        reached.unlink(missing_ok=True)
-        os.mkfifo(armed)
-        # Both ends: who waits there is to see no end of it before something was written.
-        pipe = os.open(armed, os.O_RDWR)
-        try:
-            yield
-        finally:
-            armed.unlink()
-            os.write(pipe, b"go on")
-            os.close(pipe)
-
-    def wait_held(self, point: str) -> None:
-        """Wait until somebody is held there."""
-        wait_until(f"somebody at {point}", (self._folder / f"{point}.reached").exists, every_s=0.02)

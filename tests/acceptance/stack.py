@@ -135,8 +135,9 @@ class Stack:
 
     def beats(self, node: str) -> bool:
         """Whether the node's worker was heard just now."""
-        (row,) = self.table("node", name=node)
-        return row["heartbeat_at"] is not None and row["heartbeat_at"] > datetime.now(UTC) - timedelta(seconds=3)
+        just_now = datetime.now(UTC) - timedelta(seconds=3)
+        heard = [row["heartbeat_at"] for row in self.table("node", name=node)]
+        return any(at is not None and at > just_now for at in heard)
 
     def table(self, name: str, /, **wanted: object) -> list[dict[str, Any]]:
         """All rows of a table that have these values, in the order of their keys."""

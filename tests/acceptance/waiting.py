@@ -19,3 +19,8 @@ def wait_until(what: str, look: Callable[[], T | None], *, deadline_s: float = 6
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {deadline_s:g} s")
         time.sleep(every_s)
+
+
+def let_pass(seconds: float) -> None:
+    """Let a fault last so long. Never a way to wait for something."""
+    time.sleep(seconds)
