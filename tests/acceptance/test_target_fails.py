@@ -29,8 +29,9 @@ def assert_undone(stack: Stack, guest: Guest, answer: Answer, *, code: str, says
     assert (document["error"]["code"], says in document["error"]["message"]) == (code, True), document["errors"]
     assert document["error"]["hint"]
     guest.wait_ticks()
-    assert_all_is_well(stack, guest)
     row = guest.row()
+    # This makes the guest stand still for a moment, and its row may follow.
+    assert_all_is_well(stack, guest)
     assert (row["node"], row["epoch"], row["state"]) == ("alpha", 0, "running")
     assert {row["role"] for row in stack.table("tpm_ledger", vm_id=row["id"])} <= {"active", "destroyed"}
     return document

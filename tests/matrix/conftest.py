@@ -77,7 +77,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, clusters: Clusters) -> Iterator[Cluster]:
-    """A running cluster; its VMs are stopped after the cell."""
+    """A running cluster; its VMs are stopped after the cell, and take no room any more."""
     cluster = clusters.give()
     yield cluster
     if request.node.stash.get(_FAILED, False):
@@ -86,6 +86,7 @@ def cluster(request: pytest.FixtureRequest, clusters: Clusters) -> Iterator[Clus
     for vm in cluster.table("vm"):
         if vm["state"] in ("running", "paused"):
             cluster.haulier("vm", "stop", vm["name"], "--now").done()
+    cluster.empty_volumes()
 
 
 @pytest.fixture(scope="session")
