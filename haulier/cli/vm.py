@@ -30,7 +30,8 @@ def define(file: Path, /, *, node: str, name: str | None = None, storages: Path 
     storages
         A Proxmox VE storage.cfg that says where other storages than `local` are.
     """
-    document = vms.define_vm(context(), file, node=node, name=name, storages=storages)
+    # Whoever can run this can read the cluster's secret: that is the host's administrator.
+    document = vms.define_vm(context(), file, node=node, name=name, storages=storages, host_access=True)
     for key, value in document["ignored"].items():
         stderr.print(f"note: {key}: {value} is kept, and has no effect here", markup=False)
     show(document, f"defined {document['name']} on {document['node']}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from haulier.definition import VmDefinition
 from haulier.errors import Problem
 from haulier.planner.guest_ram import loses_dirty_pages
 from haulier.planner.methods import Choice
@@ -16,6 +17,32 @@ from haulier.planner.methods import Choice
 # A guest that gets all of a host's free RAM leaves none for QEMU itself and for the page cache of its disks.
 _RAM_HEADROOM = 64 << 20
 _DISK_HEADROOM = 16 << 20
+
+
+def refuse_host_access(definition: VmDefinition, *, own_storages: bool) -> tuple[Problem, ...]:
+    """What of a definition reaches past the VM's own storages into the host; for who has no permission to do that.
+
+    `own_storages` says that the definition came with storages of its own, which may be any folder of the host.
+    """
+    return tuple(_host_access(definition, own_storages=own_storages))
+
+
+def _host_access(definition: VmDefinition, *, own_storages: bool) -> Iterator[Problem]:
+    if definition.args:
+        yield Problem(
+            "args_not_allowed",
+            "`args` go to QEMU as they stand, and may open any file of the host",
+            "Leave `args` out, or have the host's administrator define the VM with `haulier vm define`.",
+        )
+    hint = "Only the host's administrator may, with `haulier vm define`."
+    for volume in definition.volumes:
+        if volume.storage is None and volume.name is not None:
+            yield Problem("host_file_not_allowed", f"{volume.device}: {volume.name} is a file of the host", hint)
+    for index, target in enumerate(definition.serials):
+        if target != "socket":
+            yield Problem("host_device_not_allowed", f"serial{index}: {target} is a device of the host", hint)
+    if own_storages:
+        yield Problem("storages_not_allowed", "a storage of one's own may be any folder of the host", hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from haulier.definition import Nic, Role, VmDefinition, VolumeSpec
 from haulier.definition.files import read_definition, read_storages
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
+from haulier.planner.refusals import refuse_host_access
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
 from haulier.services.nodes import LOCAL_STORAGE, ensure_storage
@@ -29,13 +30,24 @@ HOST_FILES = "host-files"
 
 
 def define_vm(
-    context: Context, file: Path, *, node: str, name: str | None = None, storages: Path | None = None
+    context: Context,
+    file: Path,
+    *,
+    node: str,
+    name: str | None = None,
+    storages: Path | None = None,
+    host_access: bool = False,
 ) -> dict[str, Any]:
     """Take a VM's file over: rows for it and its volumes, and what is missing of the volumes is made on the node.
+
+    `host_access` is the permission to reach past the VM's own storages into the host: `args`, files and devices of the
+    host, storages of one's own. Give it to the host's administrator only: whoever has it can read any file there.
 
     Raises Refused for anything wrong with the file, the names or the volumes; then no row and no file was left behind.
     """
     definition = read_definition(file)
+    if not host_access and (problems := refuse_host_access(definition, own_storages=storages is not None)):
+        raise Refused.because(problems)
     chosen = name or definition.name
     if chosen is None:
         raise Refused("vm_without_name", f"{file} does not name the VM", "Give --name NAME.")
@@ -126,6 +138,9 @@ def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str,
     """The row of the storage that a volume names; a file by its absolute path lies on the node's storage of such."""
     if spec.storage is None:
         return ensure_storage(session, node, HOST_FILES, path=Path("/"))
+    if spec.storage == HOST_FILES:
+        # Its folder is the host's root: by its name a file of the host would be no file of the host.
+        raise Refused("reserved_storage", f"{spec.device}: {HOST_FILES} is no storage to name", "Write the path alone.")
     known = session.scalar(select(Storage).where(Storage.node_id == node.id, Storage.name == spec.storage))
     described = storages.get(spec.storage)
     if described is None or spec.storage == LOCAL_STORAGE:

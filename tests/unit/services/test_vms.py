@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from haulier.definition import Nic, VmDefinition
-from haulier.errors import HaulierError, Refused
+from haulier.errors import HaulierError, Problem, Refused
 from haulier.services import operations, vm_rows, vms
 from haulier.services.context import Context, Message
-from models import Node, Operation, OperationKind, OperationState, Storage, Vm, VmState, Volume, VolumeRole
+from models import Event, Node, Operation, OperationKind, OperationState, Storage, Vm, VmState, Volume, VolumeRole
 from tests.unit.services.world import BROKEN, World
 
 CONTRACT = {"name", "node", "state", "epoch", "volumes", "tpm", "qmp", "pid"}
@@ -69,7 +69,8 @@ def serve(world: World, acts: dict[str, Node_]) -> World:
 def define(world: World, folder: Path, text: str = FILE, **arguments: Any) -> dict[str, Any]:
     file = folder / "vm.conf"
     file.write_text(text)
-    return vms.define_vm(world.context, file, **({"node": "alpha"} | arguments))
+    usual: dict[str, Any] = {"node": "alpha", "host_access": True}
+    return vms.define_vm(world.context, file, **(usual | arguments))
 
 
 def code_of(act: Callable[[], object]) -> str:
@@ -122,6 +123,48 @@ def test_refused_definition_leaves_nothing(
     assert code_of(lambda: define(served, tmp_path, text, **arguments)) == code
     assert [served.count(table) for table in (Vm, Volume, Storage, Operation)] == before
     assert served.sent == []
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("args: -blockdev driver=file,filename=/etc/shadow\n", ["args_not_allowed"]),
+        ("scsi1: /etc/shadow\n", ["host_file_not_allowed"]),
+        ("sata0: cdrom,media=cdrom\n", ["host_file_not_allowed"]),
+        ("serial0: /dev/ttyS0\n", ["host_device_not_allowed"]),
+        ("serial0: socket\nscsi1: local:db/other.raw,size=1M\n", []),
+        ("args: -S\nserial0: /dev/ttyS0\nserial1: socket\n", ["args_not_allowed", "host_device_not_allowed"]),
+    ],
+)
+def test_reaching_into_the_host_needs_permission(served: World, tmp_path: Path, text: str, codes: list[str]) -> None:
+    """Whoever may give QEMU words, files or devices of the host can read all of it: nobody may who was not told so."""
+    file = tmp_path / "vm.conf"
+    file.write_text(FILE + text)
+    before = [served.count(table) for table in (Vm, Volume, Storage, Operation, Event)]
+    found: list[Problem] = []
+    try:
+        vms.define_vm(served.context, file, node="alpha")
+    except Refused as refused:
+        found = list(refused.problems)
+    assert [problem.code for problem in found] == codes
+    assert all(problem.hint and "\n" not in problem.message for problem in found)
+    if codes:
+        assert [served.count(table) for table in (Vm, Volume, Storage, Operation, Event)] == before
+        assert served.sent == []
+        assert code_of(lambda: vms.define_vm(served.context, file, node="alpha", host_access=True)) == "nothing"
+
+
+def test_host_files_cannot_be_named_as_a_storage(served: World, tmp_path: Path) -> None:
+    """The storage has a row on every node where somebody was allowed to use a file of the host."""
+    define(served, tmp_path, FILE + "scsi1: /srv/disk.raw,size=1M\n")
+    sneaky = "name: two\nmemory: 64\nscsi0: host-files:etc/shadow\n"
+    assert code_of(lambda: define(served, tmp_path, sneaky, host_access=False)) == "reserved_storage"
+
+
+def test_storages_of_ones_own_need_permission(served: World, tmp_path: Path) -> None:
+    storages = storage_cfg(tmp_path, "dir: all\n\tpath /\n")
+    assert code_of(lambda: define(served, tmp_path, storages=storages, host_access=False)) == "storages_not_allowed"
+    assert code_of(lambda: define(served, tmp_path, storages=storages)) == "nothing"
 
 
 def test_definition_on_a_silent_node(served: World, tmp_path: Path) -> None:
