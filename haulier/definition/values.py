@@ -170,7 +170,7 @@ def bridge_name(text: str) -> str:
 
 def serial_target(text: str) -> str:
     """Where a serial port leads: the word `socket`, or a device of the host."""
-    if text != "socket" and not re.fullmatch(r"/dev/[^,\x00-\x20]+", text):
+    if text != "socket" and (".." in text.split("/") or not re.fullmatch(r"/dev/[^,\x00-\x20]+", text)):
         raise invalid("serial port", text, "use socket or a path below /dev")
     return text
 
@@ -187,7 +187,8 @@ def split_device(text: str) -> tuple[str, int]:
 def volume_name(text: str) -> str:
     """A file's name inside its storage's folder.
 
-    Raises `Refused` (`volume_path_outside_storage`) for anything that could lead out of the folder.
+    Raises `Refused` (`volume_path_outside_storage`) for anything that could lead out of the folder. The node looks once
+    more (haulier/hypervisor/volume_paths.py): it alone can see links.
     """
     if text.startswith("/") or "\0" in text or any(part in ("", ".", "..") for part in text.split("/")):
         raise Refused(
@@ -195,6 +196,16 @@ def volume_name(text: str) -> str:
             f"volume name {shown(text)} does not stay inside its storage",
             "give a plain file name, with sub-folders if need be, without '..' and without a leading '/'",
         )
+    # A comma would begin another of swtpm's options, and there is no way to write one that does not.
+    if "," in text:
+        raise invalid("volume name", text, "leave out the comma")
+    return _path_text(text)
+
+
+def _path_text(text: str) -> str:
+    """Part of a path: no line may end in it, or a log and a table would show two names for one."""
+    if "\n" in text or "\t" in text:
+        raise Refused("invalid_value", f"{shown(text)} holds control characters", "remove them")
     return clean_text(text)
 
 
@@ -202,7 +213,7 @@ def host_path(text: str) -> str:
     """An absolute path of the host, outside every storage."""
     if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
         raise invalid("absolute path", text, "give a path that starts with '/' and has no '..' in it")
-    return clean_text(text)
+    return _path_text(text)
 
 
 def volume_format(text: str | None, name: str | None) -> str:

@@ -175,6 +175,8 @@ def test_volume_may_not_leave_its_storage(name: str) -> None:
         ("serial4: socket", "invalid_device"),
         ("unused256: local:x", "invalid_device"),
         ("serial0: pipe", "invalid_value"),
+        ("serial0: /dev/../etc/shadow", "invalid_value"),
+        ("scsi0: local:a\tb.raw", "invalid_value"),
         ("net0: virtio=01:00:00:00:00:01", "invalid_value"),
         ("net0: token-ring", "invalid_value"),
         ("net0: bridge=vmbr0", "invalid_value"),
