@@ -63,7 +63,14 @@ def spawn(daemon: Daemon, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) 
         with daemon.log.open("ab") as output:
             daemon.log.chmod(0o600)
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds, start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=pass_fds,
+                start_new_session=True,
+                # Sockets and logs of serial ports are made by QEMU itself.
+                umask=0o077,
             )
     except OSError as error:
         raise StepFailed(

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from haulier.errors import StepFailed
+from haulier.errors import Refused, StepFailed
 from haulier.hypervisor.layout import VmPlace, listening_socket
 from haulier.hypervisor.processes import end, spawn
 
@@ -61,6 +61,16 @@ def _libtpms_version(program: str) -> str | None:
     return version.group(1) if version else None
 
 
+def state_uri(volume: Path) -> str:
+    """A state volume as swtpm's options name it.
+
+    Raises Refused for a path with a comma: it would begin another option, and swtpm knows no way to escape one.
+    """
+    if "," in str(volume):
+        raise Refused("tpm_path_with_comma", f"{volume} has a comma, which swtpm cannot take", "Rename it.")
+    return f"file://{volume}"
+
+
 def manufacture(volume: Path, *, work: Path) -> None:
     """Make a new TPM with its endorsement keys in a blank state volume. Never call it where a TPM has been.
 
@@ -68,10 +78,11 @@ def manufacture(volume: Path, *, work: Path) -> None:
     """
     log = work / "swtpm_setup.log"
     made = subprocess.run(
-        ["swtpm_setup", "--tpm2", "--tpm-state", f"file://{volume}", "--createek", "--not-overwrite",
+        ["swtpm_setup", "--tpm2", "--tpm-state", state_uri(volume), "--createek", "--not-overwrite",
          "--runas", "root" if Path("/proc/self").owner() == "root" else Path("/proc/self").owner(),
          "--logfile", str(log)],
-        capture_output=True, text=True, timeout=120, check=False,
+        # It removes the volume and lets swtpm make it anew, 0640 if nobody objects.
+        capture_output=True, text=True, timeout=120, check=False, umask=0o077,
     )  # fmt: skip
     words = log.read_text(errors="replace") if log.exists() else made.stderr
     log.unlink(missing_ok=True)
@@ -92,7 +103,7 @@ def start_swtpm(place: VmPlace, volume: Path, *, facts: SwtpmFacts) -> None:
             place.swtpm,
             [
                 facts.program, "socket", "--tpm2",
-                "--tpmstate", f"backend-uri=file://{volume},mode=0600",
+                "--tpmstate", f"backend-uri={state_uri(volume)},mode=0600",
                 "--ctrl", f"type=unixio,fd={control.fileno()}",
                 "--pid", f"file={place.swtpm.pid_file}",
                 "--log", f"file={place.swtpm.log},level=1",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from haulier.errors import StepFailed
+from haulier.hypervisor.swtpm import state_uri
 from haulier.hypervisor.tpm_state import parse
 
 _ANSWER_S = 20.0
@@ -109,7 +110,7 @@ def _ask(copy: Path, swtpm: str) -> str:
 
 
 def _start(swtpm: str, copy: Path, channel: int, output: BinaryIO) -> subprocess.Popen[bytes]:
-    words = [swtpm, "socket", "--tpm2", "--tpmstate", f"backend-uri=file://{copy}"]
+    words = [swtpm, "socket", "--tpm2", "--tpmstate", f"backend-uri={state_uri(copy)}"]
     words += ["--fd", str(channel), "--flags", "not-need-init,startup-clear"]
     try:
         return subprocess.Popen(words, pass_fds=[channel], stdin=subprocess.DEVNULL, stdout=output, stderr=output)

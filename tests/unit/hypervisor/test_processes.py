@@ -163,6 +163,13 @@ def test_log_is_appended_to_and_ours_alone(daemon: Daemon) -> None:
     assert daemon.log.stat().st_mode & 0o777 == 0o600
 
 
+def test_what_it_makes_is_ours_alone(daemon: Daemon) -> None:
+    """QEMU makes the sockets and logs of serial ports itself; a worker's own umask may be anything."""
+    spawn(daemon, ["sh", "-c", 'umask > "$0"', f"{daemon.token}.umask"])
+    wait_for_end(daemon, seconds=5.0)
+    assert Path(f"{daemon.token}.umask").read_text().strip() == "0077"
+
+
 def test_last_words(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert (last_words(log), log_size(log)) == ("", 0)
