@@ -14,6 +14,7 @@ from haulier.hypervisor import facts
 from haulier.hypervisor.images import free_bytes, image_info
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import open_monitor
+from haulier.hypervisor.volume_paths import problem_of_path
 from haulier.planner.refusals import SourceFacts, TargetFacts, refuse_source, refuse_target
 from haulier.services.attempts import TransferView
 from models import Phase, Side, TransferMethod, VolumeRole
@@ -65,6 +66,8 @@ async def _check_source(work: StepRun) -> Notes:
 def _volume_problems(volume: TransferView) -> list[Problem]:
     if volume.method is TransferMethod.NONE:
         return []
+    if problem := problem_of_path(volume.source_path, volume.source_folder):
+        return [problem]
     if not volume.source_path.exists():
         return [Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")]
     if volume.role is VolumeRole.TPMSTATE:
@@ -100,6 +103,7 @@ async def _check_target(work: StepRun) -> Notes:
         if volume.method is not TransferMethod.NONE:
             needed[volume.target_storage] += volume.size_bytes
             free[volume.target_storage] = free_bytes(volume.target_path.parent)
+    astray = [problem_of_path(volume.target_path, volume.target_folder) for volume in view.transfers]
     # Looked at, not made: a target that refuses was not touched.
     place = work.node.layout.vm(view.vm)
     daemons = {"qemu": place.qemu, "swtpm": place.swtpm, "qemu-storage-daemon": place.carrier}
@@ -120,6 +124,7 @@ async def _check_target(work: StepRun) -> Notes:
             leftovers=tuple(f"{name} (pid {pid})" for name, daemon in daemons.items() if (pid := daemon.pid())),
         )
     )
+    problems += tuple(problem for problem in astray if problem)
     if problems:
         raise Refused.because(problems)
     return {}

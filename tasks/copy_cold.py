@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from haulier.hypervisor.images import NbdServer, RemoteExport, send_image
+from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
@@ -18,6 +19,7 @@ async def run(work: StepRun) -> Notes:
     """
     view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
     for volume in view.by_method(TransferMethod.COPY):
+        require_inside(volume.source_path, volume.source_folder)
         begun = time.monotonic()
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), volume.device, work.keys())

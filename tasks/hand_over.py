@@ -20,7 +20,8 @@ from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
 from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
-from haulier.services.attempts import SourceNote, free_allocations, source_note
+from haulier.hypervisor.volume_paths import innermost, require_inside
+from haulier.services.attempts import SourceNote, free_allocations, source_note, storage_folders
 from haulier.services.chain import stand_by
 from haulier.services.ownership import (
     HandOver,
@@ -170,7 +171,9 @@ def _afterwards(work: StepRun) -> None:
             identity_source=view.notes[Phase.SYNC_TPM, Side.SOURCE]["identity"],
             identity_target=read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run),
         )
+    folders = storage_folders(work.context, view.target.id)
     for path in old_replicas(work.context, view):
+        require_inside(path, innermost(path, folders), error=NeedsOperator)
         remove_image(path)
         free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
     if keys := work.keys():

@@ -86,7 +86,7 @@ def _live(node_id: int) -> None:
         try:
             beat(context(), node_id, **facts.memory())
             _look_after_guests(node_id)
-            destroy_expired(context(), node_id)
+            destroy_expired(context(), node_id, quarantine=this_node().layout.quarantine)
         except Exception:
             log.exception("heartbeat.failed")
 

@@ -19,6 +19,7 @@ from haulier.hypervisor.stream import ensure_key, listen
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
+from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import free_allocations, update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
@@ -30,6 +31,8 @@ from tasks.surroundings import this_swtpm
 async def run(work: StepRun) -> Notes:
     """Start what will be the guest. Raises StepFailed with the words of the program that failed."""
     view, place = work.view, work.place
+    for volume in view.transfers:
+        require_inside(volume.target_path, volume.target_folder)
     stop_carrier(place)
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     log_from = log_size(place.qemu.log)

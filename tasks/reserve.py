@@ -7,8 +7,11 @@ them open.
 
 from __future__ import annotations
 
-from haulier.errors import StepFailed
+from pathlib import Path
+
+from haulier.errors import NeedsOperator, StepFailed
 from haulier.hypervisor.images import (
+    VOLUME_EXISTS,
     CarrierExport,
     NbdServer,
     create_image,
@@ -17,10 +20,12 @@ from haulier.hypervisor.images import (
     start_carrier,
     stop_carrier,
 )
+from haulier.hypervisor.volume_paths import innermost, require_inside
 from haulier.services.attempts import (
     TransferView,
     allocated_volumes,
     free_allocations,
+    storage_folders,
     take_memory,
     take_volume,
 )
@@ -47,11 +52,18 @@ async def run(work: StepRun) -> Notes:
 
 def _make(work: StepRun, volume: TransferView) -> None:
     view = work.view
+    require_inside(volume.target_path, volume.target_folder)
     if volume.role is VolumeRole.TPMSTATE:
         reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=view.epoch + 1)
     # The row goes first: if we end right here, an undo finds a row without a file, never a file without a row.
     take_volume(work.context, view.attempt_id, view.target, volume.target_path)
-    create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
+    try:
+        create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
+    except StepFailed as error:
+        if error.code == VOLUME_EXISTS:
+            # It came between `check` and now and is somebody else's: an undo, which frees what has a row, leaves it.
+            _forget(work, volume.target_path)
+        raise
 
 
 def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
@@ -74,15 +86,24 @@ async def undo(work: StepRun) -> None:
     """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
     view = work.view
     stop_carrier(work.place)
+    folders = storage_folders(work.context, view.target.id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
+        require_inside(path, innermost(path, folders), error=NeedsOperator)
         if view.tpm and path == view.tpm.target_path:
             destroy_image(path)
-            drop_reserved(work.context, TpmCopy(view.vm_id, view.target.id, path))
         else:
             remove_image(path)
-        free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
+        _forget(work, path)
     free_allocations(work.context, view.attempt_id)
     work.place.clear()
+
+
+def _forget(work: StepRun, path: Path) -> None:
+    """No file of this attempt is there, or not any more."""
+    view = work.view
+    if view.tpm and path == view.tpm.target_path:
+        drop_reserved(work.context, TpmCopy(view.vm_id, view.target.id, path))
+    free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
 
 
 @app.task(name=f"haulier.{Phase.RESERVE}")

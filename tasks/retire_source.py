@@ -9,6 +9,7 @@ from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
 from haulier.hypervisor.images import remove_image, stop_carrier
 from haulier.hypervisor.swtpm import stop_swtpm
+from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import paths_in_use
 from haulier.services.ledger import TpmCopy, quarantine_path
 from models import Phase, TransferMethod
@@ -22,6 +23,8 @@ async def run(work: StepRun) -> Notes:
     machine.stop_now(place)
     stop_swtpm(place)
     stop_carrier(place)
+    for volume in view.transfers:
+        require_inside(volume.source_path, volume.source_folder, error=NeedsOperator)
     if view.tpm:
         copy = TpmCopy(view.vm_id, view.source.id, view.tpm.source_path)
         away = work.node.layout.quarantine / f"{view.vm}-e{view.epoch}-{view.tpm.source_path.name}"

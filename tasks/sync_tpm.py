@@ -13,6 +13,7 @@ from haulier.errors import StepFailed
 from haulier.hypervisor.images import NbdServer, RemoteExport, send_image
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
+from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import update_transfer
 from models import Phase, Side
 from tasks.celery import app
@@ -24,6 +25,7 @@ async def run(work: StepRun) -> Notes:
     view, tpm = work.view, work.view.tpm
     if tpm is None:
         return {}
+    require_inside(tpm.source_path, tpm.source_folder)
     begun = time.monotonic()
     state = read_state(tpm.source_path)
     if state.is_blank:

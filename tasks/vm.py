@@ -18,6 +18,7 @@ from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import manufacture, stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
+from haulier.hypervisor.volume_paths import require_inside
 from haulier.planner.guest_ram import guest_ram_kib
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
 from haulier.services.operations import Order, end_operation, take_operation
@@ -77,6 +78,7 @@ def _create(order: Order, vm: VmView) -> None:
 
 def _made_or_found(volume: VolumeView, made: list[Path]) -> int:
     """The size of a volume in bytes; it is made if it is not there."""
+    require_inside(volume.path, volume.folder)
     if volume.path.exists():
         return _found(volume)
     if volume.size_bytes is None or volume.role is VolumeRole.CDROM:
@@ -118,6 +120,8 @@ def _start(order: Order, vm: VmView) -> None:
 
 
 def _start_processes(vm: VmView, place: VmPlace) -> None:
+    for volume in vm.volumes:
+        require_inside(volume.path, volume.folder)
     # What an earlier run left dead must not stand in the way of this one.
     machine.stop_now(place)
     stop_swtpm(place)

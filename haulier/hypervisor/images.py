@@ -20,6 +20,8 @@ from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.processes import end
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 
+VOLUME_EXISTS = "volume_exists"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
@@ -68,7 +70,7 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
     except OSError as error:
         if isinstance(error, FileExistsError) and path.parent.is_dir():
             raise StepFailed(
-                "volume_exists", f"{path} is there already", "Nothing is overwritten; move it away."
+                VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; move it away."
             ) from error
         raise StepFailed(
             "volume_not_made", f"{path} cannot be made: {error.strerror}", "Look at the storage."
@@ -91,7 +93,8 @@ def destroy_image(path: Path) -> None:
     (A storage that copies on write may keep the old bytes.)
     """
     try:
-        with path.open("r+b") as file:
+        # Never through a link: what it leads to is not ours to overwrite.
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             for start in range(0, size, 1 << 20):

@@ -59,7 +59,8 @@ class NodeView:
 class TransferView:
     """One volume on its way.
 
-    Paths are those of the two nodes' own file systems; `size_bytes` is the guest-visible size.
+    Paths are those of the two nodes' own file systems, each in the folder of its storage there; `size_bytes` is the
+    guest-visible size.
     """
 
     id: int
@@ -69,7 +70,9 @@ class TransferView:
     method: TransferMethod
     format: str
     size_bytes: int
+    source_folder: Path
     source_path: Path
+    target_folder: Path
     target_path: Path
     target_storage: str
     target_storage_id: int
@@ -168,7 +171,9 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         method=transfer.method,
         format=volume.format,
         size_bytes=volume.size_bytes or 0,
+        source_folder=Path(transfer.source_storage.path),
         source_path=Path(transfer.source_storage.path) / transfer.source_name,
+        target_folder=Path(transfer.target_storage.path),
         target_path=Path(transfer.target_storage.path) / transfer.target_name,
         target_storage=transfer.target_storage.name,
         target_storage_id=transfer.target_storage_id,
@@ -274,6 +279,12 @@ def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
     with context.database.read() as session:
         rows = session.execute(select(Storage.path, Volume.name).join(Volume).where(Storage.node_id == node_id))
         return frozenset(Path(folder) / name for folder, name in rows)
+
+
+def storage_folders(context: Context, node_id: int) -> tuple[Path, ...]:
+    """The folders of a node's storages: an allocation's row names a file and not the storage it lies on."""
+    with context.database.read() as session:
+        return tuple(Path(path) for path in session.scalars(select(Storage.path).where(Storage.node_id == node_id)))
 
 
 def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *, avoid: frozenset[int]) -> int:

@@ -24,11 +24,12 @@ _UNATTENDED = (
 
 @dataclass(frozen=True, slots=True)
 class VolumeView:
-    """One volume on this node; `size_bytes` is unknown until the node has looked at it."""
+    """One volume on this node, in its storage's `folder`; `size_bytes` is unknown until the node has looked at it."""
 
     id: int
     device: str
     role: VolumeRole
+    folder: Path
     path: Path
     format: str
     size_bytes: int | None
@@ -79,6 +80,7 @@ def _view(session: Session, vm: Vm) -> VmView:
                 volume.id,
                 volume.device,
                 volume.role,
+                Path(volume.storage.path),
                 Path(volume.storage.path) / volume.name,
                 volume.format,
                 volume.size_bytes,

@@ -44,6 +44,15 @@ def test_destroyed_bytes_are_gone_under_every_name(tmp_path: Path, size: int) ->
     assert other.read_bytes() == bytes(size)
 
 
+def test_what_a_link_leads_to_is_not_overwritten(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "tpm.raw", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"somebody's")
+    path.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        destroy_image(path)
+    assert elsewhere.read_bytes() == b"somebody's"
+
+
 def test_destroying_and_removing_twice(tmp_path: Path) -> None:
     path = tmp_path / "tpm.raw"
     for act in (destroy_image, remove_image):
