@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,9 +16,10 @@ from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import stop_serving
-from haulier.hypervisor.images import remove_image
+from haulier.hypervisor.images import NbdServer, remove_image
 from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
 from haulier.hypervisor.processes import wait_for_end
+from haulier.hypervisor.sockets import listen_on
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import innermost, require_inside
@@ -33,7 +35,7 @@ from haulier.services.ownership import (
 from haulier.signals import AsyncBell
 from models import AllocationKind, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
-from tasks.open_target import stop_target
+from tasks.open_target import on_some_port, stop_target
 from tasks.runner import Notes, StepRun, execute
 
 
@@ -75,8 +77,10 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> Source
     home = NewHome(pid=work.place.qemu.pid() or 0, qmp=str(work.place.qmp))
     change = HandOver(work.context, work.claim, work.view, home)
     change.rehearse()
-    if not stand_by(work.context, work.claim):
-        raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+    with await _listen(work) as listener:
+        if not stand_by(work.context, work.claim):
+            raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+        await stream.receive(monitor, listener, key=work.greeting_key())
     await _wait_for_load(work, monitor)
     # QEMU closes the exports, which flushes the disks, while the source writes its note.
     _, arrived, sent = await asyncio.gather(_close_exports(work, monitor), _digest(work), _wait_for_source(work, bell))
@@ -93,6 +97,18 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> Source
     work.mark("committed")
     await fault_point("hand_over.committed")
     return sent
+
+
+async def _listen(work: StepRun) -> socket.socket:
+    """Listen for the stream. The source learns the port from our notes, and comes when we stand by."""
+    made: list[socket.socket] = []
+
+    async def opening(server: NbdServer) -> None:
+        made.append(listen_on(server))
+
+    server = await on_some_port(work, "stream", opening)
+    work.note(stream_port=server.port)
+    return made[0]
 
 
 async def _close_exports(work: StepRun, monitor: Monitor) -> None:

@@ -41,7 +41,7 @@ async def run(work: StepRun) -> Notes:
     if view.handed_over:
         # The note was written and the target has taken the guest; only this step's end was lost.
         return {}
-    port = view.notes[Phase.OPEN_TARGET, Side.TARGET]["stream_port"]
+    port = view.notes[Phase.HAND_OVER, Side.TARGET]["stream_port"]
     at_most = settings.max_bandwidth_bytes_per_s or stream.UNLIMITED_BYTES_PER_S
     pacer = Pacer(at_most=at_most, first_ms=settings.downtime_limit_ms)
     async with (
@@ -55,7 +55,7 @@ async def run(work: StepRun) -> Notes:
         await stream.send(
             monitor,
             server=NbdServer(view.target.address, port),
-            tls=work.tls,
+            key=work.greeting_key(),
             max_bandwidth_bytes_per_s=min(at_most, FIRST_PACE.bytes_per_s),
             downtime_limit_ms=FIRST_PACE.downtime_limit_ms,
         )

@@ -15,7 +15,7 @@ from haulier.hypervisor.images import NbdServer, stop_carrier
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.processes import log_size
 from haulier.hypervisor.sockets import PORT_TAKEN
-from haulier.hypervisor.stream import ensure_key, listen
+from haulier.hypervisor.stream import ensure_key
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
@@ -52,8 +52,7 @@ async def run(work: StepRun) -> Notes:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=True)
         served = await _serve(work, monitor)
-        stream = await _on_some_port(work, "stream", lambda server: listen(monitor, server=server, tls=work.tls))
-    return {"pid": pid, "nbd_port": served and served.port, "stream_port": stream.port, "log_from": log_from}
+    return {"pid": pid, "nbd_port": served and served.port, "log_from": log_from}
 
 
 def _prove_copy(work: StepRun) -> None:
@@ -73,10 +72,10 @@ async def _serve(work: StepRun, monitor: Monitor) -> NbdServer | None:
     disks = [(volume.device, str(volume.role)) for volume in work.view.by_method(TransferMethod.MIRROR)]
     if not disks:
         return None
-    return await _on_some_port(work, "disks", lambda server: serve_disks(monitor, disks, server=server, tls=work.tls))
+    return await on_some_port(work, "disks", lambda server: serve_disks(monitor, disks, server=server, tls=work.tls))
 
 
-async def _on_some_port(work: StepRun, purpose: str, opening: Callable[[NbdServer], Awaitable[None]]) -> NbdServer:
+async def on_some_port(work: StepRun, purpose: str, opening: Callable[[NbdServer], Awaitable[None]]) -> NbdServer:
     """Open a server on a port of the range; one that a stranger has is left to the stranger."""
     tried: frozenset[int] = frozenset()
     while True:

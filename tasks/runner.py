@@ -21,7 +21,7 @@ from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, StepFa
 from haulier.fault_points import fault_point
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
-from haulier.hypervisor.tls import KeyFolder
+from haulier.hypervisor.tls import KeyFolder, greeting_key
 from haulier.services import chain
 from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step, take_port
 from haulier.services.context import Context
@@ -63,6 +63,10 @@ class StepRun:
         keys = KeyFolder(self.place.keys(self.view.key))
         keys.write(self.context.settings.cluster_secret, self.view.key)
         return keys
+
+    def greeting_key(self) -> bytes | None:
+        """The key by which the workers of both nodes know each other on the stream's port; None without TLS."""
+        return greeting_key(self.context.settings.cluster_secret, self.view.key) if self.tls else None
 
     def mark(self, name: str) -> None:
         """Note a moment inside the pause."""

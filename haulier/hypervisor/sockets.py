@@ -28,6 +28,7 @@ def listen_on(server: NbdServer) -> socket.socket:
         raise StepFailed(
             PORT_TAKEN, f"{server.address}:{server.port} cannot be listened on: {error.strerror}", "HAULIER_ADDRESS?"
         ) from error
+    # What is accepted has the option too.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

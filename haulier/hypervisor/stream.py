@@ -8,14 +8,16 @@ node").
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from haulier.errors import StepFailed
+from haulier.hypervisor import greeting
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
-from haulier.hypervisor.sockets import connect_to, hand_to_qemu, listen_on
+from haulier.hypervisor.sockets import connect_to, hand_to_qemu
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 
 _CONNECTION = "haulier-stream"
@@ -60,30 +62,37 @@ async def drop_key(monitor: Monitor) -> None:
         await monitor.execute("object-del", id=OBJECT_ID)
 
 
-async def listen(monitor: Monitor, *, server: NbdServer, tls: bool) -> None:
-    """On the target: wait for the stream on a port. Raises StepFailed when the port is taken; another may be tried."""
+def _tls(key: bytes | None) -> dict[str, str]:
+    return {"tls_creds": OBJECT_ID if key else "", "tls_hostname": "haulier" if key else ""}
+
+
+async def receive(monitor: Monitor, listener: socket.socket, *, key: bytes | None) -> None:
+    """On the target: wait for the source to come to `listener`, and let QEMU load what it sends. `key` is that of the
+    greeting; without one there is no TLS either.
+
+    QEMU gets the connection and never the listener: it must not meet a stranger (greeting.py).
+    """
     await _set_capabilities(monitor, _INCOMING)
-    await monitor.execute(
-        "migrate-set-parameters", tls_creds=OBJECT_ID if tls else "", tls_hostname="haulier" if tls else ""
-    )
-    # QEMU 10 takes no second migrate-incoming after one whose port was taken, so we look first.
-    listen_on(server).close()
-    await monitor.execute("migrate-incoming", uri=f"tcp:{server.address}:{server.port}")
+    await monitor.execute("migrate-set-parameters", **_tls(key))
+    await hand_to_qemu(monitor, await greeting.accept(listener, key), _CONNECTION)
+    await monitor.execute("migrate-incoming", uri=f"fd:{_CONNECTION}")
 
 
 async def send(
-    monitor: Monitor, *, server: NbdServer, tls: bool, max_bandwidth_bytes_per_s: int, downtime_limit_ms: int
+    monitor: Monitor, *, server: NbdServer, key: bytes | None, max_bandwidth_bytes_per_s: int, downtime_limit_ms: int
 ) -> None:
-    """On the source: begin to send RAM; the guest runs on."""
+    """On the source: begin to send RAM; the guest runs on. Raises StepFailed when the target does not prove itself."""
     await _set_capabilities(monitor, _OUTGOING)
     await monitor.execute(
         "migrate-set-parameters",
-        tls_creds=OBJECT_ID if tls else "",
-        tls_hostname="haulier" if tls else "",
+        **_tls(key),
         max_bandwidth=max_bandwidth_bytes_per_s or UNLIMITED_BYTES_PER_S,
         downtime_limit=downtime_limit_ms,
     )
-    await hand_to_qemu(monitor, connect_to(server), _CONNECTION)
+    with connect_to(server) as connection:
+        if key:
+            await greeting.greet(connection, key)
+        await hand_to_qemu(monitor, connection, _CONNECTION)
     await monitor.execute("migrate", uri=f"fd:{_CONNECTION}")
 
 

@@ -18,6 +18,15 @@ OBJECT_ID = "haulier-tls"
 USER = "haulier"
 
 
+def greeting_key(cluster_secret: bytes, migration_key: str) -> bytes:
+    """The key of the workers' greeting (greeting.py). Another one than QEMU's; it is in no file."""
+    return _derive(cluster_secret, migration_key, b"haulier greeting v1")
+
+
+def _derive(cluster_secret: bytes, migration_key: str, salt: bytes) -> bytes:
+    return HKDF(SHA256(), length=32, salt=salt, info=migration_key.encode()).derive(cluster_secret)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyFolder:
     """A folder with one migration's key, as the programs of QEMU want it. Never print its contents."""
@@ -27,9 +36,7 @@ class KeyFolder:
     def write(self, cluster_secret: bytes, migration_key: str) -> None:
         """Derive the key and write the file, 0600 in a 0700 folder. Safe to call twice: the key is the same."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = HKDF(SHA256(), length=32, salt=b"haulier migration v1", info=migration_key.encode()).derive(
-            cluster_secret
-        )
+        key = _derive(cluster_secret, migration_key, b"haulier migration v1")
         handle = os.open(self.path / "keys.psk", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(f"{USER}:{key.hex()}\n")

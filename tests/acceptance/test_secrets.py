@@ -1,20 +1,29 @@
-"""Keys stay where they belong: nobody gets at the disks without one, and no log, row or argument tells one."""
+"""Keys stay where they belong: nobody gets at disks or stream without one, and no log, row or argument tells one."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from haulier.hypervisor.tls import KeyFolder
+from haulier.errors import StepFailed
+from haulier.hypervisor import greeting
+from haulier.hypervisor.tls import KeyFolder, greeting_key
 from haulier.hypervisor.tpm_state import read_state
 from tests.acceptance.faults import Faults
 from tests.acceptance.guest import DISK, RESTLESS, SLOW, TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
-from tests.acceptance.processes import processes_of
+from tests.acceptance.processes import ask, processes_of
 from tests.acceptance.stack import Stack
+
+# How TLS begins: a record with a handshake in it.
+CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(505)
+NONCE_BYTES = 32
 
 
 @pytest.fixture
@@ -32,13 +41,20 @@ def knock(port: int, *, keys: Path | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*words, image], capture_output=True, text=True, timeout=30, check=False)
 
 
+def open_port(stack: Stack, purpose: str) -> int:
+    """The port that the target holds for this."""
+    (port,) = [row["port"] for row in stack.table("allocation", purpose=purpose) if row["freed_at"] is None]
+    assert isinstance(port, int)
+    return port
+
+
 def test_disks_are_served_to_nobody_without_the_key(
     stack: Stack, make_guest: Callable[..., Guest], tmp_path: Path
 ) -> None:
     guest = make_guest(append=RESTLESS)
     command = guest.begin_migrate("beta")
     guest.wait_phase("move_memory", "running")
-    (port,) = [row["port"] for row in stack.table("allocation", purpose="disks") if row["freed_at"] is None]
+    port = open_port(stack, "disks")
     without = knock(port, keys=None)
     KeyFolder(tmp_path / "wrong").write(b"another cluster's secret, 32 bytes", "1-1")
     wrong = knock(port, keys=tmp_path / "wrong")
@@ -48,6 +64,56 @@ def test_disks_are_served_to_nobody_without_the_key(
     assert without.returncode != 0 and "TLS" in without.stderr, without
     assert wrong.returncode != 0 and "TLS handshake failed" in wrong.stderr, wrong
     assert same.returncode == 0, same
+    assert_all_is_well(stack, guest)
+
+
+def come_with(key: bytes, port: int) -> str:
+    """Greet the target as the source's worker does; what became of it."""
+
+    async def greet() -> str:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as stranger:
+            try:
+                await greeting.greet(stranger, key)
+            except StepFailed as error:
+                return error.code
+        return "let in"
+
+    return asyncio.run(greet())
+
+
+def say(port: int, words: bytes) -> bytes:
+    """Say something on a port; all that is answered until the other side has enough."""
+    heard = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as stranger, suppress(ConnectionResetError):
+        stranger.sendall(words)
+        while more := stranger.recv(4096):
+            heard += more
+    return heard
+
+
+def test_stream_is_taken_from_nobody_without_the_key(
+    stack: Stack, make_guest: Callable[..., Guest], faults: Faults
+) -> None:
+    """Strangers who come to the target's port while it waits get nowhere, and the migration goes on beside them."""
+    guest = make_guest(DISK, TPM, append=SLOW)
+    with ExitStack() as strangers:
+        with faults.holding("move_memory.run.begins"):
+            command = guest.begin_migrate("beta")
+            faults.wait_held("move_memory.run.begins")
+            port = open_port(stack, "stream")
+            # A QEMU that met this one would wait for its first word, with its monitor and, on the source, its guest.
+            strangers.enter_context(socket.create_connection(("127.0.0.1", port)))
+            plain = say(port, b"QEVM\0\0\0\3" + b"\0" * 4096)
+            tls = say(port, CLIENT_HELLO)
+            wrong = come_with(greeting_key(b"another cluster's secret, 32 bytes", "1-1"), port)
+            target = stack.qmp("beta", guest.name)
+            seen = [ask(target, "query-status")["status"], ask(target, "query-migrate").get("status")]
+        document = command.finish().done()
+    assert document["state"] == "done", document
+    assert [len(plain), len(tls), wrong] == [NONCE_BYTES, NONCE_BYTES, "target_not_proved"]
+    assert seen == ["inmigrate", None], "QEMU heard nothing of them"
+    assert guest.row()["node"] == "beta"
+    guest.wait_ticks()
     assert_all_is_well(stack, guest)
 
 
