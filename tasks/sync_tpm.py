@@ -8,10 +8,11 @@ QEMU ever has.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer, RemoteExport, send_image
-from haulier.hypervisor.tpm_identity import read_identity
+from haulier.hypervisor.images import NbdServer, RemoteExport, destroy_image, send_image
+from haulier.hypervisor.tpm_identity import forget_scratch, read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import update_transfer
@@ -35,7 +36,7 @@ async def run(work: StepRun) -> Notes:
         raise StepFailed(
             "tpm_identity_differs", f"the TPM of {view.vm} is not the one in the ledger", "Compare `haulier vm show`."
         )
-    copy = work.place.run / f"tpm-{view.key}"
+    copy = _copy(work)
     try:
         copy.touch(mode=0o600)
         # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
@@ -44,7 +45,7 @@ async def run(work: StepRun) -> Notes:
         export = RemoteExport(NbdServer(view.target.address, port), tpm.device, work.keys())
         await send_image(copy, export, format="raw")
     finally:
-        copy.unlink(missing_ok=True)
+        destroy_image(copy)
     update_transfer(
         work.context,
         tpm.id,
@@ -57,8 +58,14 @@ async def run(work: StepRun) -> Notes:
     return {"digest": state.digest, "identity": identity}
 
 
+def _copy(work: StepRun) -> Path:
+    return work.place.run / f"tpm-{work.view.key}"
+
+
 async def undo(work: StepRun) -> None:
-    """The copy on the target is freed by `reserve`; here only the key is left."""
+    """The copy on the target is freed by `reserve`; here the key is left, and scratch copies of a killed worker."""
+    destroy_image(_copy(work))
+    forget_scratch(work.place.run)
     if keys := work.keys():
         keys.remove()
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from haulier.errors import StepFailed
+from haulier.hypervisor.images import destroy_image
 from haulier.hypervisor.swtpm import state_uri
 from haulier.hypervisor.tpm_state import parse
 
 _ANSWER_S = 20.0
+_SCRATCH = "identity-"
 _SESSIONS = 0x8002
 _CREATE_PRIMARY = 0x00000131
 _ENDORSEMENT = 0x4000000B
@@ -80,14 +82,26 @@ def read_identity(container: bytes, *, swtpm: str, scratch: Path) -> str:
     """
     if parse(container).is_blank:
         raise StepFailed("tpm_state_blank", "a blank state belongs to nobody", "swtpm would quietly make a new TPM.")
-    folder = Path(tempfile.mkdtemp(prefix="identity-", dir=scratch))
+    forget_scratch(scratch)
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=scratch))
     try:
         copy = folder / "state"
         copy.touch(mode=0o600)
         copy.write_bytes(container)
         return _ask(copy, swtpm)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _forget(folder)
+
+
+def forget_scratch(scratch: Path) -> None:
+    """Destroy what a worker that was killed while it asked has left here: a whole TPM. Safe to call twice."""
+    for folder in scratch.glob(f"{_SCRATCH}*"):
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    destroy_image(folder / "state")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ask(copy: Path, swtpm: str) -> str:

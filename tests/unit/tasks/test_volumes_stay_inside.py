@@ -136,6 +136,26 @@ def test_quarantine_destroys_nothing_elsewhere(world: World, tmp_path: Path) -> 
     assert not (kept / "state").exists()
 
 
+def test_scratch_copies_of_a_killed_worker_are_destroyed(world: World, tmp_path: Path) -> None:
+    """A whole TPM each, under another name so that the bytes can be looked at."""
+    layout = NodeLayout(tmp_path / "node", tmp_path / "run")
+    (tmp_path / "secret").touch(mode=0o600)
+    (tmp_path / "secret").write_text("s" * 32)
+    world.file()
+    work = Work(world.context, world.go(Phase.RESERVE), world.view())
+    work.layout = layout
+    run_folder = work.place.run
+    (run_folder / "identity-x").mkdir()
+    copies = [run_folder / "identity-x" / "state", run_folder / f"tpm-{work.view.key}"]
+    for number, copy in enumerate(copies):
+        copy.write_bytes(b"seed")
+        (tmp_path / f"{number}").hardlink_to(copy)
+    for _ in range(2):
+        asyncio.run(sync_tpm.undo(work))
+    assert [(tmp_path / f"{number}").read_bytes() for number in range(2)] == [bytes(4)] * 2
+    assert not any(copy.parent.exists() and copy.exists() for copy in copies)
+
+
 def test_file_that_came_meanwhile_is_left_alone(world: World, tmp_path: Path) -> None:
     """Between `check`, which refuses it, and `reserve` somebody may put a file there; the undo must not free it."""
     layout = NodeLayout(tmp_path / "node", tmp_path / "run")
