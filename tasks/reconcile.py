@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from haulier.services.chain import sweep
 from haulier.services.operations import sweep_operations
+from haulier.services.recovery import sweep
 from tasks.celery import app
 from tasks.surroundings import context
 

@@ -25,6 +25,7 @@ from haulier.services.attempts import (
     TransferView,
     allocated_volumes,
     free_allocations,
+    paths_in_use,
     storage_folders,
     take_memory,
     take_volume,
@@ -86,9 +87,12 @@ async def undo(work: StepRun) -> None:
     """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
     view = work.view
     stop_carrier(work.place)
-    folders = storage_folders(work.context, view.target.id)
+    folders, in_use = storage_folders(work.context, view.target.id), paths_in_use(work.context, view.target.id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
         require_inside(path, innermost(path, folders), error=NeedsOperator)
+        # The rows have the last word: whatever an error somewhere else makes of the paths, a VM's volume stays.
+        if path in in_use:
+            raise NeedsOperator("volume_in_use", f"{path} is a VM's volume", "Nothing more was freed.")
         if view.tpm and path == view.tpm.target_path:
             destroy_image(path)
         else:

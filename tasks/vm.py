@@ -135,13 +135,14 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
         paths={volume.device: volume.path for volume in vm.volumes},
         settings=context().settings,
     )
-    pid = asyncio.run(_launch_and_run(place, spec, vm.tpm.path if vm.tpm else None))
+    pid = asyncio.run(_launch_and_run(place, spec, vm.tpm.path if vm.tpm else None, epoch=vm.epoch))
     seen = {"pid": pid, "qmp": str(place.qmp), "run_state": None}
     record_state(context(), vm.id, VmState.RUNNING, **seen, pinned=pinned)
 
 
-async def _launch_and_run(place: VmPlace, spec: MachineSpec, tpm: Path | None) -> int:
+async def _launch_and_run(place: VmPlace, spec: MachineSpec, tpm: Path | None, *, epoch: int) -> int:
     pid = await launch_guest(place, spec, tpm=tpm, swtpm=this_swtpm() if tpm else None)
+    place.note_epoch(epoch)
     async with open_monitor(place.control) as monitor:
         await machine.resume(monitor)
     return pid

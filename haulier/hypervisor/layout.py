@@ -55,6 +55,21 @@ class VmPlace:
         """The storage daemon that receives volumes which no QEMU has open yet."""
         return Daemon(self.run / "carrier.pid", f"{self.run}/carrier.pid", self.logs / "carrier.log")
 
+    def note_epoch(self, epoch: int) -> None:
+        """Write down, before the guest runs here, under which of the VM's epochs it was given to this QEMU."""
+        self._epoch.write_text(f"{epoch}\n")
+
+    def epoch(self) -> int | None:
+        """The epoch under which the QEMU here was given the guest; None if it was not."""
+        try:
+            return int(self._epoch.read_text())
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def _epoch(self) -> Path:
+        return self.run / "epoch"
+
     def keys(self, migration_key: str) -> Path:
         """The folder of one migration's key file."""
         return self.run / f"keys-{migration_key}"

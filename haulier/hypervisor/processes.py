@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,24 @@ def wait_for_end(daemon: Daemon, *, seconds: float) -> bool:
         return bool(select.select([handle], [], [], seconds)[0])
     finally:
         os.close(handle)
+
+
+def holders(path: Path) -> list[int]:
+    """The pids of all processes of this host that have a file open, as far as we may look."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        # It may end, or be somebody else's, while it is looked at.
+        with suppress(OSError):
+            if any(_leads_to(link, path) for link in (process / "fd").iterdir()):
+                found.append(int(process.name))
+    return sorted(found)
+
+
+def _leads_to(link: Path, path: Path) -> bool:
+    try:
+        return link.readlink() == path
+    except OSError:
+        return False
 
 
 def last_words(log: Path, *, since: int = 0, limit: int = 600) -> str:

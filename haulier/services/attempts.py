@@ -25,6 +25,7 @@ from models import (
     MigrationState,
     Node,
     Phase,
+    Replica,
     Side,
     Step,
     StepState,
@@ -85,6 +86,7 @@ class AttemptView:
     """An attempt as a phase sees it; `notes` are what earlier steps wrote down for it, by phase and side.
 
     `settled`: after the hand-over the guest was let run, or left as it was; whoever pauses it from now on wants that.
+    `stall_s`: how long a phase may show no progress; 0 is for ever.
     """
 
     attempt_id: int
@@ -102,6 +104,7 @@ class AttemptView:
     tpm_identity: str | None
     handed_over: bool
     settled: bool
+    stall_s: float
     notes: Mapping[tuple[Phase, Side], dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -153,6 +156,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             tpm_identity=identity,
             handed_over=migration.state is MigrationState.HANDED_OVER,
             settled=any(step.notes.get("settled", False) for step in attempt.steps),
+            stall_s=migration.stall_s,
             notes={(step.phase, step.side): step.notes for step in attempt.steps},
         )
 
@@ -275,10 +279,10 @@ def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tupl
 
 
 def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
-    """Every file of a node that is some VM's volume now: nothing that frees may touch one of them."""
+    """Every file of a node that is some VM's volume or a replica now: nothing that frees may touch one of them."""
+    kinds = (select(Storage.path, kind.name).join(kind).where(Storage.node_id == node_id) for kind in (Volume, Replica))
     with context.database.read() as session:
-        rows = session.execute(select(Storage.path, Volume.name).join(Volume).where(Storage.node_id == node_id))
-        return frozenset(Path(folder) / name for folder, name in rows)
+        return frozenset(Path(folder) / name for query in kinds for folder, name in session.execute(query))
 
 
 def storage_folders(context: Context, node_id: int) -> tuple[Path, ...]:

@@ -2,40 +2,32 @@
 backwards.
 
 The rows are the truth. A step is taken by compare-and-set under a growing fencing number and held by a lease; its end
-is taken only under the same number. Messages are sent after the commit and may be lost, doubled or late: `sweep` finds
-the rows that wait.
+is taken only under the same number. Messages are sent after the commit and may be lost, doubled or late: recovery.py
+finds the rows that wait.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem
-from haulier.planner.refusals import silent_node
-from haulier.services.context import Context, Message, Unit
-from haulier.services.nodes import silent_s
-from models import LIVE_CHAIN, Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
-from models.transitions import require_legal
+from haulier.services.context import Context, Unit
+from haulier.services.recovery import end_overdue, look_after_partner
+from haulier.services.steps import advance_undo, locked_step, message_for, move_migration, remember, roll_back
+from models import LIVE_CHAIN, Attempt, Migration, MigrationState, Phase, Side, Step, StepState
 
 CONTROL_QUEUE = "control"
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 _SWITCH_OVER = (Phase.MOVE_MEMORY, Phase.HAND_OVER)
-# Phases that touched nothing, so that there is nothing to undo.
-_WITHOUT_UNDO = (Phase.CHECK,)
 # `sweep` sends a step that failed after the hand-over again, every `reconcile_s`.
 _TRIES_AFTER_HAND_OVER = 24
-
-
-def message_for(step: Step) -> Message:
-    """The nudge that makes a worker look at this step."""
-    return Message(f"haulier.{step.phase}", step.queue, step.id)
 
 
 def start_attempt(unit: Unit, migration: Migration) -> Attempt:
@@ -60,28 +52,6 @@ def start_attempt(unit: Unit, migration: Migration) -> Attempt:
     return attempt
 
 
-def move_migration(unit: Unit, migration: Migration, to: MigrationState, **values: object) -> bool:
-    """Move a migration by compare-and-set from the state it was read in. False if somebody else was first."""
-    require_legal(migration.state, to)
-    moved = unit.session.execute(
-        update(Migration)
-        .where(Migration.id == migration.id, Migration.state == migration.state)
-        .values(state=to, **values)
-        .execution_options(synchronize_session="fetch")
-    )
-    if moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
-        return False
-    unit.note(
-        f"migration.{to}",
-        vm=migration.vm.name,
-        migration=migration.id,
-        source=migration.source.name,
-        target=migration.target.name,
-    )
-    unit.ring(f"migration.{migration.id}")
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A step that a worker holds.
@@ -101,7 +71,7 @@ class Claim:
 def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Claim | None:
     """Take a step that is ready to be run or undone; None if there is nothing to take (a doubled message)."""
     with context.unit() as unit:
-        step = _locked(unit.session, step_id, Step.state.in_((StepState.READY, StepState.UNDO_READY)))
+        step = locked_step(unit.session, step_id, Step.state.in_((StepState.READY, StepState.UNDO_READY)))
         if step is None:
             return None
         undo = step.state is StepState.UNDO_READY
@@ -148,13 +118,14 @@ def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, 
             return False
         moment = now()
         step.lease_until = moment + timedelta(seconds=_lease_s(context, step, lease_s))
-        _look_after_partner(unit, step, moment)
+        look_after_partner(unit, step, moment)
+        end_overdue(unit, step.attempt, moment)
         if progress is not None:
             step.progress = progress
             unit.ring(f"migration.{held.migration_id}")
         migration = step.attempt.migration
         if migration.cancel_asked:
-            _roll_back(unit, migration, step.attempt)
+            roll_back(unit, migration, step.attempt)
         return held.undo or migration.state in (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 
 
@@ -179,23 +150,6 @@ def _lease_s(context: Context, step: Step, usual_s: float) -> float:
     return min(usual_s, context.settings.pause_lease_s) if paused and step.phase in _SWITCH_OVER else usual_s
 
 
-def _look_after_partner(unit: Unit, step: Step, moment: datetime) -> None:
-    """Of two that work side by side, each sees that the other has died, whoever else is there to notice."""
-    for other in step.attempt.steps:
-        late = other.lease_until is not None and other.lease_until < moment
-        if other.id != step.id and other.state is StepState.RUNNING and late:
-            _lost_worker(unit, other)
-
-
-def take_back(context: Context, queue: str) -> None:
-    """A worker begins, and is the only one on this queue: whatever an earlier one had in hand is nobody's now."""
-    held = (Step.queue == queue, Step.state.in_((StepState.RUNNING, StepState.UNDOING)))
-    for step_id in _step_ids(context, *held):
-        with context.unit() as unit:
-            if step := _locked(unit.session, step_id, *held):
-                _lost_worker(unit, step)
-
-
 def complete(context: Context, held: Claim, *, notes: dict[str, Any], marks: dict[str, float] | None = None) -> bool:
     """Write down that the step is done and make ready what follows. False if the claim no longer counts."""
     with context.unit() as unit:
@@ -216,7 +170,7 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
     attempt = step.attempt
     unit.ring(f"migration.{attempt.migration_id}")
     if attempt.migration.cancel_asked or attempt.migration.state is MigrationState.ROLLING_BACK:
-        _roll_back(unit, attempt.migration, attempt)
+        roll_back(unit, attempt.migration, attempt)
     if attempt.migration.state not in _GOING_ON or attempt.migration.needs_operator:
         return
     _release(unit, attempt)
@@ -292,7 +246,7 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
         unit.ring(f"migration.{migration.id}")
         unit.session.flush()
         if outcome is Outcome.NEEDS_OPERATOR and migration.state is not MigrationState.RUNNING:
-            _remember(migration, problems)
+            remember(migration, problems)
             migration.needs_operator = True
             unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
         elif held.undo:
@@ -305,57 +259,12 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
                 step.state, migration.needs_operator = StepState.FAILED, True
                 unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
         elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING:
-            _remember(migration, problems)
+            remember(migration, problems)
             step.attempt.finished_at = now()
             move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
         else:
-            _remember(migration, problems)
-            _roll_back(unit, migration, step.attempt)
-
-
-def _remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
-    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail."""
-    found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
-    migration.problems = sorted(found, key=lambda problem: problem["code"] != "target_failed")
-
-
-def _roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:
-    """Decide that the source keeps the guest. Whoever finds the migration handed over already is too late."""
-    if migration.state is MigrationState.RUNNING:
-        move_migration(unit, migration, MigrationState.ROLLING_BACK)
-    if migration.state is MigrationState.ROLLING_BACK:
-        advance_undo(unit, attempt)
-
-
-def advance_undo(unit: Unit, attempt: Attempt, *, pass_by: Side | None = None) -> None:
-    """Make ready the next step to be undone, in reverse order, once nothing runs any more; at the end close the
-    attempt.
-
-    `pass_by` is the side whose node is silent: its undo waits for it, and the other side's goes on, because the target
-    cannot win any more and a guest that is paused on the source must not wait for a host that may never come back.
-    """
-    unit.session.flush()
-    steps = sorted(attempt.steps, key=lambda step: step.position, reverse=True)
-    for step in steps:
-        if step.state is StepState.READY:
-            step.state = StepState.WAITING
-        if step.state is StepState.FAILED and step.started_at is None:
-            step.state = StepState.WAITING  # nobody ever began it: its node did not answer
-    if pass_by is not None:
-        steps = [step for step in steps if step.side is not pass_by]
-    if any(step.state in (StepState.RUNNING, StepState.UNDO_READY, StepState.UNDOING) for step in steps):
-        return
-    for step in steps:
-        if step.state in (StepState.DONE, StepState.FAILED) and step.phase not in _WITHOUT_UNDO:
-            step.state, step.ready_at = StepState.UNDO_READY, now()
-            unit.send(message_for(step))
-            return
-    if pass_by is not None:
-        return
-    attempt.finished_at = now()
-    migration = attempt.migration
-    ended = MigrationState.CANCELLED if migration.cancel_asked else MigrationState.UNDONE
-    move_migration(unit, migration, ended, finished_at=now())
+            remember(migration, problems)
+            roll_back(unit, migration, step.attempt)
 
 
 def complete_undo(context: Context, held: Claim) -> None:
@@ -366,111 +275,3 @@ def complete_undo(context: Context, held: Claim) -> None:
             return
         step.state, step.undone_at, step.lease_until = StepState.UNDONE, now(), None
         advance_undo(unit, step.attempt)
-
-
-def sweep(context: Context) -> None:
-    """Find steps that wait for a worker: messages that were lost, workers that died, nodes that are silent.
-
-    A step whose message was lost is nudged again. One whose lease ran out has lost its worker: before the hand-over the
-    attempt is undone (its effects are of unknown extent, and every undo is safe on half-done work), after it the step
-    is tried again.
-    """
-    moment = now()
-    old = moment - timedelta(seconds=context.settings.reconcile_s)
-    lost = (Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
-    waiting = (Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
-    for step_id in _step_ids(context, *lost):
-        with context.unit() as unit:
-            if step := _locked(unit.session, step_id, *lost):
-                _lost_worker(unit, step)
-    for step_id in _step_ids(context, *waiting):
-        with context.unit() as unit:
-            if step := _locked(unit.session, step_id, *waiting):
-                _not_taken(context, unit, step, moment)
-
-
-def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:
-    with context.database.read() as session:
-        return list(session.scalars(select(Step.id).where(*conditions).order_by(Step.id)))
-
-
-def _locked(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
-    """The step, with its attempt locked, if it is still as it was found."""
-    attempt_id = session.scalar(select(Step.attempt_id).where(Step.id == step_id))
-    if attempt_id is None:
-        return None
-    session.get(Attempt, attempt_id, with_for_update=True)
-    return session.scalar(select(Step).where(Step.id == step_id, *conditions))
-
-
-def _lost_worker(unit: Unit, step: Step) -> None:
-    step.fence += 1
-    migration = step.attempt.migration
-    unit.note("step.lost", vm=migration.vm.name, migration=migration.id, phase=step.phase, side=step.side)
-    if step.state is StepState.UNDOING:
-        step.state, step.ready_at = StepState.UNDO_READY, now()
-        unit.send(message_for(step))
-    elif migration.state is MigrationState.HANDED_OVER:
-        step.state, step.ready_at = StepState.READY, now()
-        unit.send(message_for(step))
-    else:
-        problem = Problem("worker_lost", f"the worker of {step.phase} on {step.queue} did not finish", "See its log.")
-        _give_up(unit, step, problem)
-
-
-def _not_taken(context: Context, unit: Unit, step: Step, moment: datetime) -> None:
-    """A step that nobody takes: nudge its worker again, or give the attempt up if the node is silent."""
-    migration = step.attempt.migration
-    if migration.needs_operator:
-        return
-    silent = _silence(context, step)
-    if silent is not None and step.state is StepState.UNDO_READY:
-        unit.send(message_for(step))
-        advance_undo(unit, step.attempt, pass_by=step.side)
-    elif silent is None or migration.state is not MigrationState.RUNNING:
-        unit.send(message_for(step))
-    elif step.phase is Phase.CHECK:
-        step.state, step.problem, step.finished_at = StepState.FAILED, silent.as_dict(), moment
-        _remember(migration, (silent,))
-        step.attempt.finished_at = moment
-        move_migration(unit, migration, MigrationState.REFUSED, finished_at=moment)
-    else:
-        _give_up(unit, step, silent)
-
-
-def _give_up(unit: Unit, step: Step, problem: Problem) -> None:
-    """The step failed without its worker saying so."""
-    migration = step.attempt.migration
-    step.state, step.problem, step.finished_at = StepState.FAILED, problem.as_dict(), now()
-    _remember(migration, (problem,))
-    _roll_back(unit, migration, step.attempt)
-
-
-def _silence(context: Context, step: Step) -> Problem | None:
-    """The problem of the step's node being silent; None if its worker lives or it has none."""
-    if step.side is Side.CONTROL:
-        return None
-    migration = step.attempt.migration
-    node: Node = migration.source if step.side is Side.SOURCE else migration.target
-    silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
-    return None if silent is None else silent_node(node.name, silent)
-
-
-def take_up_again(context: Context, migration_id: int) -> None:
-    """After an operator has looked: go on where it stopped, forward if the target has the guest, else backward."""
-    with context.unit() as unit:
-        migration = unit.session.get_one(Migration, migration_id)
-        attempt = migration.attempts[-1]
-        unit.session.get_one(Attempt, attempt.id, with_for_update=True)
-        migration.needs_operator, migration.problems = False, []
-        unit.note("migration.taken_up_again", vm=migration.vm.name, migration=migration_id)
-        for step in attempt.steps:
-            if step.state is StepState.UNDO_READY:
-                unit.send(message_for(step))
-        if migration.state is MigrationState.ROLLING_BACK:
-            advance_undo(unit, attempt)
-            return
-        for step in attempt.steps:
-            if step.state is StepState.FAILED:
-                step.state, step.ready_at = StepState.READY, now()
-                unit.send(message_for(step))

@@ -64,6 +64,13 @@ def load_vm(context: Context, vm_id: int) -> VmView:
         return _view(session, session.get_one(Vm, vm_id))
 
 
+def load_vm_named(context: Context, name: str) -> VmView | None:
+    """The same by its name; None if there is none."""
+    with context.database.read() as session:
+        vm = session.scalar(select(Vm).where(Vm.name == name))
+        return _view(session, vm) if vm else None
+
+
 def _view(session: Session, vm: Vm) -> VmView:
     return VmView(
         id=vm.id,

@@ -7,8 +7,10 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import update
 
 from haulier.cli.main import INTERRUPTED_STATUS
+from models import Vm, VmState
 from tests.acceptance.conftest import Stacks
 from tests.acceptance.faults import Faults
 from tests.acceptance.guest import RESTLESS, SLOW, Guest
@@ -53,6 +55,16 @@ def test_vms_outlive_the_stack_and_are_found_again(stack: Stack, guest: Guest) -
     stack.up()
     assert guest.row()["state"] == "running"
     guest.move("beta")
+    assert_all_is_well(stack, guest)
+
+
+def test_guest_that_runs_although_its_row_says_stopped_is_taken_up(stack: Stack, guest: Guest) -> None:
+    """As after a database that was restored from a copy, or a worker that died in the middle of a start."""
+    with stack.database.write() as session:
+        changes = {"state": VmState.STOPPED, "pid": None, "qmp": None}
+        session.execute(update(Vm).where(Vm.name == guest.name).values(**changes))
+    wait_until("the row says that it runs", lambda: guest.row()["state"] == "running")
+    guest.wait_ticks()
     assert_all_is_well(stack, guest)
 
 

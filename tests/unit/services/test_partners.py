@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from haulier.clock import now
-from haulier.services import chain
+from haulier.services import chain, recovery
 from haulier.services.migrations import retry_migration
-from models import Migration, Phase, Step, StepState, VmState
+from models import LIVE_CHAIN, Migration, Phase, Side, Step, StepState, VmState
 from tests.unit.services.world import BROKEN, LEASE_S, UNDOABLE, Halves, World, outdated
 
 
@@ -72,13 +72,13 @@ def test_new_worker_takes_back_what_the_old_one_had(world: World) -> None:
     """It need not wait for the lease: there is one worker a node."""
     world.file()
     held = world.go(Phase.RESERVE)
-    chain.take_back(world.context, "node.alpha")
+    recovery.take_back(world.context, "node.alpha")
     assert world.step(Phase.RESERVE).state is StepState.RUNNING
-    chain.take_back(world.context, "node.beta")
+    recovery.take_back(world.context, "node.beta")
     assert (world.state(), world.picture()) == ("rolling_back", "dddu.......")
     assert not chain.complete(world.context, held, notes={})
     undo = world.take()
-    chain.take_back(world.context, "node.beta")
+    recovery.take_back(world.context, "node.beta")
     assert world.picture() == "dddu......."
     assert not chain.renew(world.context, undo, lease_s=LEASE_S)
     assert world.undo_all() == [Phase.RESERVE]
@@ -148,7 +148,7 @@ def test_failure_after_the_hand_over_is_shown_and_in_the_end_left_to_people(worl
         world.sweep()
         hand = world.take()
     assert (world.shown(), world.picture()) == ("needs_operator", "dddddddddf.")
-    chain.take_up_again(world.context, 1)
+    recovery.take_up_again(world.context, 1)
     hand = world.take()
     assert chain.complete(world.context, hand, notes={})
     world.settle()
@@ -223,12 +223,17 @@ def test_cancel_after_the_commit_changes_nothing(world: World, halves: Halves) -
     assert world.state() == "done"
 
 
-def test_sweep_of_both_halves_at_once(world: World, halves: Halves) -> None:
+def test_sides_that_were_both_lost_undo_without_each_other(world: World, halves: Halves) -> None:
+    """Each of them backwards; neither waits for a worker of the other that may not come back."""
     for held in halves:
         world.let_lease_end(held)
     world.sweep()
-    assert world.undo_all() == list(reversed(UNDOABLE))
-    assert world.state() == "undone"
+    undone = world.undo_all()
+    assert (world.state(), len(undone)) == ("undone", len(UNDOABLE))
+    side = {rule.phase: rule.side for rule in LIVE_CHAIN}
+    for one in (Side.SOURCE, Side.TARGET):
+        of_one = [phase for phase in undone if side[phase] is one]
+        assert of_one == [phase for phase in reversed(UNDOABLE) if side[phase] is one]
 
 
 def test_silent_node_never_undoes_what_was_handed_over(world: World, halves: Halves) -> None:

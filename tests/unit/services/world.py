@@ -20,7 +20,7 @@ from sqlalchemy import event, func, select, update
 from haulier.clock import now
 from haulier.definition import Role, VmDefinition, VolumeSpec
 from haulier.errors import Problem
-from haulier.services import chain
+from haulier.services import chain, recovery
 from haulier.services.attempts import AttemptView, load_view
 from haulier.services.context import Context, Message
 from haulier.services.ledger import TpmCopy, reserve_copy
@@ -248,6 +248,9 @@ class World:
     def let_lease_end(self, held: chain.Claim) -> None:
         self.change(Step, Step.id == held.step_id, lease_until=now() - LONG_AGO)
 
+    def let_lease_end_of(self, phase: Phase) -> None:
+        self.change(Step, Step.phase == phase, Step.lease_until.is_not(None), lease_until=now() - LONG_AGO)
+
     def let_time_pass(self) -> None:
         """Every message that was sent is old, no lease has ended."""
         self.change(Step, Step.ready_at.is_not(None), ready_at=now() - LONG_AGO)
@@ -256,7 +259,7 @@ class World:
         self.change(Node, Node.name == node, heartbeat_at=now() - LONG_AGO)
 
     def sweep(self) -> None:
-        chain.sweep(self.context)
+        recovery.sweep(self.context)
         sweep_operations(self.context)
 
     def settle(self, *, rounds: int = 80) -> None:

@@ -1,0 +1,170 @@
+"""What was left waiting or abandoned is found again, and decided by the tables of haulier/planner/recovery.py.
+
+A sweep looks at rows only: a step whose message was lost, one whose worker died, a node that is silent. It runs by beat
+and at each worker's start. Two that work side by side look after each other with every renewal of their leases.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, select
+
+from haulier.clock import now
+from haulier.errors import Problem
+from haulier.planner.recovery import StepAct, StepFinding, decide_step
+from haulier.planner.refusals import silent_node
+from haulier.services.context import Context, Unit
+from haulier.services.nodes import silent_s
+from haulier.services.steps import LOST, advance_undo, locked_step, message_for, move_migration, remember, roll_back
+from models import Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
+
+
+def sweep(context: Context) -> None:
+    """Find steps that wait for a worker: messages that were lost, workers that died, nodes that are silent.
+
+    Migrations whose time is over are undone.
+    """
+    moment = now()
+    for attempt_id in _overdue(context, moment):
+        with context.unit() as unit:
+            end_overdue(unit, unit.session.get_one(Attempt, attempt_id, with_for_update=True), moment)
+    old = moment - timedelta(seconds=context.settings.reconcile_s)
+    lost = (Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
+    waiting = (Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
+    for step_id in _step_ids(context, *lost):
+        with context.unit() as unit:
+            if step := locked_step(unit.session, step_id, *lost):
+                _lost_worker(unit, step)
+    for step_id in _step_ids(context, *waiting):
+        with context.unit() as unit:
+            if step := locked_step(unit.session, step_id, *waiting):
+                _not_taken(context, unit, step)
+
+
+def end_overdue(unit: Unit, attempt: Attempt, moment: datetime) -> None:
+    """Undo an attempt whose migration has taken longer than it may. Nothing happens to one that was handed over."""
+    migration = attempt.migration
+    limit_s, begun = migration.timeout_s, migration.started_at
+    if not limit_s or begun is None or migration.state is not MigrationState.RUNNING:
+        return
+    if begun + timedelta(seconds=limit_s) < moment:
+        words = f"the migration is not over after {limit_s:g} s"
+        remember(migration, (Problem("timed_out", words, "haulier migrate --timeout-s allows longer."),))
+        roll_back(unit, migration, attempt)
+
+
+def _overdue(context: Context, moment: datetime) -> list[int]:
+    """The open attempts of migrations with a limit that were begun long enough ago to be looked at."""
+    wanted = (Migration.state == MigrationState.RUNNING, Migration.timeout_s > 0, Migration.started_at < moment)
+    with context.database.read() as session:
+        query = select(Attempt.id).join(Attempt.migration).where(*wanted, Attempt.finished_at.is_(None))
+        return list(session.scalars(query.order_by(Attempt.id)))
+
+
+def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:
+    with context.database.read() as session:
+        return list(session.scalars(select(Step.id).where(*conditions).order_by(Step.id)))
+
+
+def _lost_worker(unit: Unit, step: Step) -> None:
+    """Whoever had taken the step is not heard any more; what it may still do counts no more."""
+    step.fence += 1
+    migration = step.attempt.migration
+    unit.note("step.lost", vm=migration.vm.name, migration=migration.id, phase=step.phase, side=step.side)
+    problem = Problem("worker_lost", f"the worker of {step.phase} on {step.queue} did not finish", "See its log.")
+    _decided(unit, step, problem, lease_over=True)
+
+
+def _not_taken(context: Context, unit: Unit, step: Step) -> None:
+    if not step.attempt.migration.needs_operator:
+        _decided(unit, step, _silence(context, step), lease_over=False)
+
+
+def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: bool) -> None:
+    """Do with the step what the table says; `problem` is what people are told if its attempt ends here."""
+    migration = step.attempt.migration
+    finding = StepFinding(
+        lease_over=lease_over,
+        undo=step.state in (StepState.UNDO_READY, StepState.UNDOING),
+        handed_over=migration.state is MigrationState.HANDED_OVER,
+        node_silent=problem is not None and not lease_over,
+        before_touching=step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING,
+    )
+    match decide_step(finding):
+        case StepAct.RUN_AGAIN:
+            _send_again(unit, step, StepState.READY)
+        case StepAct.UNDO_AGAIN:
+            _send_again(unit, step, StepState.UNDO_READY)
+        case StepAct.SEND_AGAIN:
+            unit.send(message_for(step))
+        case StepAct.GO_PAST:
+            unit.send(message_for(step))
+            advance_undo(unit, step.attempt, silent=step.side)
+        case StepAct.REFUSE if problem:
+            _end_step(step, problem)
+            step.attempt.finished_at = now()
+            move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+        case StepAct.ROLL_BACK if problem:
+            # Its side's undo waits for a worker, and the other side's does not wait for that.
+            step.notes = {**step.notes, LOST: True}
+            _end_step(step, problem)
+            roll_back(unit, migration, step.attempt)
+
+
+def _send_again(unit: Unit, step: Step, state: StepState) -> None:
+    step.state, step.ready_at = state, now()
+    unit.send(message_for(step))
+
+
+def _end_step(step: Step, problem: Problem) -> None:
+    """The step failed without its worker saying so."""
+    step.state, step.problem, step.finished_at = StepState.FAILED, problem.as_dict(), now()
+    remember(step.attempt.migration, (problem,))
+
+
+def _silence(context: Context, step: Step) -> Problem | None:
+    """The problem of the step's node being silent; None if its worker lives or it has none."""
+    if step.side is Side.CONTROL:
+        return None
+    migration = step.attempt.migration
+    node: Node = migration.source if step.side is Side.SOURCE else migration.target
+    silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
+    return None if silent is None else silent_node(node.name, silent)
+
+
+def take_up_again(context: Context, migration_id: int) -> None:
+    """After an operator has looked: go on where it stopped, forward if the target has the guest, else backward."""
+    with context.unit() as unit:
+        migration = unit.session.get_one(Migration, migration_id)
+        attempt = migration.attempts[-1]
+        unit.session.get_one(Attempt, attempt.id, with_for_update=True)
+        migration.needs_operator, migration.problems = False, []
+        unit.note("migration.taken_up_again", vm=migration.vm.name, migration=migration_id)
+        for step in attempt.steps:
+            if step.state is StepState.UNDO_READY:
+                unit.send(message_for(step))
+        if migration.state is MigrationState.ROLLING_BACK:
+            advance_undo(unit, attempt)
+            return
+        for step in attempt.steps:
+            if step.state is StepState.FAILED:
+                step.state, step.ready_at = StepState.READY, now()
+                unit.send(message_for(step))
+
+
+def look_after_partner(unit: Unit, step: Step, moment: datetime) -> None:
+    """Of two that work side by side, each sees that the other has died, whoever else is there to notice."""
+    for other in step.attempt.steps:
+        late = other.lease_until is not None and other.lease_until < moment
+        if other.id != step.id and other.state is StepState.RUNNING and late:
+            _lost_worker(unit, other)
+
+
+def take_back(context: Context, queue: str) -> None:
+    """A worker begins, and is the only one on this queue: whatever an earlier one had in hand is nobody's now."""
+    held = (Step.queue == queue, Step.state.in_((StepState.RUNNING, StepState.UNDOING)))
+    for step_id in _step_ids(context, *held):
+        with context.unit() as unit:
+            if step := locked_step(unit.session, step_id, *held):
+                _lost_worker(unit, step)

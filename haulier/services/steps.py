@@ -1,0 +1,105 @@
+"""The moves that decide: a migration's state by compare-and-set, and the undo of an attempt, backwards.
+
+Whoever calls something here holds the attempt's row (chain.py and recovery.py lock it), so that two that decide at the
+same moment see what the other has done.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Problem
+from haulier.services.context import Message, Unit
+from models import Attempt, Migration, MigrationState, Phase, Side, Step, StepState
+from models.transitions import require_legal
+
+# Phases that touched nothing, so that there is nothing to undo.
+_WITHOUT_UNDO = (Phase.CHECK,)
+# What the notes of a step say whose worker was lost: its side's undo is not waited for.
+LOST = "lost"
+
+
+def locked_step(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
+    """The step, with its attempt locked, if it is still as it was found."""
+    attempt_id = session.scalar(select(Step.attempt_id).where(Step.id == step_id))
+    if attempt_id is None:
+        return None
+    session.get(Attempt, attempt_id, with_for_update=True)
+    return session.scalar(select(Step).where(Step.id == step_id, *conditions))
+
+
+def message_for(step: Step) -> Message:
+    """The nudge that makes a worker look at this step."""
+    return Message(f"haulier.{step.phase}", step.queue, step.id)
+
+
+def move_migration(unit: Unit, migration: Migration, to: MigrationState, **values: object) -> bool:
+    """Move a migration by compare-and-set from the state it was read in. False if somebody else was first."""
+    require_legal(migration.state, to)
+    moved = unit.session.execute(
+        update(Migration)
+        .where(Migration.id == migration.id, Migration.state == migration.state)
+        .values(state=to, **values)
+        .execution_options(synchronize_session="fetch")
+    )
+    if moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        return False
+    unit.note(
+        f"migration.{to}",
+        vm=migration.vm.name,
+        migration=migration.id,
+        source=migration.source.name,
+        target=migration.target.name,
+    )
+    unit.ring(f"migration.{migration.id}")
+    return True
+
+
+def remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
+    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail."""
+    found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
+    migration.problems = sorted(found, key=lambda problem: problem["code"] != "target_failed")
+
+
+def roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:
+    """Decide that the source keeps the guest. Whoever finds the migration handed over already is too late."""
+    if migration.state is MigrationState.RUNNING:
+        move_migration(unit, migration, MigrationState.ROLLING_BACK)
+    if migration.state is MigrationState.ROLLING_BACK:
+        advance_undo(unit, attempt)
+
+
+def advance_undo(unit: Unit, attempt: Attempt, *, silent: Side | None = None) -> None:
+    """Make ready the next step to be undone, in reverse order, once nothing runs any more; at the end close the
+    attempt.
+
+    A side whose node is `silent`, or whose worker was lost in this step, is passed by: its undo waits for it, and the
+    other side's goes on, because the target cannot win any more and a guest that is paused on the source must not wait
+    for a host that may never come back.
+    """
+    unit.session.flush()
+    steps = sorted(attempt.steps, key=lambda step: step.position, reverse=True)
+    for step in steps:
+        if step.state is StepState.READY or (step.state is StepState.FAILED and step.started_at is None):
+            step.state = StepState.WAITING  # nobody ever began it
+    if any(step.state in (StepState.RUNNING, StepState.UNDOING) and step.side is not silent for step in steps):
+        return
+    passed: set[Side] = set()
+    for step in steps:
+        if step.side in passed:
+            continue
+        if step.state in (StepState.DONE, StepState.FAILED) and step.phase not in _WITHOUT_UNDO:
+            step.state, step.ready_at = StepState.UNDO_READY, now()
+            unit.send(message_for(step))
+        if step.state in (StepState.RUNNING, StepState.UNDO_READY, StepState.UNDOING):
+            if step.side is not silent and not step.notes.get(LOST):
+                return
+            passed.add(step.side)
+    if passed:
+        return
+    attempt.finished_at = now()
+    migration = attempt.migration
+    ended = MigrationState.CANCELLED if migration.cancel_asked else MigrationState.UNDONE
+    move_migration(unit, migration, ended, finished_at=now())
