@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     tls: bool = True
     max_bandwidth_bytes_per_s: int = Field(default=0, ge=0)
     downtime_limit_ms: int = Field(default=30, ge=1, le=60_000)
+    migration_timeout_s: float = Field(default=0.0, ge=0)
+    stall_timeout_s: float = Field(default=120.0, ge=0)
 
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)

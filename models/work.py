@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
@@ -33,6 +33,8 @@ class Migration(Base):
 
     `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
     `epoch` is the VM's when the migration was filed: the hand-over counts it up, and only if it is still the same.
+    `timeout_s` is how long all of it may take before the hand-over, `stall_s` how long a phase may show no progress; 0
+    is no limit.
     """
 
     __tablename__ = "migration"
@@ -55,6 +57,8 @@ class Migration(Base):
     needs_operator: Mapped[bool] = mapped_column(default=False)
     problems: Mapped[list[Any]] = mapped_column(default=list)
     downtime_ms: Mapped[float | None]
+    timeout_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
+    stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -37,6 +37,11 @@ SETTINGS: Mapping[str, str] = {
     "volume, in bytes per second; 0 is none. The TPM's few bytes do not count.",
     "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s, for a "
     "guest that dirties RAM faster than it can be sent.",
+    "migration_timeout_s": "How long a migration may take until the hand-over, in seconds, unless `haulier migrate "
+    "--timeout-s` says otherwise; then it is undone. 0 is no limit.",
+    "stall_timeout_s": "How long a phase may show no progress, in seconds, unless `haulier migrate --stall-timeout-s` "
+    "says otherwise; then the migration is undone. 0 is no limit. While the guest is paused, it is "
+    "HAULIER_PAUSE_LEASE_S instead.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",
@@ -44,7 +49,8 @@ SETTINGS: Mapping[str, str] = {
     "pause_lease_s": "The same while a guest is paused in its switch-over: for so long it may stand still for a worker "
     "that has died.",
     "reconcile_s": "How often lost messages and dead workers are looked for, in seconds.",
-    "tpm_quarantine_s": "For how many seconds the TPM state that a VM left behind is kept before it is destroyed.",
+    "tpm_quarantine_s": "For how many seconds the TPM state that a VM left behind is kept before it is destroyed, and "
+    "a volume that a migration left although it is over (docs/recovery.md).",
 }
 
 CONF: Mapping[str, str] = {

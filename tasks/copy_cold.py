@@ -23,7 +23,13 @@ async def run(work: StepRun) -> Notes:
         begun = time.monotonic()
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), volume.device, work.keys())
-        await send_image(volume.source_path, export, format=volume.format, max_bytes_per_s=at_most)
+        await send_image(
+            volume.source_path,
+            export,
+            format=volume.format,
+            max_bytes_per_s=at_most,
+            report=work.meter(volume.device, volume.size_bytes),
+        )
         update_transfer(work.context, volume.id, bytes=volume.size_bytes, seconds=time.monotonic() - begun)
     return {}
 

@@ -45,7 +45,7 @@ async def run(work: StepRun) -> Notes:
     Tried again after the hand-over was committed, it goes on with letting the guest run. A QEMU that dies after the
     commit is the guest's death and no migration's: the VM is `lost` here, with its newest disks and TPM.
     """
-    view = work.view
+    view, lost = work.view, False
     async with work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell:
         try:
             async with open_monitor(work.place.control) as monitor:
@@ -59,9 +59,12 @@ async def run(work: StepRun) -> Notes:
                 raise
             if not (view.handed_over or "committed" in work.marks):
                 raise _in_its_own_words(work, error) from error
+            lost = True
             stop_target(work)
             record_settled(work.context, view, state=VmState.LOST)
     await asyncio.to_thread(_afterwards, work)
+    if lost:
+        work.place.clear()
     return {}
 
 
@@ -155,6 +158,9 @@ async def _let_run_again(work: StepRun, monitor: Monitor) -> None:
 
 async def _let_run(work: StepRun, monitor: Monitor, sent: SourceNote) -> None:
     """The guest is ours: from here on no failure gives it back. One that was paused before stays paused."""
+    # For the day on which somebody asks what runs here; a full disk must not keep the guest waiting.
+    with contextlib.suppress(OSError):
+        work.place.note_epoch(work.view.epoch + 1)
     downtime_ms: float | None = None
     if sent.was_running:
         try:

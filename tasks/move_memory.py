@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
+from haulier.hypervisor.dead_links import cut_on_failure
 from haulier.hypervisor.disks import finish_mirrors
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
@@ -59,9 +60,9 @@ async def run(work: StepRun) -> Notes:
             max_bandwidth_bytes_per_s=min(at_most, FIRST_PACE.bytes_per_s),
             downtime_limit_ms=FIRST_PACE.downtime_limit_ms,
         )
-        async with reporting(lambda: _report(work, monitor)):
+        async with cut_on_failure(monitor), reporting(lambda: _report(work, monitor)):
             await _wait_for_pause(work, monitor, pacer)
-        await _switch_over(work, monitor)
+            await _switch_over(work, monitor)
         await _note(work, was_running=pacer.guest_runs)
         await fault_point("move_memory.noted")
         # The end of this step needs the database and a core, and so does the target now, with the guest paused.
@@ -140,7 +141,12 @@ async def _switch_over(work: StepRun, monitor: Monitor) -> None:
 
 async def _report(work: StepRun, monitor: Monitor) -> None:
     sent = await stream.read_stream(monitor)
-    work.progress["ram"] = {"bytes": sent.total - sent.remaining, "bytes_total": sent.total}
+    # What is left may not change for a while, under a guest that dirties as fast as is sent; what was sent does.
+    work.progress["ram"] = {
+        "bytes": sent.total - sent.remaining,
+        "bytes_total": sent.total,
+        "sent_bytes": sent.transferred,
+    }
 
 
 async def undo(work: StepRun) -> None:

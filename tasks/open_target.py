@@ -98,7 +98,8 @@ async def undo(work: StepRun) -> None:
 
 def stop_target(work: StepRun) -> None:
     """Make sure that nothing of this VM runs on the target. Safe to call twice."""
-    machine.stop_now(work.place)
+    # Killed without being asked: it has nothing to save, and the source's guest may stand still until it is dead.
+    machine.stop_now(work.place, patience_s=0.0)
     stop_swtpm(work.place)
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, StepFailed
+from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 from haulier.fault_points import fault_point
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
@@ -25,6 +27,7 @@ from haulier.hypervisor.tls import KeyFolder, greeting_key
 from haulier.services import chain
 from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step, take_port
 from haulier.services.context import Context
+from tasks.lease import Lease
 from tasks.surroundings import ThisNode, context, this_node
 
 log = structlog.get_logger()
@@ -76,6 +79,18 @@ class StepRun:
         """Write something down before the step ends."""
         note_on_step(self.context, self.claim, **notes)
 
+    def meter(self, device: str, total: int) -> Callable[[int], None]:
+        """What a volume's copy reports to: bytes so far, of `total`. It may read a little more than that."""
+
+        def report(done: int) -> None:
+            self.progress[device] = {"bytes": min(done, total), "bytes_total": total}
+
+        return report
+
+    def lease(self) -> Lease:
+        """What keeps the step ours while it works."""
+        return Lease(self.context, self.claim, self.progress, self.marks, self.view.stall_s)
+
     def listen_on(self, node: NodeView, purpose: str, *, avoid: frozenset[int] = frozenset()) -> NbdServer:
         """A port of this node that no other migration has."""
         port = take_port(self.context, self.view.attempt_id, node, purpose, avoid=avoid)
@@ -96,7 +111,7 @@ def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
     bound.info("step.begin")
     try:
         work = StepRun(around, held, load_view(around, held.attempt_id))
-        notes = asyncio.run(_with_lease(work, act)) if act else None
+        notes = asyncio.run(work.lease().hold_for(_in_turn(work, act))) if act else None
     except HaulierError as error:
         bound.warning("step.failed", code=error.code, message=error.problem.message)
         problems = error.problems if isinstance(error, Refused) else (error.problem,)
@@ -127,21 +142,37 @@ def _outcome_of(error: HaulierError) -> chain.Outcome:
     return chain.Outcome.NEEDS_OPERATOR if isinstance(error, NeedsOperator) else chain.Outcome.FAILED
 
 
-async def _with_lease(work: StepRun, act: Act) -> Notes | None:
-    """Run the phase beside a task that prolongs the lease; when that says so, the phase is given up."""
-    phase = asyncio.create_task(_from_point_to_point(work, act))
-    keeper = asyncio.create_task(_keep_lease(work))
+class _Turns:
+    """A lock for each attempt that a thread of this process works at."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: weakref.WeakValueDictionary[int, threading.Lock] = weakref.WeakValueDictionary()
+
+    def of(self, attempt_id: int) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(attempt_id, threading.Lock())
+
+
+_turns = _Turns()
+_TURN_S = 0.05
+
+
+async def _in_turn(work: StepRun, act: Act) -> Notes | None:
+    """Of one attempt only one step at a time is worked at on this node.
+
+    A step may have lost its lease without knowing: its thread was in code that awaits nothing, or the whole worker was
+    frozen, and it goes on until it awaits again. An undo that ran beside it would leave what it makes meanwhile.
+    """
+    turn = _turns.of(work.claim.attempt_id)
+    if not turn.acquire(blocking=False):
+        while not turn.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads wakes no loop
+            await asyncio.sleep(_TURN_S)
+        work.view = load_view(work.context, work.claim.attempt_id)
     try:
-        await asyncio.wait({phase, keeper}, return_when=asyncio.FIRST_COMPLETED)
-        if not phase.done():
-            phase.cancel()
-            try:
-                await phase
-            except asyncio.CancelledError as error:
-                raise StepFailed("given_up", "the migration is being undone", "See the other steps.") from error
-        return phase.result()
+        return await _from_point_to_point(work, act)
     finally:
-        keeper.cancel()
+        turn.release()
 
 
 async def _from_point_to_point(work: StepRun, act: Act) -> Notes | None:
@@ -150,26 +181,6 @@ async def _from_point_to_point(work: StepRun, act: Act) -> Notes | None:
     notes = await act(work)
     await fault_point(f"{name}.ends")
     return notes
-
-
-async def _keep_lease(work: StepRun) -> None:
-    """Return when the step is to be given up."""
-    settings = work.context.settings
-    renewed = time.monotonic()
-    while time.monotonic() - renewed < settings.lease_s:
-        await asyncio.sleep(min(settings.lease_s / 3, 1.0))
-        progress = dict(work.progress) or None
-        try:
-            alive = await asyncio.to_thread(
-                chain.renew, work.context, work.claim, lease_s=settings.lease_s, progress=progress
-            )
-        except SQLAlchemyError as error:
-            # A database that is away for a moment ends nothing as long as the lease lasts.
-            log.warning("lease.not_renewed", step=work.claim.step_id, error=str(error).splitlines()[0])
-            continue
-        if not alive:
-            return
-        renewed = time.monotonic()
 
 
 @contextlib.asynccontextmanager

@@ -43,7 +43,7 @@ async def run(work: StepRun) -> Notes:
         copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0"))
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), tpm.device, work.keys())
-        await send_image(copy, export, format="raw")
+        await send_image(copy, export, format="raw", report=work.meter(tpm.device, tpm.size_bytes))
     finally:
         destroy_image(copy)
     update_transfer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from haulier.cli.around import context
 from haulier.cli.output import complain, show, show_text, size, table
@@ -14,6 +14,7 @@ from haulier.services import migrations
 
 app = App(name="migration", help="Show, list, cancel and retry migrations.")
 Flag = Annotated[bool, Parameter(negative=())]
+Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
 
 def explain(name: str, /, *, to: str) -> int:
@@ -36,7 +37,16 @@ def explain(name: str, /, *, to: str) -> int:
     return 2 if document["refusals"] else 0
 
 
-def migrate(name: str, /, *, to: str, offline: Flag = False, wait: Flag = False) -> int:
+def migrate(
+    name: str,
+    /,
+    *,
+    to: str,
+    offline: Flag = False,
+    wait: Flag = False,
+    timeout_s: Seconds | None = None,
+    stall_timeout_s: Seconds | None = None,
+) -> int:
     """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked.
 
     Parameters
@@ -49,9 +59,14 @@ def migrate(name: str, /, *, to: str, offline: Flag = False, wait: Flag = False)
         Move it while it is stopped; refused, because that is not built yet.
     wait
         Return when it is over, and show how it goes.
+    timeout_s
+        Undo it when the guest was not handed over after so many seconds; 0: however long it takes.
+    stall_timeout_s
+        Undo it when a phase shows no progress for so many seconds; 0: never.
     """
     around = context()
-    migration_id = migrations.file_migration(around, name, target=to, offline=offline)
+    limits = migrations.Limits(timeout_s, stall_timeout_s)
+    migration_id = migrations.file_migration(around, name, target=to, offline=offline, limits=limits)
     until = migrations.is_over if wait else migrations.is_past_check
     with live_migration(wanted=wait) as look:
         document = migrations.await_migration(around, migration_id, until=until, look=look)

@@ -47,6 +47,10 @@ class Drive:
         return self.role in (Role.CDROM, Role.CLOUDINIT)
 
 
+# Everything that is added to a running QEMU has a name that begins so: an undo finds it without remembering it.
+PREFIX = "haulier-"
+
+
 def node_name(device: str) -> str:
     """The block node that a device's guest sees, and that mirrors, exports and bitmaps are attached to."""
     return f"drive-{device}"

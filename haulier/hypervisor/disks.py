@@ -1,24 +1,25 @@
 """Disks of a running VM: served by the target's QEMU over NBD, mirrored by the source's.
 
-Everything that is added to a QEMU has a name that begins with `haulier-`, so that an undo finds it without remembering
-it. The TPM's state is no disk: QEMU never has it open, and nothing here takes a volume's role for granted (`Mirror`
-refuses it).
+The TPM's state is no disk: QEMU never has it open, and nothing here takes a volume's role for granted (`Mirror` refuses
+it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from haulier.errors import Refused, StepFailed
-from haulier.hypervisor.devices import node_name
+from haulier.hypervisor.dead_links import cut_links
+from haulier.hypervisor.devices import PREFIX, node_name
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
+from haulier.hypervisor.nbd import require_answer
 from haulier.hypervisor.sockets import hand_to_qemu, listen_on
 from haulier.hypervisor.tls import OBJECT_ID
 
-PREFIX = "haulier-"
 _LISTENER = "haulier-nbd"
 
 
@@ -89,8 +90,9 @@ async def stop_serving(monitor: Monitor) -> None:
 
 async def start_mirror(monitor: Monitor, mirror: Mirror, *, max_bytes_per_s: int = 0) -> None:
     """On the source: connect to the target's export and begin to copy the whole disk onto it (0: as fast as it
-    goes).
+    goes). Raises StepFailed when the target does not answer.
     """
+    await require_answer(mirror.server)
     await monitor.execute_raw(
         "blockdev-add",
         {
@@ -152,11 +154,16 @@ async def finish_mirrors(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
 
 
 async def drop_mirrors(monitor: Monitor) -> None:
-    """On the source: cancel whatever mirror of ours still runs and remove the nodes. Safe to call twice."""
-    for job in await _jobs(monitor):
-        await monitor.execute("block-job-cancel", device=job["device"], force=True)
-    while remaining := {job["device"] for job in await _jobs(monitor)}:
-        await monitor.wait_for(lambda event: event.name in _ENDINGS and event.data.get("device") in remaining)
+    """On the source: end whatever mirror of ours still runs and remove the nodes. Safe to call twice."""
+    running = {job["device"] for job in await _jobs(monitor)}
+    # A job that is only cancelled waits for what is under way to the target, over a dead link for ever.
+    await cut_links(monitor)
+    for job in running:
+        with suppress(StepFailed):  # it has just ended by itself
+            await monitor.execute("block-job-cancel", device=job, force=True)
+    while running:
+        ended = await monitor.wait_for(lambda event: event.name in _ENDINGS and event.data.get("device") in running)
+        running.discard(ended.data["device"])
     for node in await monitor.execute("query-named-block-nodes", flat=True):
         if node["node-name"].startswith(PREFIX):
             await monitor.execute("blockdev-del", node_name=node["node-name"])

@@ -7,11 +7,12 @@ other byte.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from haulier.hypervisor.processes import end
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 
 VOLUME_EXISTS = "volume_exists"
+_REPORT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +90,36 @@ def remove_image(path: Path) -> None:
 
 
 def destroy_image(path: Path) -> None:
-    """Overwrite and remove a file that held secrets. Safe to call twice.
+    """Overwrite and remove a file that held secrets. Safe to call twice, and on a storage that is full.
 
     (A storage that copies on write may keep the old bytes.)
     """
     try:
         # Never through a link: what it leads to is not ours to overwrite.
         with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            for start in range(0, size, 1 << 20):
-                file.write(bytes(min(1 << 20, size - start)))
+            for start, end in tuple(_extents(file.fileno())):
+                file.seek(start)
+                for at in range(start, end, 1 << 20):
+                    file.write(bytes(min(1 << 20, end - at)))
             file.flush()
             os.fsync(file.fileno())
     except FileNotFoundError:
         return
     path.unlink(missing_ok=True)
+
+
+def _extents(file: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that hold data: what is written there needs no room that the file has not got already."""
+    end, size = 0, os.lseek(file, 0, os.SEEK_END)
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, end
 
 
 def image_info(path: Path, *, format: str) -> ImageInfo:
@@ -157,10 +173,13 @@ def stop_carrier(place: VmPlace) -> None:
     end(place.carrier)
 
 
-async def send_image(path: Path, to: RemoteExport, *, format: str, max_bytes_per_s: int = 0) -> None:
+async def send_image(
+    path: Path, to: RemoteExport, *, format: str, report: Callable[[int], None], max_bytes_per_s: int = 0
+) -> None:
     """Copy an image's contents into a carrier's export and flush it there; as fast as it goes, or at most that fast.
 
-    Raises StepFailed when the copy failed; the target then holds some of it and is to be written again or freed.
+    `report` is told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then
+    holds some of it and is to be written again or freed.
     """
     target = f"driver=nbd,server.type=inet,server.host={to.server.address},server.port={to.server.port}"
     target += f",export={to.export}"
@@ -173,9 +192,15 @@ async def send_image(path: Path, to: RemoteExport, *, format: str, max_bytes_per
     process = await asyncio.create_subprocess_exec(
         *words, os.fspath(path), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    saying = asyncio.ensure_future(process.communicate())
     try:
-        said, _ = await process.communicate()
+        while not saying.done():
+            await asyncio.wait({saying}, timeout=_REPORT_S)
+            if (done := _bytes_read(process.pid)) is not None:
+                report(done)
+        said, _ = saying.result()
     finally:
+        saying.cancel()
         if process.returncode is None:
             process.kill()
             await process.wait()
@@ -185,6 +210,18 @@ async def send_image(path: Path, to: RemoteExport, *, format: str, max_bytes_per
             f"{path.name} could not be copied: {said.decode(errors='replace').strip()}",
             "Look at both nodes.",
         )
+
+
+def _bytes_read(pid: int) -> int | None:
+    """What a process has read so far; None once it has ended.
+
+    qemu-img's own progress comes in steps of a hundredth of the image, which may be minutes apart.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except OSError:
+        return None
+    return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
 def _qemu_img(*words: str) -> str:

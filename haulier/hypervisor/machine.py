@@ -76,9 +76,12 @@ async def shut_down(place: VmPlace, *, grace_s: float) -> bool:
     return stop_now(place)
 
 
-def stop_now(place: VmPlace) -> bool:
-    """Make sure that no QEMU of this VM runs here. Safe to call twice. Returns whether one did."""
-    return end(place.qemu)
+def stop_now(place: VmPlace, *, patience_s: float = 5.0) -> bool:
+    """Make sure that no QEMU of this VM runs here. Safe to call twice. Returns whether one did.
+
+    It is asked first, and killed when it has not ended after `patience_s`.
+    """
+    return end(place.qemu, patience_s=patience_s)
 
 
 def said_last(place: VmPlace, *, since: int = 0) -> str:

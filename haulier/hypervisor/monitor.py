@@ -57,11 +57,14 @@ class Monitor:
         call = {name.replace("_", "-"): value for name, value in arguments.items() if value is not None}
         return await self.execute_raw(command, call)
 
-    async def execute_raw(self, command: str, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
-        """The same with the arguments as QMP spells them (block node options have underscores of their own)."""
+    async def execute_raw(self, command: str, arguments: dict[str, Any], *, urgent: bool = False) -> Any:  # noqa: ANN401
+        """The same with the arguments as QMP spells them (block node options have underscores of their own).
+
+        An `urgent` one is run out of band: QEMU obeys while its main loop stands still. Few commands can be.
+        """
         try:
             async with asyncio.timeout(ANSWER_S):
-                return await self._client.execute(command, arguments or None)
+                return await self._client.execute(command, arguments or None, oob=urgent)
         except ExecuteError as error:
             raise StepFailed(
                 "qmp_refused", f"QEMU refused {command}: {error.error.error.desc}", "QEMU's own words; see its log."

@@ -7,6 +7,7 @@ sockets from 8.1 on. A socket that is accepted has the option of the one that li
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 from haulier.errors import StepFailed
@@ -14,7 +15,7 @@ from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor
 
 PORT_TAKEN = "port_taken"
-_CONNECT_S = 10.0
+_CONNECT_S = 5.0
 
 
 def listen_on(server: NbdServer) -> socket.socket:
@@ -33,10 +34,16 @@ def listen_on(server: NbdServer) -> socket.socket:
     return listener
 
 
-def connect_to(server: NbdServer) -> socket.socket:
-    """A connection to the target. Raises StepFailed when nobody answers there."""
+async def connect_to(server: NbdServer) -> socket.socket:
+    """A connection to the target. Raises StepFailed when nobody answers there.
+
+    QEMU's own attempt would keep its main loop, and with it the guest, waiting for minutes over a link that is cut.
+    """
     try:
-        connection = socket.create_connection((server.address, server.port), timeout=_CONNECT_S)
+        # In a thread, because whoever waits here has a lease to prolong.
+        connection = await asyncio.to_thread(
+            socket.create_connection, (server.address, server.port), timeout=_CONNECT_S
+        )
     except OSError as error:
         raise StepFailed(
             "target_unreachable",

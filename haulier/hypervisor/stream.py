@@ -89,7 +89,7 @@ async def send(
         max_bandwidth=max_bandwidth_bytes_per_s or UNLIMITED_BYTES_PER_S,
         downtime_limit=downtime_limit_ms,
     )
-    with connect_to(server) as connection:
+    with await connect_to(server) as connection:
         if key:
             await greeting.greet(connection, key)
         await hand_to_qemu(monitor, connection, _CONNECTION)

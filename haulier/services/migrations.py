@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from haulier.definition import Role
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, VolumeFacts, choose_method
 from haulier.planner.refusals import FilingFacts, refuse_filing
-from haulier.services.chain import start_attempt, take_up_again
+from haulier.services.chain import start_attempt
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.nodes import silent_s
+from haulier.services.recovery import take_up_again
 from models import (
     Attempt,
     Locality,
@@ -72,13 +74,26 @@ def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
         }
 
 
-def file_migration(context: Context, vm_name: str, *, target: str, offline: bool = False) -> int:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a migration may take, and how long a phase may show no progress, in seconds.
+
+    0 is no limit, None is what the settings say.
+    """
+
+    timeout_s: float | None = None
+    stall_s: float | None = None
+
+
+def file_migration(
+    context: Context, vm_name: str, *, target: str, offline: bool = False, limits: Limits = Limits()
+) -> int:
     """File a migration and start its chain. Returns its id.
 
     Raises Refused with all reasons; nothing is written then.
     """
     try:
-        return _file(context, vm_name, target=target, offline=offline)
+        return _file(context, vm_name, target=target, offline=offline, limits=limits)
     except IntegrityError as error:
         # Somebody else filed one between our look and our row; SQL lets only one of us through.
         if not any(name in str(error.orig) for name in ("uq_migration_one_open", "migration.vm_id")):
@@ -86,7 +101,8 @@ def file_migration(context: Context, vm_name: str, *, target: str, offline: bool
         raise Refused("migration_open", f"VM {vm_name} is already in a migration", "haulier migration list") from error
 
 
-def _file(context: Context, vm_name: str, *, target: str, offline: bool) -> int:
+def _file(context: Context, vm_name: str, *, target: str, offline: bool, limits: Limits) -> int:
+    settings = context.settings
     with context.unit() as unit:
         vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
         choices = _choices(unit.session, vm, node)
@@ -99,6 +115,8 @@ def _file(context: Context, vm_name: str, *, target: str, offline: bool) -> int:
             target_id=node.id,
             epoch=vm.epoch,
             offline=offline,
+            timeout_s=settings.migration_timeout_s if limits.timeout_s is None else limits.timeout_s,
+            stall_s=settings.stall_timeout_s if limits.stall_s is None else limits.stall_s,
             created_at=now(),
             state=MigrationState.QUEUED,
         )
@@ -274,10 +292,11 @@ def retry_migration(context: Context, migration_id: int) -> int:
                 "not_to_be_retried", f"migration {migration_id} is {migration.state}", "Only failed ones are."
             )
         vm, target, offline = migration.vm.name, migration.target.name, migration.offline
+        limits = Limits(migration.timeout_s, migration.stall_s)
     if needs_operator:
         take_up_again(context, migration_id)
         return migration_id
-    return file_migration(context, vm, target=target, offline=offline)
+    return file_migration(context, vm, target=target, offline=offline, limits=limits)
 
 
 def list_migrations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:

@@ -25,14 +25,18 @@ TPM = "tpmstate0: local:{name}/tpm.raw,size=4M,version=v2.0"
 
 @dataclass
 class Guest:
-    """One VM. `conf` are the lines of its file that tell of volumes and cards, `{name}` being the VM's."""
+    """One VM. `conf` are the lines of its file that tell of volumes and cards, `{name}` being the VM's.
+
+    `tpm_may_fail`: its swtpm was killed, so that some of its TPM's answers were errors; what it was told was written
+    must be there all the same.
+    """
 
     stack: Stack
     name: str
     boot: str
     conf: tuple[str, ...] = (DISK, TPM)
     memory_mib: int = 64
-    seen_ticks: int = field(default=0, init=False)
+    tpm_may_fail: bool = field(default=False, init=False)
 
     def define(self, node: str = "alpha") -> Any:
         """Write its file and have it taken over."""
@@ -60,9 +64,9 @@ class Guest:
         """Migrate it and wait for the end."""
         return self.stack.haulier("migrate", self.name, "--to", target, "--wait", *words)
 
-    def begin_migrate(self, target: str) -> Command:
+    def begin_migrate(self, target: str, *words: str) -> Command:
         """Migrate it beside the test."""
-        return self.stack.begin("migrate", self.name, "--to", target, "--wait")
+        return self.stack.begin("migrate", self.name, "--to", target, "--wait", *words)
 
     def move(self, target: str) -> Any:
         """Migrate it, insist that it worked and that the guest goes on there; give the migration's document."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 
 from haulier.errors import Refused, StepFailed
 from haulier.hypervisor import disks, machine, stream
+from haulier.hypervisor.devices import PREFIX
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import Monitor
 from tests.contract.real import (
@@ -80,7 +83,7 @@ def test_mirror_brings_the_disk_over(make_place: Callable[[str], VmPlace]) -> No
 
 async def left_over(monitor: Monitor) -> list[str]:
     nodes = await monitor.execute("query-named-block-nodes", flat=True)
-    return [node["node-name"] for node in nodes if node["node-name"].startswith(disks.PREFIX)]
+    return [node["node-name"] for node in nodes if node["node-name"].startswith(PREFIX)]
 
 
 def test_mirror_in_the_middle_is_dropped(make_place: Callable[[str], VmPlace]) -> None:
@@ -114,6 +117,27 @@ def test_mirror_whose_target_dies(make_place: Callable[[str], VmPlace]) -> None:
                 await disks.finish_mirrors(source, [mirror])
             await disks.drop_mirrors(source)
             assert await left_over(source) == []
+
+    run(work())
+
+
+def test_mirror_whose_target_does_not_answer_any_more(make_place: Callable[[str], VmPlace]) -> None:
+    """Its host's kernel still takes what is sent; a job that is only cancelled waits for the answers for ever."""
+
+    async def work() -> None:
+        async with pair(make_place, os.urandom(1 << 20)) as (source, _, mirror):
+            await disks.start_mirror(source, mirror, max_bytes_per_s=1 << 18)
+            target = make_place("target").qemu.pid()
+            assert target
+            os.kill(target, signal.SIGSTOP)
+            try:
+                await source.execute("block-job-set-speed", device=mirror.job, speed=0)
+                async with asyncio.timeout(20):
+                    await disks.drop_mirrors(source)
+                assert await left_over(source) == []
+                assert await monitor_jobs(source) == []
+            finally:
+                os.kill(target, signal.SIGCONT)
 
     run(work())
 

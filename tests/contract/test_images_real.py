@@ -23,6 +23,7 @@ from haulier.hypervisor.images import (
     stop_carrier,
 )
 from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.nbd import require_answer
 from haulier.hypervisor.tls import KeyFolder
 from tests.contract.real import (
     OTHER_SECRET,
@@ -47,7 +48,7 @@ def carrying(place: VmPlace, target: Path, *, secure: bool = True) -> Iterator[N
 
 
 def send(source: Path, to: NbdServer, key: KeyFolder | None, *, export: str = "tpmstate0") -> None:
-    run(send_image(source, RemoteExport(to, export, key), format="raw"))
+    run(send_image(source, RemoteExport(to, export, key), format="raw", report=lambda _: None))
 
 
 @pytest.fixture
@@ -64,6 +65,13 @@ def test_carrier_receives_what_was_sent(place: VmPlace, source: Path, tmp_path: 
         send(source, to, keys(tmp_path / "sender") if secure else None)
     assert target.read_bytes() == source.read_bytes()
     assert place.carrier.pid() is None
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_carrier_answers_who_only_asks(place: VmPlace, tmp_path: Path, *, secure: bool) -> None:
+    with carrying(place, tmp_path / "target.raw", secure=secure) as to:
+        for _ in range(2):
+            run(require_answer(to))
 
 
 @pytest.mark.parametrize("secret", [OTHER_SECRET, None], ids=["wrong key", "no key"])

@@ -44,6 +44,20 @@ def test_destroyed_bytes_are_gone_under_every_name(tmp_path: Path, size: int) ->
     assert other.read_bytes() == bytes(size)
 
 
+def test_destroying_needs_no_room_that_the_file_has_not_got(tmp_path: Path) -> None:
+    """On a storage that is full the undo of a migration would never end."""
+    path, other = tmp_path / "tpm.raw", tmp_path / "other"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+        file.seek(32 << 20)
+        file.write(b"\xa5" * 5000)
+    other.hardlink_to(path)
+    taken = other.stat().st_blocks
+    destroy_image(path)
+    assert other.read_bytes().count(0) == 64 << 20
+    assert other.stat().st_blocks <= taken
+
+
 def test_what_a_link_leads_to_is_not_overwritten(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "tpm.raw", tmp_path / "elsewhere"
     elsewhere.write_bytes(b"somebody's")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
@@ -23,7 +24,7 @@ def listener_on_any_port(address: str = "127.0.0.1") -> tuple[socket.socket, Nbd
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_both_ends_send_at_once(address: str) -> None:
     listener, server = listener_on_any_port(address)
-    with listener, connect_to(server) as ours, listener.accept()[0] as theirs:
+    with listener, asyncio.run(connect_to(server)) as ours, listener.accept()[0] as theirs:
         assert has_no_delay(ours)
         assert has_no_delay(theirs)
         assert ours.gettimeout() is None, "QEMU's own time-outs are the ones that count"
@@ -42,7 +43,7 @@ def test_port_that_is_taken() -> None:
 def test_port_can_be_used_again_at_once() -> None:
     """A connection that was just closed lingers; the next migration must not be refused for it."""
     listener, server = listener_on_any_port()
-    with listener, connect_to(server), listener.accept()[0]:
+    with listener, asyncio.run(connect_to(server)), listener.accept()[0]:
         pass
     listen_on(server).close()
 
@@ -56,4 +57,4 @@ def test_nobody_listens() -> None:
     listener, server = listener_on_any_port()
     listener.close()
     with pytest.raises(StepFailed, match="target_unreachable"):
-        connect_to(server)
+        asyncio.run(connect_to(server))
