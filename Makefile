@@ -10,11 +10,12 @@ PYTEST := $(BIN)/pytest
 # Several at once, each with a stack of its own; who has ended helps the others.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
 # Where `make up` keeps its logs.
+RESULTS := $(CURDIR)/.build/matrix.jsonl
 STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check static unit integration acceptance bench
+.PHONY: help demo test check static unit integration acceptance matrix bench
 .PHONY: docs tpm-window up down logs migrate revision lock clean setup setup-tests
 
 help: ## this list
@@ -50,6 +51,12 @@ integration: setup-tests ## tests on a real PostgreSQL, a real broker and the re
 
 acceptance: setup-tests ## tests with real workers and real QEMUs, and kill -9
 	@$(PYTEST) $(SIDE_BY_SIDE) tests/acceptance
+
+# Three at once: a cell mostly waits. The page is written from what was right, whatever failed.
+matrix: setup-tests ## the fault matrix: every fault at every point of a migration; needs root and half an hour
+	@mkdir -p .build && rm -f $(RESULTS)
+	@CI=1 HAULIER_MATRIX=whole HAULIER_MATRIX_RESULTS=$(RESULTS) $(PYTEST) -q -n 3 --dist worksteal tests/matrix; \
+		played=$$?; $(BIN)/python -m scripts.reliability $(RESULTS) && $(BIN)/python -m scripts.docs && exit $$played
 
 bench: setup ## the figures of docs/performance.md
 	@$(BIN)/python -m bench

@@ -11,7 +11,7 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -24,10 +24,13 @@ from sqlalchemy import Enum as SqlEnum
 
 from haulier.definition import proxmox, toml_file
 from haulier.planner.methods import TABLE, Situation
+from haulier.planner.recovery import PROGRAM_RULES, STEP_RULES, Rule
 from haulier.settings import Settings
 from models import LIVE_CHAIN, PAUSE_MARKS, Base, Phase, PhaseRule
 from models.transitions import LEDGER, MIGRATION, OPERATION, STEP
 from scripts import docs_words as words
+from scripts import reliability
+from scripts.tables import table
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,12 +38,6 @@ _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DO
 
 class Undescribed(LookupError):
     """The code has something that no sentence in docs_words.py describes, or a page asks for a block nobody makes."""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def described(sentences: Mapping[str, str], names: Iterable[str], *, what: str) -> None:
@@ -246,6 +243,12 @@ def methods() -> str:
     return table(("role", "situation", "method", "because"), rows)
 
 
+def recovery(rules: Iterable[Rule[Any]]) -> str:
+    """A table of what is done with what is found; the first row that fits is the one."""
+    rows = [(str(n), rule.fact, rule.act.value, rule.because) for n, rule in enumerate(rules, start=1)]
+    return table(("#", "the fact that decides", "what is done", "because"), rows)
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "phases": phases,
     "chain": chain,
@@ -259,6 +262,11 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "toml-keys": toml_keys,
     "conf-keys": conf_keys,
     "methods": methods,
+    "recovery-steps": lambda: recovery(STEP_RULES),
+    "recovery-programs": lambda: recovery(PROGRAM_RULES),
+    "matrix-origin": reliability.origin,
+    "matrix-summary": reliability.summary,
+    "matrix-cells": reliability.cells,
 }
 
 

@@ -43,6 +43,8 @@ class Cluster(Stack):
                 **self.points.settings,
                 "HAULIER_DATABASE_URL": self.server.cluster.url(self.server.cluster.create_database()),
                 "HAULIER_NETWORK": "isolated",
+                # Nobody wants to watch two minutes of nothing.
+                "HAULIER_STALL_TIMEOUT_S": "10",
             },
         )
         self.hosts: Mapping[str, Host] = dict(zip(self.nodes, self._parts.enter_context(two_hosts()), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,8 +12,7 @@ import pytest
 
 from probe.build import build
 from tests.acceptance.conftest import TOOLS
-from tests.acceptance.guest import Guest
-from tests.matrix.cells import Result
+from tests.acceptance.guest import DISK, TPM, Guest
 from tests.matrix.cluster import Cluster
 from tests.matrix.network import TOOLS as NETWORK_TOOLS
 from tests.matrix.network import is_possible
@@ -97,20 +95,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def guest(cluster: Cluster, image: Path) -> Guest:
-    """A running VM on the source with a disk and a TPM."""
-    guest = Guest(cluster, f"vm{next(_numbers)}", f'-kernel {image} -append "tick_us=1000"')
+    """A running VM on the source with a disk, a TPM, and a volume that QEMU does not open."""
+    spare = "unused0: local:{name}/spare.raw,size=4M"
+    guest = Guest(cluster, f"vm{next(_numbers)}", f'-kernel {image} -append "tick_us=1000"', conf=(DISK, TPM, spare))
     guest.define()
     guest.start()
     return guest
 
 
 @pytest.fixture
-def note() -> Callable[[Result], None]:
-    """Keeps a cell's result for the page."""
-
-    def write(result: Result) -> None:
-        if _RESULTS:
-            with Path(_RESULTS).open("a") as file:
-                file.write(json.dumps({**result.__dict__}) + "\n")
-
-    return write
+def results() -> Path | None:
+    """Where the cells' results are kept for the page, a line each; None if nobody wants them."""
+    return Path(_RESULTS) if _RESULTS else None
