@@ -16,7 +16,7 @@ from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.dead_links import cut_on_failure
-from haulier.hypervisor.disks import finish_mirrors
+from haulier.hypervisor.disks import finish_mirrors, read_progress
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
 from haulier.hypervisor.tpm_state import read_state
@@ -147,6 +147,8 @@ async def _report(work: StepRun, monitor: Monitor) -> None:
         "bytes_total": sent.total,
         "sent_bytes": sent.transferred,
     }
+    # In the pause what moves is the mirrors: a guest that writes much has left them much to bring over.
+    work.progress["mirrored_bytes"] = {each.device: each.done for each in await read_progress(monitor)}
 
 
 async def undo(work: StepRun) -> None:
