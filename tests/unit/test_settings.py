@@ -45,6 +45,8 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "tls": ("false", False),
     "max_bandwidth_bytes_per_s": ("1000", 1000),
     "downtime_limit_ms": ("500", 500),
+    "migration_timeout_s": ("3600", 3600.0),
+    "stall_timeout_s": ("0", 0.0),
     "heartbeat_s": ("1.5", 1.5),
     "node_silent_after_s": ("9", 9.0),
     "lease_s": ("20", 20.0),
