@@ -54,10 +54,11 @@ async def run(work: StepRun) -> Notes:
 def _make(work: StepRun, volume: TransferView) -> None:
     view = work.view
     require_inside(volume.target_path, volume.target_folder)
+    # The row goes first: if we end right here, an undo finds a row without a file, never a file without a row. It goes
+    # before the ledger's too, which is given back with it.
+    take_volume(work.context, view.attempt_id, view.target, volume.target_path)
     if volume.role is VolumeRole.TPMSTATE:
         reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=view.epoch + 1)
-    # The row goes first: if we end right here, an undo finds a row without a file, never a file without a row.
-    take_volume(work.context, view.attempt_id, view.target, volume.target_path)
     try:
         create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
     except StepFailed as error:
