@@ -20,6 +20,9 @@ from haulier.errors import Refused
 # A name becomes a queue, a folder and a row; nothing that a shell or a path could read otherwise.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
+# A year: who wants to wait longer says 0. A moment that is infinitely far away has no place in a calendar.
+LONGEST_S = 31_536_000.0
+
 
 class Settings(BaseSettings):
     """All settings with their defaults; units stand in the names."""
@@ -42,8 +45,8 @@ class Settings(BaseSettings):
     tls: bool = True
     max_bandwidth_bytes_per_s: int = Field(default=0, ge=0)
     downtime_limit_ms: int = Field(default=30, ge=1, le=60_000)
-    migration_timeout_s: float = Field(default=0.0, ge=0)
-    stall_timeout_s: float = Field(default=120.0, ge=0)
+    migration_timeout_s: float = Field(default=0.0, ge=0, le=LONGEST_S)
+    stall_timeout_s: float = Field(default=120.0, ge=0, le=LONGEST_S)
 
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 from haulier.cli.around import context
 from haulier.cli.output import complain, show, show_text, size, table
@@ -14,7 +14,6 @@ from haulier.services import migrations
 
 app = App(name="migration", help="Show, list, cancel and retry migrations.")
 Flag = Annotated[bool, Parameter(negative=())]
-Seconds = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
 
 def explain(name: str, /, *, to: str) -> int:
@@ -44,8 +43,8 @@ def migrate(
     to: str,
     offline: Flag = False,
     wait: Flag = False,
-    timeout_s: Seconds | None = None,
-    stall_timeout_s: Seconds | None = None,
+    timeout_s: float | None = None,
+    stall_timeout_s: float | None = None,
 ) -> int:
     """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked.
 

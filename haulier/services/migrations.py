@@ -22,6 +22,7 @@ from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.nodes import silent_s
 from haulier.services.recovery import take_up_again
+from haulier.settings import LONGEST_S
 from models import (
     Attempt,
     Locality,
@@ -78,11 +79,17 @@ def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
 class Limits:
     """How long a migration may take, and how long a phase may show no progress, in seconds.
 
-    0 is no limit, None is what the settings say.
+    0 is no limit, None is what the settings say. Raises Refused for what is neither and no time to wait.
     """
 
     timeout_s: float | None = None
     stall_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for what, seconds in (("time-out", self.timeout_s), ("stall time-out", self.stall_s)):
+            if seconds is not None and not 0 <= seconds <= LONGEST_S:
+                words = f"a {what} of {seconds:g} s is none"
+                raise Refused("bad_time_out", words, f"Give seconds, at most {LONGEST_S:.0f}; 0 is no limit.")
 
 
 def file_migration(
