@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,12 +97,48 @@ class StepRun:
         return NbdServer(node.address, port)
 
 
+class Turns:
+    """Of one attempt only one step at a time is worked at in this process, which is its node's only worker.
+
+    A step may have lost its lease without knowing: its thread was in code that awaits nothing, or the whole worker was
+    frozen, and it goes on until it awaits again. An undo that ran beside it would leave what it makes meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: weakref.WeakValueDictionary[int, threading.Lock] = weakref.WeakValueDictionary()
+
+    @contextlib.contextmanager
+    def taken(self, attempt_id: int, *, patience_s: float) -> Iterator[bool]:
+        """Wait for the attempt's turn; False if it did not come in time."""
+        with self._guard:
+            turn = self._locks.setdefault(attempt_id, threading.Lock())
+        if not turn.acquire(timeout=patience_s):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            turn.release()
+
+
+_turns = Turns()
+
+
 def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
     """Do the work that the step's row asks for: run it or undo it.
 
-    A doubled message finds nothing to take and goes away.
+    A doubled message finds nothing to take and goes away. So does one whose attempt is still worked at here: nothing
+    was taken for it, and `sweep` sends it again.
     """
     around = context()
+    attempt_id = chain.attempt_of(around, step_id)
+    with _turns.taken(attempt_id, patience_s=around.settings.reconcile_s) as ours:
+        if ours:
+            _execute(around, step_id, run=run, undo=undo)
+
+
+def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> None:
     held = chain.claim(around, step_id, worker=socket.gethostname(), lease_s=around.settings.lease_s)
     if held is None:
         return
@@ -111,7 +147,7 @@ def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
     bound.info("step.begin")
     try:
         work = StepRun(around, held, load_view(around, held.attempt_id))
-        notes = asyncio.run(work.lease().hold_for(_in_turn(work, act))) if act else None
+        notes = asyncio.run(work.lease().hold_for(_from_point_to_point(work, act))) if act else None
     except HaulierError as error:
         bound.warning("step.failed", code=error.code, message=error.problem.message)
         problems = error.problems if isinstance(error, Refused) else (error.problem,)
@@ -140,39 +176,6 @@ def _outcome_of(error: HaulierError) -> chain.Outcome:
     if isinstance(error, Refused):
         return chain.Outcome.REFUSED
     return chain.Outcome.NEEDS_OPERATOR if isinstance(error, NeedsOperator) else chain.Outcome.FAILED
-
-
-class _Turns:
-    """A lock for each attempt that a thread of this process works at."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: weakref.WeakValueDictionary[int, threading.Lock] = weakref.WeakValueDictionary()
-
-    def of(self, attempt_id: int) -> threading.Lock:
-        with self._guard:
-            return self._locks.setdefault(attempt_id, threading.Lock())
-
-
-_turns = _Turns()
-_TURN_S = 0.05
-
-
-async def _in_turn(work: StepRun, act: Act) -> Notes | None:
-    """Of one attempt only one step at a time is worked at on this node.
-
-    A step may have lost its lease without knowing: its thread was in code that awaits nothing, or the whole worker was
-    frozen, and it goes on until it awaits again. An undo that ran beside it would leave what it makes meanwhile.
-    """
-    turn = _turns.of(work.claim.attempt_id)
-    if not turn.acquire(blocking=False):
-        while not turn.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads wakes no loop
-            await asyncio.sleep(_TURN_S)
-        work.view = load_view(work.context, work.claim.attempt_id)
-    try:
-        return await _from_point_to_point(work, act)
-    finally:
-        turn.release()
 
 
 async def _from_point_to_point(work: StepRun, act: Act) -> Notes | None:

@@ -68,6 +68,12 @@ class Claim:
     undo: bool
 
 
+def attempt_of(context: Context, step_id: int) -> int:
+    """The attempt that a step belongs to; it never belongs to another one."""
+    with context.database.read() as session:
+        return session.get_one(Step, step_id).attempt_id
+
+
 def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Claim | None:
     """Take a step that is ready to be run or undone; None if there is nothing to take (a doubled message)."""
     with context.unit() as unit:
