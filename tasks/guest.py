@@ -25,6 +25,8 @@ async def launch_guest(place: VmPlace, spec: MachineSpec, *, tpm: Path | None, s
 
     Raises StepFailed with the words of the one that failed; what runs then is for the caller's undo to stop.
     """
+    # What an earlier QEMU left, which was killed, is not this one's.
+    place.forget_epoch()
     since = log_size(place.swtpm.log)
     if tpm is not None and swtpm is not None:
         start_swtpm(place, tpm, facts=swtpm)

@@ -74,7 +74,7 @@ class HostWatch:
             case ProgramAct.STOP:
                 self._stop(seen)
             case ProgramAct.ADOPT if vm := load_vm_named(self._context, seen.vm):
-                self._note_pause(vm, seen.place, pid=seen.place.qemu.pid(), qmp=str(seen.place.qmp))
+                self._note_pause(vm, seen.place, pid=seen.pids[0][2], qmp=str(seen.place.qmp))
 
     def _look_after(self, vm: VmView) -> None:
         """A QEMU that ended by itself was powered off by its guest; one that left its pid file behind was killed."""
@@ -111,10 +111,15 @@ class HostWatch:
 
     def _stop(self, seen: Seen) -> None:
         """What was seen ends, QEMU before its swtpm; what was started since then stays."""
-        ended = [name for name, daemon, pid in seen.pids if daemon.pid() == pid and end(daemon)]
-        if ended:
-            log.warning("programs.stopped", vm=seen.vm, programs=ended)
-            note_program(self._context, self._node_id, "programs.stopped", vm=seen.vm, programs=ended)
+        there = [(name, daemon) for name, daemon, pid in seen.pids if daemon.pid() == pid]
+        if not there:
+            return
+        # Told first: if we end in between, the next look finds the rest and tells again.
+        programs = [name for name, _ in there]
+        log.warning("programs.stopped", vm=seen.vm, programs=programs)
+        note_program(self._context, self._node_id, "programs.stopped", vm=seen.vm, programs=programs)
+        for _, daemon in there:
+            end(daemon)
 
 
 def _programs(layout: NodeLayout) -> Iterator[Seen]:

@@ -12,13 +12,14 @@ from haulier.hypervisor.processes import holders
 from haulier.hypervisor.volume_paths import innermost, problem_of_path
 from haulier.services.attempts import paths_in_use, storage_folders
 from haulier.services.context import Context
-from haulier.services.orphans import Orphan, find_orphans, record_freed, record_quarantined
+from haulier.services.orphans import Orphan, find_orphans, give_back_promises, record_freed, record_quarantined
 
 log = structlog.get_logger()
 
 
 def collect_orphans(context: Context, node_id: int) -> None:
     """Put away, or free, what is this node's. Safe to call twice, and after having died at any place in it."""
+    give_back_promises(context, node_id)
     orphans = find_orphans(context, node_id)
     if not orphans:
         return

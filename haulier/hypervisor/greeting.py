@@ -68,7 +68,11 @@ async def accept(listener: socket.socket, key: bytes | None) -> socket.socket:
     proved: asyncio.Future[socket.socket] = loop.create_future()
 
     async def look(connection: socket.socket) -> None:
-        if await _is_proved(connection, key) and not proved.done():
+        if not await _is_proved(connection, key):
+            return
+        if proved.done():
+            connection.close()
+        else:
             proved.set_result(connection)
 
     async def take_all() -> None:

@@ -59,6 +59,10 @@ class VmPlace:
         """Write down, before the guest runs here, under which of the VM's epochs it was given to this QEMU."""
         self._epoch.write_text(f"{epoch}\n")
 
+    def forget_epoch(self) -> None:
+        """No QEMU here has been given the guest. Safe to call twice."""
+        self._epoch.unlink(missing_ok=True)
+
     def epoch(self) -> int | None:
         """The epoch under which the QEMU here was given the guest; None if it was not."""
         try:

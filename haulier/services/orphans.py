@@ -7,10 +7,10 @@ once. A file goes into quarantine first, because nobody knows any more why it is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, and_, select, update
 
 from haulier.clock import now
 from haulier.services.context import Context
@@ -38,22 +38,29 @@ class Orphan:
 
 
 def find_orphans(context: Context, node_id: int) -> list[Orphan]:
-    """The files to be put away, and those whose time in quarantine is over. Forgotten ports and RAM are given back."""
-    over = select(Attempt.id).where(Attempt.finished_at.is_not(None))
-    ours = (Allocation.node_id == node_id, Allocation.freed_at.is_(None), Allocation.attempt_id.in_(over))
-    expired = now() - timedelta(seconds=context.settings.tpm_quarantine_s)
+    """The files of the node that are to be put away, and those whose time in quarantine is over."""
+    kept_since = now() - timedelta(seconds=context.settings.tpm_quarantine_s)
+    is_kept = and_(Allocation.purpose == _QUARANTINED, Allocation.taken_at > kept_since)
     with context.database.read() as session:
-        found = session.scalars(select(Allocation).where(*ours).order_by(Allocation.id)).all()
-        files = [_orphan(row) for row in found if row.kind is AllocationKind.VOLUME and not _is_kept(row, expired)]
-        promises = [row.id for row in found if row.kind is not AllocationKind.VOLUME]
-    if promises:
-        with context.database.write() as session:
-            session.execute(update(Allocation).where(Allocation.id.in_(promises)).values(freed_at=now()))
-    return files
+        wanted = select(Allocation).where(*_forgotten(node_id), Allocation.kind == AllocationKind.VOLUME, ~is_kept)
+        return [_orphan(row) for row in session.scalars(wanted.order_by(Allocation.id))]
 
 
-def _is_kept(row: Allocation, expired: datetime) -> bool:
-    return row.purpose == _QUARANTINED and row.taken_at > expired
+def give_back_promises(context: Context, node_id: int) -> None:
+    """Ports and RAM of the node that nobody gave back are free again. Safe to call twice."""
+    wanted = (*_forgotten(node_id), Allocation.kind != AllocationKind.VOLUME)
+    # Looked for first: a writing transaction with every heartbeat would stand in the way of others.
+    with context.database.read() as session:
+        if session.scalar(select(Allocation.id).where(*wanted).limit(1)) is None:
+            return
+    with context.database.write() as session:
+        session.execute(update(Allocation).where(*wanted).values(freed_at=now()))
+
+
+def _forgotten(node_id: int) -> tuple[ColumnElement[bool], ...]:
+    """Open allocations of a node whose attempt is over."""
+    over = select(Attempt.id).where(Attempt.finished_at.is_not(None))
+    return Allocation.node_id == node_id, Allocation.freed_at.is_(None), Allocation.attempt_id.in_(over)
 
 
 def _orphan(row: Allocation) -> Orphan:
