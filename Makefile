@@ -9,8 +9,9 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 # Several at once, each with a stack of its own; who has ended helps the others.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
-# Where `make up` keeps its logs.
+# What the cells of `make matrix` write.
 RESULTS := $(CURDIR)/.build/matrix.jsonl
+# Where `make up` keeps its logs.
 STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 
 .DEFAULT_GOAL := help
@@ -54,7 +55,7 @@ acceptance: setup-tests ## tests with real workers and real QEMUs, and kill -9
 
 # Three at once: a cell mostly waits. The page is written from what was right, whatever failed.
 matrix: setup-tests ## the fault matrix: every fault at every point of a migration; needs root and half an hour
-	@mkdir -p .build && rm -f $(RESULTS)
+	@mkdir -p .build && : >$(RESULTS)
 	@CI=1 HAULIER_MATRIX=whole HAULIER_MATRIX_RESULTS=$(RESULTS) $(PYTEST) -q -n 3 --dist worksteal tests/matrix; \
 		played=$$?; $(BIN)/python -m scripts.reliability $(RESULTS) && $(BIN)/python -m scripts.docs && exit $$played
 
