@@ -113,6 +113,15 @@ def test_key_never_stands_on_a_command_line(place: VmPlace, tmp_path: Path) -> N
         assert key.encode() not in Path(f"/proc/{place.carrier.pid()}/cmdline").read_bytes()
 
 
+def test_server_takes_the_prime_that_it_is_given(place: VmPlace, tmp_path: Path) -> None:
+    """One that looks for its own takes up to seconds; when this fails the file is of no use any more."""
+    key = keys(place.run / "keys")
+    (key.path / "dh-params.pem").write_text("no prime")
+    create_image(tmp_path / "target.raw", format="raw", size_bytes=1 << 20)
+    with pytest.raises(StepFailed, match=r"dh-params\.pem"):
+        start_carrier(place, [CarrierExport("x", tmp_path / "target.raw", "raw")], server=server(), keys=key)
+
+
 @pytest.mark.parametrize("format", ["raw", "qcow2"])
 def test_image(tmp_path: Path, format: str) -> None:
     path = tmp_path / "deep" / "disk"

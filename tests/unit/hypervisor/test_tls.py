@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
+import math
 import re
 import stat
+from fractions import Fraction
 from pathlib import Path
 
 from hypothesis import given
@@ -42,6 +45,16 @@ def test_key_is_that_of_hkdf(tmp_path: Path) -> None:
 def test_another_for_each_secret(tmp_path_factory: object, secrets: set[bytes]) -> None:
     folder = tmp_path_factory.mktemp("keys")  # type: ignore[attr-defined]  # hypothesis forbids narrower fixtures
     assert len({key(folder, secret) for secret in secrets}) == 2
+
+
+def test_prime_is_that_of_rfc_7919(tmp_path: Path) -> None:
+    """Appendix A.1 by hand, in PKCS #3's form: two numbers, the prime and 2."""
+    key(tmp_path)
+    text = (tmp_path / "dh-params.pem").read_text()
+    e_shifted = int(sum(Fraction(1 << 1918, math.factorial(n)) for n in range(400)))
+    prime = 2**2048 - 2**1984 + (e_shifted + 560316) * 2**64 - 1
+    expected = bytes.fromhex("3082010802820101") + prime.to_bytes(257, "big") + bytes.fromhex("020102")
+    assert base64.b64decode("".join(text.splitlines()[1:-1])) == expected
 
 
 def test_another_for_each_migration_and_attempt(tmp_path: Path) -> None:
