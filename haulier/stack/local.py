@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
-from xmlrpc.client import Fault, ServerProxy
 
 from sqlalchemy.exc import SQLAlchemyError
-from supervisor.xmlrpc import SupervisorTransport
 
 from haulier.clock import now
 from haulier.errors import HaulierError, Refused, StepFailed
 from haulier.hypervisor.images import stop_carrier
 from haulier.hypervisor.layout import NodeLayout, short_name
 from haulier.hypervisor.machine import stop_now
-from haulier.hypervisor.processes import Daemon, last_words, wait_for_end
+from haulier.hypervisor.processes import last_words
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.services.context import Context
 from haulier.services.migrations import await_migration, cancel_migration, is_over, open_migrations
@@ -29,7 +24,7 @@ from haulier.services.nodes import list_nodes
 from haulier.services.vm_rows import record_ended
 from haulier.services.vms import list_vms, stop_vm
 from haulier.settings import NAME, Settings
-from haulier.stack.programs import supervisor_config
+from haulier.stack.supervisor import find_supervisor, run_programs, stop_programs
 from migrations.chain import upgrade
 from tasks.celery import app
 
@@ -66,66 +61,16 @@ def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
     prepare(settings)
     names = sorted({*nodes, *_nodes_of(settings)})
     (settings.state / "nodes.list").write_text("\n".join(names) + "\n")
-    config = settings.state / "supervisord.conf"
-    config.write_text(supervisor_config(settings, names, with_broker=not settings.broker_url))
-    supervisor = _supervisor(settings)
-    if supervisor is None:
-        _start_supervisor(settings, config)
-    else:
-        _take_over_changes(supervisor)
+    run_programs(settings, names)
     _wait_until_ready(context, names)
     return {"web": None, "nodes": names}
 
 
 def _nodes_of(settings: Settings) -> list[str]:
     """The nodes that the running stack has; a stack that is down begins anew."""
-    if _supervisor(settings) is None:
+    if find_supervisor(settings) is None:
         return []
     return (settings.state / "nodes.list").read_text().split()
-
-
-def _start_supervisor(settings: Settings, config: Path) -> None:
-    environment = {
-        # This machine's own nodes find each other here, and have no bridge that anybody promised.
-        "HAULIER_ADDRESS": "127.0.0.1",
-        "HAULIER_NETWORK": "isolated",
-        **os.environ,
-        "HAULIER_STATE": str(settings.state),
-        "HAULIER_DATABASE_URL": settings.database,
-        "HAULIER_BROKER_URL": settings.broker,
-    }
-    environment.pop("HAULIER_NODE", None)
-    log = settings.state / "logs" / "supervisord.out"
-    with log.open("ab") as output:
-        started = subprocess.run(
-            [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            check=False,
-        )
-    if started.returncode != 0:
-        raise StepFailed("stack_not_started", f"supervisord: {last_words(log)}", f"See {log}.")
-
-
-def _supervisor(settings: Settings) -> Any:  # noqa: ANN401 - an XML-RPC proxy has the methods of its server
-    """The running supervisor, or None."""
-    socket = settings.sockets / "supervisor.sock"
-    if not socket.exists():
-        return None
-    proxy = ServerProxy("http://localhost", transport=SupervisorTransport(None, None, f"unix://{socket}"))
-    try:
-        proxy.supervisor.getState()
-    except (OSError, Fault):
-        return None
-    return proxy.supervisor
-
-
-def _take_over_changes(supervisor: Any) -> None:  # noqa: ANN401
-    added, _changed, _removed = supervisor.reloadConfig()[0]
-    for name in added:
-        supervisor.addProcessGroup(name)
 
 
 def _wait_until_ready(context: Context, names: Sequence[str]) -> None:
@@ -148,7 +93,7 @@ def _wait_until_ready(context: Context, names: Sequence[str]) -> None:
 
 def _control_answers() -> bool:
     try:
-        return any("control@" in name for reply in app.control.ping(timeout=0.5) or () for name in reply)
+        return bool(app.control.ping(timeout=0.5, pattern="control@*", matcher="glob", limit=1))
     except OSError:
         return False
 
@@ -162,7 +107,7 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
     stopped: list[str] = []
     if vms and settings.database.startswith("sqlite") and not (settings.state / "haulier.db").exists():
         vms = False
-    supervisor = _supervisor(settings)
+    supervisor = find_supervisor(settings)
     if vms:
         # Without the database the processes are ended all the same, below.
         with suppress(SQLAlchemyError):
@@ -170,25 +115,13 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
                 _undo_migrations(context)
             stopped = _stop_vms(context)
     if supervisor is not None:
-        _stop_programs(settings, supervisor)
+        stop_programs(settings, supervisor)
     if vms:
         ended = set(_end_processes(settings))
         with suppress(SQLAlchemyError):
             names = [vm["name"] for vm in list_vms(context) if _folders_of(vm) in ended]
             stopped += record_ended(context, names)
     return {"stopped": supervisor is not None, "vms": stopped}
-
-
-def _stop_programs(settings: Settings, supervisor: Any) -> None:  # noqa: ANN401
-    daemon = Daemon(settings.state / "supervisord.pid", "supervisord", settings.state / "logs" / "supervisord.log")
-    for process in supervisor.getAllProcessInfo():
-        # All at once; left to itself supervisord ends one after the other. The broker is what they still need.
-        if process["name"] != "broker" and process["statename"] == "RUNNING":
-            with suppress(Fault):
-                supervisor.stopProcess(process["name"], False)
-    supervisor.shutdown()
-    if not wait_for_end(daemon, seconds=60):
-        raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")
 
 
 def _undo_migrations(context: Context) -> None:
