@@ -16,7 +16,7 @@ import pytest
 
 from probe.build import build
 from tests.acceptance.faults import Faults
-from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.guest import DISK, PACE, TPM, Guest
 from tests.acceptance.stack import PORTS, Stack
 
 TOOLS = ("qemu-system-x86_64", "qemu-img", "qemu-storage-daemon", "swtpm", "swtpm_setup", "gcc")
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _settings_of(item: pytest.Item) -> tuple[bool, ...]:
     names = getattr(item, "fixturenames", ())
-    return tuple(name in names for name in ("postgres_url", "kept_s", "faults"))
+    return tuple(name in names for name in ("postgres_url", "faults"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -141,7 +141,7 @@ def make_guest(stack: Stack, image: Path) -> Callable[..., Guest]:
         define: bool = True,
         start: bool = True,
     ) -> Guest:
-        boot = f'-kernel {image} -append "tick_us=1000 {append}"'
+        boot = f'-kernel {image} -append "{PACE} {append}"'
         guest = Guest(stack, f"vm{next(_numbers)}", boot, conf or (DISK, TPM), memory_mib)
         if define:
             guest.define(node)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from haulier.clock import now
+from haulier.settings import Settings
+from models import TpmLedger
 from tests.acceptance.guest import Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
 from tests.acceptance.waiting import wait_until
-
-
-@pytest.fixture
-def kept_s() -> int:
-    """How long old states are kept."""
-    return 12
-
-
-@pytest.fixture
-def settings(kept_s: int) -> dict[str, str]:
-    return {"HAULIER_TPM_QUARANTINE_S": str(kept_s)}
 
 
 def test_start_on_a_blank_state_is_refused(stack: Stack, guest: Guest) -> None:
@@ -65,15 +59,19 @@ def make_two(guest: Guest, make_guest: object) -> tuple[Guest, Guest]:
     return guest, other
 
 
-def test_old_state_is_kept_for_its_time_and_then_destroyed(stack: Stack, guest: Guest, kept_s: int) -> None:
+def test_old_state_is_kept_for_its_time_and_then_destroyed(stack: Stack, guest: Guest) -> None:
     before = guest.volumes()["tpmstate0"]
+    began = now()
     guest.move("beta")
     assert not before.exists()
-    (row,) = stack.table("tpm_ledger", role="quarantined")
+    (row,) = stack.table("tpm_ledger", role="quarantined", vm_id=guest.row()["id"])
+    assert began < row["keep_until"] - timedelta(seconds=Settings().tpm_quarantine_s) < now()
     kept = Path(row["path"])
     assert kept.parent == stack.state / "nodes" / "alpha" / "quarantine"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert_all_is_well(stack, guest)
-    wait_until("the old state is destroyed", lambda: not kept.exists(), deadline_s=kept_s + 20)
-    wait_until("the ledger knows", lambda: not stack.table("tpm_ledger", role="quarantined"))
+    with stack.database.write() as session:
+        session.execute(update(TpmLedger).where(TpmLedger.id == row["id"]).values(keep_until=now()))
+    wait_until("the old state is destroyed", lambda: not kept.exists())
+    wait_until("the ledger knows", lambda: stack.table("tpm_ledger", id=row["id"], role="destroyed"))
     assert_all_is_well(stack, guest)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import HaulierError
 from tests.acceptance.commands import Command
-from tests.acceptance.guest import Guest
+from tests.acceptance.guest import TICKS_PER_S, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.waiting import let_pass, wait_until
 from tests.matrix.cluster import SOURCE, TARGET, Cluster
@@ -83,8 +83,8 @@ def run_cell(cluster: Cluster, guest: Guest, fault: Fault, point: str, *, ask_pa
 
 
 def _longest_pause_ms(guest: Guest) -> float:
-    # The guest tells a pause up to two seconds after it (probe/README.md); its ticks are a millisecond each.
-    guest.wait_ticks(2500)
+    # The guest tells a pause up to two seconds after it (probe/README.md).
+    guest.wait_ticks(5 * TICKS_PER_S // 2)
     verdict = guest.verdict()
     return max(verdict.longest_gap_us, verdict.longest_pause_us) / 1000
 

@@ -12,7 +12,7 @@ import pytest
 
 from probe.build import build
 from tests.acceptance.conftest import TOOLS
-from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.guest import DISK, PACE, TPM, Guest
 from tests.matrix.cluster import Cluster
 from tests.matrix.network import TOOLS as NETWORK_TOOLS
 from tests.matrix.network import is_possible
@@ -97,7 +97,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guest(cluster: Cluster, image: Path) -> Guest:
     """A running VM on the source with a disk, a TPM, and a volume that QEMU does not open."""
     spare = "unused0: local:{name}/spare.raw,size=4M"
-    guest = Guest(cluster, f"vm{next(_numbers)}", f'-kernel {image} -append "tick_us=1000"', conf=(DISK, TPM, spare))
+    guest = Guest(cluster, f"vm{next(_numbers)}", f'-kernel {image} -append "{PACE}"', conf=(DISK, TPM, spare))
     guest.define()
     guest.start()
     return guest
