@@ -16,7 +16,7 @@ STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check static unit integration acceptance matrix bench
+.PHONY: help demo test check static unit model integration acceptance matrix bench
 .PHONY: docs tpm-window up down logs migrate revision lock clean setup setup-tests
 
 help: ## this list
@@ -46,6 +46,9 @@ static: setup
 
 unit: setup ## tests without I/O
 	@$(PYTEST) tests/unit
+
+model: setup ## a migration under every disorder, on fake hosts: 10,000 runs, half an hour; RUNS=
+	@HAULIER_MODEL_RUNS=$(or $(RUNS),10000) $(PYTEST) --numprocesses auto tests/model/test_model.py
 
 integration: setup-tests ## tests on a real PostgreSQL, a real broker and the real migrations chain
 	@$(PYTEST) tests/integration

@@ -1,0 +1,42 @@
+"""What the model test has found, each by the shortest way that leads there."""
+
+from __future__ import annotations
+
+import pytest
+
+from haulier.fakes.qemu import FakeQemu
+from models import Phase
+from tests.model.invariants import Truth, look_at_end
+from tests.model.world import Beginnings, Model, settle
+from tests.unit.services.world import TARGET
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def until(model: Model, query: str) -> None:
+    """In good order, effect by effect, until there is an answer to a question about the rows."""
+    while not model.ask(query):
+        if model.deliverable:
+            model.deliver(model.deliverable[0])
+        moves = [*model.pair.moves(), *model.effects()]
+        moves[0].make() if moves else model.let_time_pass(1.0)
+
+
+def test_guest_that_died_on_its_new_host_leaves_no_note_that_it_was_given(model: Model, beginnings: Beginnings) -> None:
+    """The next QEMU there would be taken for one that has the guest before it was let run."""
+    model.restore(beginnings[Phase.HAND_OVER, False])
+    until(model, "SELECT id FROM migration WHERE state = 'handed_over'")
+    model.kill_processes(TARGET, FakeQemu)
+    settle(model)
+    look_at_end(model, Truth(guest_killed=True))
+
+
+def test_no_reservation_in_the_ledger_outlives_a_worker_that_died_right_after_it(
+    model: Model, beginnings: Beginnings
+) -> None:
+    """An undo gives back what an allocation's row names; a reservation that was before it was found by nobody."""
+    model.restore(beginnings[Phase.RESERVE, False])
+    until(model, "SELECT id FROM tpm_ledger WHERE role = 'reserved'")
+    model.kill_worker(model.workers[f"node.{TARGET}"])
+    settle(model)
+    look_at_end(model, Truth())
