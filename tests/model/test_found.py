@@ -18,7 +18,7 @@ def until(model: Model, query: str) -> None:
     while not model.ask(query):
         if model.deliverable:
             model.deliver(model.deliverable[0])
-        moves = [*model.pair.moves(), *model.effects()]
+        moves = [*model.effects(), *model.pair.moves()]
         moves[0].make() if moves else model.let_time_pass(1.0)
 
 
@@ -29,6 +29,17 @@ def test_guest_that_died_on_its_new_host_leaves_no_note_that_it_was_given(model:
     model.kill_processes(TARGET, FakeQemu)
     settle(model)
     look_at_end(model, Truth(guest_killed=True))
+
+
+def test_target_that_died_while_it_waited_for_the_source_does_not_take_the_guest(
+    model: Model, beginnings: Beginnings
+) -> None:
+    """It has loaded all of it, and the source, which has too, can still let the guest run."""
+    model.restore(beginnings[Phase.HAND_OVER, False])
+    until(model, "SELECT id FROM step WHERE phase = 'move_memory' AND notes LIKE '%was_running%'")
+    model.kill_processes(TARGET, FakeQemu)
+    settle(model)
+    look_at_end(model, Truth())
 
 
 def test_no_reservation_in_the_ledger_outlives_a_worker_that_died_right_after_it(
