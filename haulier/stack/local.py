@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,7 +37,7 @@ _UNDO_S = 30.0
 def prepare(settings: Settings) -> None:
     """Make the state folder, the cluster secret and the database, where they are missing. Safe to call twice."""
     for folder in (settings.state, settings.sockets, settings.state / "logs", settings.state / "broker"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(folder)
     if settings.sockets.stat().st_uid != os.getuid():
         raise Refused("sockets_taken", f"{settings.sockets} belongs to somebody else", "Set HAULIER_STATE.")
     secret = settings.secret_file or settings.state / "secret"
@@ -47,6 +48,13 @@ def prepare(settings: Settings) -> None:
     upgrade(settings.database)
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused("no_state_folder", f"{folder} cannot be made: {error.strerror}", "Set HAULIER_STATE.") from error
+
+
 def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
     """Start the stack with these nodes and return when all of it answers. What runs already is left as it is.
 
@@ -54,10 +62,12 @@ def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
     """
     settings = context.settings
     if not nodes or len(set(nodes)) != len(nodes):
-        raise Refused("bad_nodes", "name each node once", "haulier up --nodes alpha,beta")
+        words = "a node is named twice" if nodes else "no node is named"
+        raise Refused("bad_nodes", words, "haulier up --nodes alpha,beta")
     for node in nodes:
         if not NAME.fullmatch(node):
-            raise Refused("bad_name", f"{node!r} is no name for a node", "Letters, digits, dot, dash and underscore.")
+            hint = "At most 63 letters, digits, dots, dashes and underscores."
+            raise Refused("bad_name", f"{node!r} is no name for a node", hint)
     prepare(settings)
     names = sorted({*nodes, *_nodes_of(settings)})
     (settings.state / "nodes.list").write_text("\n".join(names) + "\n")

@@ -87,12 +87,23 @@ def _lines(config: configparser.RawConfigParser) -> Iterable[str]:
         yield "\n"
 
 
+def _not_without_supervisord() -> list[str]:
+    """What a command line begins with so that the kernel ends the program together with supervisord.
+
+    Else one that supervisord left behind would hold its node beside the next stack, with older settings, and nobody
+    would find it. Killed, because it cannot write its log any more: nothing of Haulier needs more than that.
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
 def _program(
     words: list[str], log: Path, *, priority: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     # tasks, models and migrations are found from where tasks was found, in a checkout and in a wheel alike.
     root = str(Path(tasks.__file__).parent.parent)
     values = {"PYTHONPATH": root, **(environment or {})}
+    words = [*_not_without_supervisord(), *words]
     return {
         "command": " ".join(f'"{word}"' if " " in word or not word else word for word in words),
         "priority": str(priority),

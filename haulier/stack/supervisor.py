@@ -10,8 +10,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
+from xmlrpc.client import Error as XmlRpcError
 from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
@@ -23,6 +26,8 @@ from haulier.stack.programs import supervisor_config
 
 _STOP_S = 60.0
 _ASK_EVERY_S = 0.1
+# One that is just ending breaks off anywhere.
+_NO_ANSWER = (OSError, HTTPException, XmlRpcError, ExpatError)
 
 
 def find_supervisor(settings: Settings) -> Any:  # noqa: ANN401 - an XML-RPC proxy has the methods of its server
@@ -30,14 +35,18 @@ def find_supervisor(settings: Settings) -> Any:  # noqa: ANN401 - an XML-RPC pro
     socket = settings.sockets / "supervisor.sock"
     if not socket.exists():
         return None
-    proxy = ServerProxy("http://localhost", transport=SupervisorTransport(None, None, f"unix://{socket}"))
-    return proxy.supervisor if _answers(proxy.supervisor) else None
+    transport = SupervisorTransport(None, None, f"unix://{socket}")
+    supervisor = ServerProxy("http://localhost", transport=transport).supervisor
+    if _answers(supervisor):
+        return supervisor
+    transport.close()
+    return None
 
 
 def _answers(supervisor: Any) -> bool:  # noqa: ANN401
     try:
         supervisor.getState()
-    except (OSError, Fault):
+    except _NO_ANSWER:
         return False
     return True
 

@@ -52,6 +52,16 @@ def test_vms_outlive_the_stack_and_are_found_again(stack: Stack, guest: Guest) -
     assert_all_is_well(stack, guest)
 
 
+def test_programs_end_with_their_supervisor(stack: Stack, guest: Guest) -> None:
+    """Else they would hold the nodes beside those that the next `up` starts."""
+    os.kill(int((stack.state / "supervisord.pid").read_text()), signal.SIGKILL)
+    left = ["qemu-system-x86_64", "swtpm"]
+    wait_until("they end", lambda: sorted(each.program for each in processes_of(stack.state)) == left)
+    stack.up()
+    guest.wait_ticks()
+    assert_all_is_well(stack, guest)
+
+
 def test_guest_that_runs_although_its_row_says_stopped_is_taken_up(stack: Stack, guest: Guest) -> None:
     """As after a database that was restored from a copy, or a worker that died in the middle of a start."""
     with stack.database.write() as session:
