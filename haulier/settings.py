@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     def _port_range(cls, value: str) -> str:
         first, _, last = value.partition("-")
         if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 65536):
-            raise ValueError("a port range reads FIRST-LAST, for example 61000-61999")
+            raise ValueError("ports are FIRST-LAST, upwards and below 65536, for example 61000-61999")
         return value
 
     @field_validator("node")

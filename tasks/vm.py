@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.hypervisor import machine
@@ -21,7 +24,7 @@ from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.planner.guest_ram import guest_ram_kib
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
-from haulier.services.operations import Order, end_operation, take_operation
+from haulier.services.operations import Order, end_operation, is_hurried, take_operation
 from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
@@ -69,11 +72,20 @@ def _create(order: Order, vm: VmView) -> None:
     except HaulierError as error:
         for path in made:
             remove_image(path)
+        _remove_empty_folders(vm)
         forget_vm(context(), order.vm_id, keep_operation=order.operation_id)
         if isinstance(error, Refused):
             raise
         raise Refused(error.problem.code, error.problem.message, error.problem.hint) from error
     record_sizes(context(), order.vm_id, sizes)
+
+
+def _remove_empty_folders(vm: VmView) -> None:
+    """Those of volumes, inside of their storages."""
+    for volume in vm.volumes:
+        if volume.path.parent != volume.folder:
+            with contextlib.suppress(OSError):
+                volume.path.parent.rmdir()
 
 
 def _made_or_found(volume: VolumeView, made: list[Path]) -> int:
@@ -210,9 +222,17 @@ def stop(operation_id: int) -> None:
     _carry_out(operation_id, _stop)
 
 
+def _is_hurried(operation_id: int) -> bool:
+    # A database that is away for a moment hurries nobody.
+    with contextlib.suppress(SQLAlchemyError):
+        return is_hurried(context(), operation_id)
+    return False
+
+
 def _stop(order: Order, vm: VmView) -> None:
     place = this_node().place(vm.name)
-    asyncio.run(machine.shut_down(place, grace_s=order.arguments.get("grace_s", 0.0)))
+    grace_s = order.arguments.get("grace_s", 0.0)
+    asyncio.run(machine.shut_down(place, grace_s=grace_s, hurried=partial(_is_hurried, order.operation_id)))
     stop_swtpm(place)
     if vm.tpm and vm.tpm.path.exists():
         record_active(

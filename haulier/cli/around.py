@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 import migrations
 from haulier.errors import Refused
@@ -16,9 +16,13 @@ from models import Database
 
 @functools.cache
 def bare_context() -> Context:
-    """The surroundings without a look at the database."""
+    """The surroundings without a look at the database. Raises Refused for settings that cannot be."""
     settings = load_settings()
-    return Context(settings, Database(settings.database), Signals(settings.broker), _dispatch)
+    try:
+        database = Database(settings.database)
+    except ArgumentError as error:
+        raise Refused("bad_setting", "HAULIER_DATABASE_URL is no database's URL", "See README.md.") from error
+    return Context(settings, database, Signals(settings.broker), _dispatch)
 
 
 def _dispatch(message: Message) -> None:

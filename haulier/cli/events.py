@@ -23,13 +23,13 @@ def events(*, follow: Annotated[bool, Parameter(negative=())] = False, since: st
         Leave out what is older: a moment as 2026-05-01T12:00:00+00:00, or an age as 90s, 15m, 2h, 3d.
     """
     around, last = context(), 0
-    begin = since and moment_of(since)
+    begin = None if since is None else moment_of(since)
     with around.signals.listen("events") as bell:
         while True:
             found = list_events(around, after=last)
             for number, event in found:
                 last = number
-                if not begin or event["at"] >= begin:
+                if begin is None or event["at"] >= begin:
                     print(json.dumps(event), flush=True)  # noqa: T201 - this is the command's output
             if not follow and not found:
                 return

@@ -58,7 +58,7 @@ def _text(document: dict[str, Any]) -> str:
 
 
 @app.command(name="set")
-def set_(name: str, /, *, address: str | None = None) -> None:
+def set_(name: str, /, *, address: str) -> None:
     """Change a node.
 
     Parameters

@@ -61,6 +61,7 @@ def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
         refusals = refuse_filing(_filing_facts(context, session, vm, node, choices=choices, offline=False))
         moved = sum(volume.size_bytes or 0 for volume in vm.volumes)
         ram = int(vm.pinned.get("ram_kib", 0)) * 1024
+        rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
         return {
             "vm": vm.name,
             "source": vm.node.name,
@@ -71,7 +72,7 @@ def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
             ],
             "refusals": [problem.as_dict() for problem in refusals],
             "phases": [phase.value for phase in Phase],
-            "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / _GUESS_BYTES_PER_S, 1),
+            "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / rate, 1),
         }
 
 
@@ -295,9 +296,8 @@ def retry_migration(context: Context, migration_id: int) -> int:
         needs_operator = migration.needs_operator
         ended = (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)
         if not needs_operator and migration.state not in ended:
-            raise Refused(
-                "not_to_be_retried", f"migration {migration_id} is {migration.state}", "Only failed ones are."
-            )
+            hint = "One that was undone, cancelled or refused is, and one that waits for an operator."
+            raise Refused("not_to_be_retried", f"migration {migration_id} is {migration.state}", hint)
         vm, target, offline = migration.vm.name, migration.target.name, migration.offline
         limits = Limits(migration.timeout_s, migration.stall_s)
     if needs_operator:

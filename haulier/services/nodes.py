@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from haulier.services.lookup import find_node
 from models import Node, NodeState, Storage, Vm
 
 LOCAL_STORAGE = "local"
+# A host's name, IPv4 or IPv6.
+_ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
 def register_node(context: Context, name: str, *, facts: dict[str, Any], images: Path) -> int:
@@ -83,7 +86,9 @@ class NodeChange:
 
 
 def change_node(context: Context, name: str, change: NodeChange) -> dict[str, Any]:
-    """Change a node. Raises Refused for an unknown one."""
+    """Change a node. Raises Refused for an unknown one, and for what is no address."""
+    if change.address is not None and not _ADDRESS.fullmatch(change.address):
+        raise Refused("bad_address", f"{change.address!r} is no address", "A host's name, or an IP address.")
     with context.unit() as unit:
         node = find_node(unit.session, name)
         if change.address is not None:

@@ -81,6 +81,25 @@ def take_operation(context: Context, operation_id: int) -> Order | None:
         return Order(operation.id, operation.vm.id, operation.vm.name, operation.arguments)
 
 
+def hurry_stop(unit: Unit, vm: Vm) -> int | None:
+    """Take from a stop that is under way what is left of the guest's time. Returns its id; None if there is none."""
+    operation = unit.session.scalar(
+        select(Operation).where(
+            Operation.vm_id == vm.id, Operation.kind == OperationKind.STOP, Operation.state.in_(OPEN_OPERATION)
+        )
+    )
+    if operation is None:
+        return None
+    operation.arguments = {**operation.arguments, "grace_s": 0.0}
+    return operation.id
+
+
+def is_hurried(context: Context, operation_id: int) -> bool:
+    """Whether a stop is to wait for its guest no longer."""
+    with context.database.read() as session:
+        return not session.get_one(Operation, operation_id).arguments["grace_s"]
+
+
 def end_operation(unit: Unit, operation_id: int, state: OperationState, problems: tuple[Problem, ...] = ()) -> None:
     """Write down how an operation ended and wake up who waits for it."""
     unit.session.execute(

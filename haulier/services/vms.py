@@ -21,8 +21,8 @@ from haulier.planner.refusals import refuse_host_access
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
 from haulier.services.nodes import LOCAL_STORAGE, ensure_storage
-from haulier.services.operations import await_operation, file_operation, require_free, require_worker
-from haulier.settings import NAME
+from haulier.services.operations import await_operation, file_operation, hurry_stop, require_free, require_worker
+from haulier.settings import LONGEST_S, NAME
 from models import Locality, Node, OperationKind, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
 from models.enums import LedgerRole
 
@@ -175,12 +175,22 @@ def start_vm(context: Context, name: str) -> dict[str, Any]:
 
 
 def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[str, Any]:
-    """Ask the guest to power off, and end it when it has not within `grace_s`; at once with `now_`."""
+    """Ask the guest to power off, and end it when it has not within `grace_s`.
+
+    With `now_` it is ended at once, also when it is being asked already.
+
+    Raises Refused for a time that is none; nothing is written then.
+    """
+    if not 0 <= grace_s <= LONGEST_S:
+        hint = f"Give seconds, at most {LONGEST_S:.0f}; --now waits for nothing."
+        raise Refused("bad_grace", f"{grace_s:g} s is no time to wait", hint)
     with context.unit() as unit:
         vm = find_vm(unit.session, name)
         if vm.state is VmState.STOPPED:
             raise Refused("vm_stopped", f"VM {name} is stopped already", f"haulier vm show {name}")
-        operation = _file_on_node(context, unit, vm, OperationKind.STOP, grace_s=0.0 if now_ else grace_s)
+        operation = hurry_stop(unit, vm) if now_ else None
+        if operation is None:
+            operation = _file_on_node(context, unit, vm, OperationKind.STOP, grace_s=0.0 if now_ else grace_s)
     await_operation(context, operation, seconds=grace_s + 60)
     return show_vm(context, name)
 

@@ -134,6 +134,20 @@ def test_shut_down_and_stop(place: VmPlace) -> None:
     run(work())
 
 
+def test_shut_down_is_hurried(place: VmPlace) -> None:
+    """A guest that hears nothing of its power button has an hour, until somebody cannot wait any longer."""
+    looks = iter((False, False, True))
+
+    async def work() -> None:
+        async with qemu(place) as monitor:
+            await machine.resume(monitor)
+        assert await machine.shut_down(place, grace_s=3600.0, hurried=lambda: next(looks))
+        assert place.qemu.pid() is None
+
+    run(work())
+    assert next(looks, None) is None
+
+
 def test_event_before_the_answer_to_the_greeting(tmp_path: Path) -> None:
     """QEMU's migration thread sends its events when it likes; that was taken for a QEMU that is not there."""
     asked: list[str] = []

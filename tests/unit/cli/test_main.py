@@ -42,6 +42,7 @@ WRONG = [
     ("vm frobnicate", "vm "),
     ("node maintenance alpha perhaps", "node maintenance "),
     ("vm stop web --grace-s soon", "vm stop "),
+    ("node set beta", "node set "),
 ]
 
 

@@ -65,6 +65,9 @@ def test_explain_tells_each_volume_and_touches_nothing(world: World) -> None:
     assert document["refusals"] == []
     assert document["phases"] == [phase.value for phase in Phase]
     assert document["estimate_s"] > 2
+    world.context.settings.max_bandwidth_bytes_per_s = 1 << 20
+    slow = explain(world)["estimate_s"]
+    assert slow > 1024, "a gibibyte of disk at a mebibyte a second"
     json.dumps(document)
     assert (world.count(Migration), world.sent, world.kinds("")) == (0, [], [])
 

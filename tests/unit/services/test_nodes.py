@@ -97,6 +97,19 @@ def test_address_alone_changes_nothing_else(world: World) -> None:
     assert after | {"heartbeat_age_s": 0} == before | {"heartbeat_age_s": 0, "address": "10.1.1.1"}
 
 
+@pytest.mark.parametrize("address", ["10.1.1.1", "fd00::1", "beta", "beta-2.example.org"])
+def test_addresses(world: World, address: str) -> None:
+    assert nodes.change_node(world.context, "beta", nodes.NodeChange(address=address))["address"] == address
+
+
+@pytest.mark.parametrize("address", ["", "not an address!", "-beta", "10.1.1.1/24", "beta:", "beta:22"])
+def test_what_is_no_address(world: World, address: str) -> None:
+    before = nodes.show_node(world.context, "beta")["address"]
+    change = nodes.NodeChange(address=address)
+    assert code_of(lambda: nodes.change_node(world.context, "beta", change)) == "bad_address"
+    assert nodes.show_node(world.context, "beta")["address"] == before
+
+
 def test_list_is_by_name_and_has_the_contracts_keys(world: World) -> None:
     register(world, "aaa", "/aaa")
     documents = nodes.list_nodes(world.context)

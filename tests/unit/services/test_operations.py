@@ -12,6 +12,8 @@ from haulier.services.operations import (
     await_operation,
     end_operation,
     file_operation,
+    hurry_stop,
+    is_hurried,
     require_free,
     require_worker,
     take_operation,
@@ -66,6 +68,28 @@ def test_end_is_written_once(world: World) -> None:
     end(world, 1, OperationState.DONE)
     end(world, 1, OperationState.FAILED, BROKEN)
     assert (row(world).state, row(world).problems) == (OperationState.DONE, [])
+
+
+def hurry(world: World) -> int | None:
+    with world.context.unit() as unit:
+        return hurry_stop(unit, unit.session.get_one(Vm, 1))
+
+
+def test_stop_is_hurried(world: World) -> None:
+    number = file(world)
+    take_operation(world.context, number)
+    assert not is_hurried(world.context, number)
+    assert hurry(world) == number
+    assert is_hurried(world.context, number)
+
+
+@pytest.mark.parametrize("kind", [OperationKind.START, OperationKind.STOP])
+def test_only_a_stop_that_is_under_way_can_be_hurried(world: World, kind: OperationKind) -> None:
+    number = file(world, kind)
+    take_operation(world.context, number)
+    if kind is OperationKind.STOP:
+        end(world, number, OperationState.DONE)
+    assert hurry(world) is None
 
 
 def test_what_was_not_taken_has_no_end(world: World) -> None:

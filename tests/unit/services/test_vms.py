@@ -259,6 +259,13 @@ def test_grace(served: World, *, now_: bool, grace_s: float) -> None:
         assert session.get_one(Operation, 1).arguments == {"grace_s": grace_s}
 
 
+@pytest.mark.parametrize("grace_s", [-1.0, float("nan"), float("inf"), 1e300])
+def test_time_that_is_none(served: World, grace_s: float) -> None:
+    """Written down, no worker could have read it, and the VM would have been busy for ever."""
+    assert code_of(lambda: vms.stop_vm(served.context, "web", now_=False, grace_s=grace_s)) == "bad_grace"
+    assert served.count(Operation) == 0
+
+
 @pytest.mark.parametrize("state", [VmState.RUNNING, VmState.PAUSED])
 def test_start_of_what_runs(served: World, state: VmState) -> None:
     served.change(Vm, state=state)
