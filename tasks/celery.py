@@ -19,6 +19,7 @@ app = Celery(
         "tasks.vm",
         "tasks.reconcile",
         "tasks.node_worker",
+        "tasks.guardian",
     ],
 )
 

@@ -123,6 +123,18 @@ class Stack:
         finally:
             transport.close()
 
+    def guardian_pid(self, node: str) -> int:
+        """The process that the supervisor has for a node's worker; 0 while there is none."""
+        return int(self.supervisor("getProcessInfo", f"node-{node}")["pid"])
+
+    def worker_pid(self, node: str) -> int:
+        """The one that works, its child; 0 while there is none."""
+        guardian = self.guardian_pid(node)
+        with suppress(OSError):
+            children = Path(f"/proc/{guardian}/task/{guardian}/children").read_text().split()
+            return int(children[0]) if children else 0
+        return 0
+
     def restart_worker(self, node: str) -> None:
         """End a node's worker in good order, start it again, and wait until it beats."""
         self.supervisor("stopProcess", f"node-{node}")

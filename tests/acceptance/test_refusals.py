@@ -204,7 +204,7 @@ def test_worker_of_the_target_is_stopped(stack: Stack, guest: Guest) -> None:
 
 
 def test_worker_of_the_target_hangs(stack: Stack, guest: Guest) -> None:
-    pid = stack.supervisor("getProcessInfo", "node-beta")["pid"]
+    pid = stack.worker_pid("beta")
     os.kill(pid, signal.SIGSTOP)
     try:
         # Filed while its heartbeat is fresh: the check on the target is never taken, and so nothing is touched.

@@ -180,6 +180,8 @@ _IN_CI = {
     "source_worker": ("sync_tpm.run.ends", "mirror_disks.run.ends", "move_memory.paused", "move_memory.noted",
                       "retire_source.run.begins"),
     "target_worker": ("reserve.run.ends", "open_target.run.ends", "hand_over.proved", "hand_over.committed"),
+    "source_guardian": ("move_memory.paused",),
+    "target_guardian": ("hand_over.committed",),
     "control_worker": ("check.run.begins",),
     "beat": ("move_memory.run.begins",),
     "broker": ("open_target.run.ends", "move_memory.noted"),

@@ -109,9 +109,9 @@ class Cluster(Stack):
         """Stop everything and remove the folder."""
         for host in self.hosts.values():
             host.repair()
-        for program in ("node-alpha", "node-beta"):
+        for node in self.nodes:
             with suppress(Exception):
-                os.kill(self.pid_of(program), signal.SIGCONT)
+                os.kill(self.worker_pid(node), signal.SIGCONT)
         try:
             return super().remove()
         finally:

@@ -31,6 +31,10 @@ class Scene:
         """Kill what the supervisor holds, which it starts again."""
         self.kill(self.cluster.pid_of(program))
 
+    def kill_worker(self, node: str) -> None:
+        """Kill the process of a node's worker that works; its guardian begins it again."""
+        self.kill(self.cluster.worker_pid(node))
+
     def kill_of_vm(self, program: str, node: str) -> None:
         """Kill a process of the VM on a node."""
         process = self.cluster.vm_process(program, node, self.guest.name)
@@ -52,11 +56,11 @@ class Fault:
 
 
 def _freeze(scene: Scene) -> None:
-    os.kill(scene.cluster.pid_of(f"node-{TARGET}"), signal.SIGSTOP)
+    os.kill(scene.cluster.worker_pid(TARGET), signal.SIGSTOP)
 
 
 def _thaw(scene: Scene) -> None:
-    os.kill(scene.cluster.pid_of(f"node-{TARGET}"), signal.SIGCONT)
+    os.kill(scene.cluster.worker_pid(TARGET), signal.SIGCONT)
 
 
 def _filler(scene: Scene) -> Path:
@@ -89,8 +93,18 @@ def _repair(scene: Scene) -> None:
 
 
 FAULTS = (
-    Fault("source_worker", "kill -9 of the source's worker", lambda it: it.kill_program(f"node-{SOURCE}")),
-    Fault("target_worker", "kill -9 of the target's worker", lambda it: it.kill_program(f"node-{TARGET}")),
+    Fault("source_worker", "kill -9 of the source's worker", lambda it: it.kill_worker(SOURCE)),
+    Fault("target_worker", "kill -9 of the target's worker", lambda it: it.kill_worker(TARGET)),
+    Fault(
+        "source_guardian",
+        "kill -9 of the source's worker and its guardian",
+        lambda it: it.kill_program(f"node-{SOURCE}"),
+    ),
+    Fault(
+        "target_guardian",
+        "kill -9 of the target's worker and its guardian",
+        lambda it: it.kill_program(f"node-{TARGET}"),
+    ),
     Fault("control_worker", "kill -9 of the control worker", lambda it: it.kill_program("control")),
     Fault("beat", "kill -9 of beat", lambda it: it.kill_program("beat")),
     Fault("broker", "kill -9 of Redis, which has written nothing down", lambda it: it.kill_program("broker")),

@@ -1,0 +1,80 @@
+"""A node's worker is two processes: one that works, and its guardian, which has loaded the same and begins it anew.
+
+A guest may stand still that only this node's worker can let run again, and loading all of it takes longer than the
+guest's pause may. A process that is forked has everything already. The guardian itself does nothing: it opens neither
+database nor broker, starts no thread, and passes on the signals that it is sent. If it is killed, the kernel ends the
+one that works with it, and a supervisor has to begin both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import structlog
+from celery.signals import celeryd_init
+
+from haulier.logs import configure_logs
+from haulier.settings import load_settings
+
+log = structlog.get_logger()
+# One that lives for less will not live the next time either; the supervisor knows how to wait.
+_AT_LEAST_S = 3.0
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+@celeryd_init.connect
+def _guard(**_: Any) -> None:  # noqa: ANN401 - Celery's signals pass what they like
+    """Called by Celery when all modules are loaded and nothing has begun."""
+    if load_settings().node is not None:
+        configure_logs()
+        # What both have stays shared as long as nobody writes to it, and a collection would.
+        gc.freeze()
+        begin_working()
+
+
+def begin_working() -> None:
+    """Fork. Returns in the process that works; the guardian leaves with its exit status once that has ended by itself.
+
+    One that was killed is begun anew, unless it had only just begun.
+    """
+    while True:
+        began = time.monotonic()
+        guardian, worker = os.getpid(), os.fork()
+        if worker == 0:
+            _end_with(guardian)
+            return
+        status = _wait_for(worker)
+        if not os.WIFSIGNALED(status) or time.monotonic() - began < _AT_LEAST_S:
+            # As shells tell it: 128 and the signal's number.
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+        log.error("worker.killed", pid=worker, signal=os.WTERMSIG(status))
+
+
+def _end_with(guardian: int) -> None:
+    for number in _PASSED_ON:
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != guardian:
+        os._exit(1)
+
+
+def _wait_for(worker: int) -> int:
+    """Its status when it has ended; signals that we are sent meanwhile are for it."""
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        try:
+            os.kill(worker, number)
+        except ProcessLookupError:
+            os._exit(128 + number)  # it has just been killed, and is not wanted any more
+
+    for number in _PASSED_ON:
+        signal.signal(number, pass_on)
+    return os.waitpid(worker, 0)[1]
