@@ -14,12 +14,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from haulier.errors import StepFailed
+
+_MEANWHILE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,11 @@ def _end_by_handle(handle: int, daemon: Daemon, patience_s: float) -> None:
     raise StepFailed("process_stays", f"the process of {daemon.pid_file} does not end", "Look at it by hand.")
 
 
-def wait_for_end(daemon: Daemon, *, seconds: float) -> bool:
-    """Wait until the process has ended by itself. Returns False when it still runs after `seconds`."""
+def wait_for_end(daemon: Daemon, *, seconds: float, meanwhile: Callable[[], object] = lambda: None) -> bool:
+    """Wait until the process has ended by itself. Returns False when it still runs after `seconds`.
+
+    `meanwhile` is called now and then. The process itself is waited for: some remove their pid file before they end.
+    """
     pid = daemon.pid()
     if pid is None:
         return True
@@ -130,8 +135,15 @@ def wait_for_end(daemon: Daemon, *, seconds: float) -> bool:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
+    gives_up_at = time.monotonic() + seconds
     try:
-        return bool(select.select([handle], [], [], seconds)[0])
+        while True:
+            left_s = max(0.0, gives_up_at - time.monotonic())
+            if select.select([handle], [], [], min(left_s, _MEANWHILE_S))[0]:
+                return True
+            if not left_s:
+                return False
+            meanwhile()
     finally:
         os.close(handle)
 

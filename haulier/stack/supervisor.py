@@ -25,7 +25,6 @@ from haulier.settings import Settings
 from haulier.stack.programs import supervisor_config
 
 _STOP_S = 60.0
-_ASK_EVERY_S = 0.1
 # One that is just ending breaks off anywhere.
 _NO_ANSWER = (OSError, HTTPException, XmlRpcError, ExpatError)
 
@@ -102,8 +101,5 @@ def stop_programs(settings: Settings, supervisor: Any) -> None:  # noqa: ANN401
             with suppress(Fault):
                 supervisor.stopProcess(process["name"], False)
     supervisor.shutdown()
-    for _ in range(round(_STOP_S / _ASK_EVERY_S)):
-        if wait_for_end(daemon, seconds=_ASK_EVERY_S):
-            return
-        _answers(supervisor)
-    raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")
+    if not wait_for_end(daemon, seconds=_STOP_S, meanwhile=lambda: _answers(supervisor)):
+        raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")

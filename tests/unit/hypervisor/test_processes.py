@@ -143,6 +143,21 @@ def test_waiting_for_the_end(daemon: Daemon) -> None:
     assert wait_for_end(daemon, seconds=10)
 
 
+def test_one_that_has_removed_its_pid_file_is_waited_for_all_the_same(daemon: Daemon) -> None:
+    """As supervisord does a moment before its end; whoever took that for the end left it running."""
+    pid = start(daemon)
+    done = []
+
+    def meanwhile() -> None:
+        daemon.pid_file.unlink(missing_ok=True)
+        done.append(daemon.pid())
+        if len(done) == 3:
+            os.kill(pid, signal.SIGKILL)
+
+    assert wait_for_end(daemon, seconds=20, meanwhile=meanwhile)
+    assert done == [None] * 3
+
+
 def test_program_that_is_not_there(daemon: Daemon) -> None:
     with pytest.raises(StepFailed, match="program_not_started: /nonexistent could not be started"):
         spawn(daemon, ["/nonexistent", daemon.token])
