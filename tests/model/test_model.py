@@ -196,6 +196,7 @@ class Disorder(RuleBasedStateMachine):
             pick(stalled, number).stalled = False
 
     def _a_moment_passes(self, _number: int) -> None:
+        self.truth.disturbed = True  # a few of them are as long as a lease
         self.model.let_time_pass(1.0)
 
     def _time_passes(self, number: int) -> None:
