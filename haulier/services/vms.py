@@ -119,9 +119,8 @@ def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: di
             "It starts nowhere again.",
         )
     if taken is not None and spec.role is not Role.CDROM:
-        raise Refused(
-            "volume_owned", f"{spec.device}: {name} on {storage.name} belongs to VM {taken}", "One owner each."
-        )
+        whose = "another device of this VM" if taken == vm.name else f"VM {taken}"
+        raise Refused("volume_owned", f"{spec.device}: {name} on {storage.name} belongs to {whose}", "One owner each.")
     return Volume(
         vm_id=vm.id,
         device=spec.device,

@@ -126,6 +126,14 @@ def test_refused_definition_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("name", "owner"), [("db/disk.raw", "another device of this VM"), ("web/disk.qcow2", "VM web")]
+)
+def test_owner_of_a_volume_is_told(served: World, tmp_path: Path, name: str, owner: str) -> None:
+    with pytest.raises(Refused, match=f"belongs to {owner}"):
+        define(served, tmp_path, f"{FILE}scsi1: local:{name},size=8M\n")
+
+
+@pytest.mark.parametrize(
     ("text", "codes"),
     [
         ("args: -blockdev driver=file,filename=/etc/shadow\n", ["args_not_allowed"]),
