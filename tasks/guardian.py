@@ -59,6 +59,8 @@ def begin_working() -> None:
 
 
 def _end_with(guardian: int) -> None:
+    # In a terminal Ctrl-C is for the whole group, and Celery takes a second one for impatience.
+    os.setpgrp()
     for number in _PASSED_ON:
         signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
