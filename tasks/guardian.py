@@ -13,7 +13,6 @@ import gc
 import os
 import signal
 import time
-from types import FrameType
 from typing import Any
 
 import structlog
@@ -25,7 +24,7 @@ from haulier.settings import load_settings
 log = structlog.get_logger()
 # One that lives for less will not live the next time either; the supervisor knows how to wait.
 _AT_LEAST_S = 3.0
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_AWAITED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,6 +43,7 @@ def begin_working() -> None:
 
     One that was killed is begun anew, unless it had only just begun.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     while True:
         began = time.monotonic()
         guardian, worker = os.getpid(), os.fork()
@@ -61,8 +61,7 @@ def begin_working() -> None:
 def _end_with(guardian: int) -> None:
     # In a terminal Ctrl-C is for the whole group, and Celery takes a second one for impatience.
     os.setpgrp()
-    for number in _PASSED_ON:
-        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guardian:
         os._exit(1)
@@ -70,13 +69,10 @@ def _end_with(guardian: int) -> None:
 
 def _wait_for(worker: int) -> int:
     """Its status when it has ended; signals that we are sent meanwhile are for it."""
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        try:
+    while True:
+        ended, status = os.waitpid(worker, os.WNOHANG)
+        if ended:
+            return status
+        # Blocked since before the fork, none can come between two lines of this.
+        if (number := signal.sigwait(_AWAITED)) != signal.SIGCHLD:
             os.kill(worker, number)
-        except ProcessLookupError:
-            os._exit(128 + number)  # it has just been killed, and is not wanted any more
-
-    for number in _PASSED_ON:
-        signal.signal(number, pass_on)
-    return os.waitpid(worker, 0)[1]
