@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ from haulier.hypervisor.command_line import MachineSpec, command_line
 from haulier.hypervisor.layout import VmPlace, listening_socket
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.processes import end, last_words, log_size, spawn, wait_for_end
-
-# How often somebody who waits for a guest to power off looks whether he is to hurry.
-_LOOK_S = 0.5
 
 
 async def launch(place: VmPlace, spec: MachineSpec) -> int:
@@ -67,7 +63,7 @@ async def resume_paused(monitor: Monitor) -> None:
     await monitor.execute("cont")
 
 
-async def shut_down(place: VmPlace, *, grace_s: float, hurried: Callable[[], bool] = lambda: False) -> bool:
+async def shut_down(place: VmPlace, *, grace_s: float, hurried: Callable[[], bool] | None = None) -> bool:
     """Ask the guest to power off and wait for its QEMU to end, at most `grace_s` or until it is `hurried`; then end
     QEMU.
 
@@ -76,11 +72,9 @@ async def shut_down(place: VmPlace, *, grace_s: float, hurried: Callable[[], boo
     if place.qemu.pid() is not None and grace_s > 0:
         async with open_monitor(place.control) as monitor:
             await monitor.execute("system_powerdown")
-        gives_up_at = time.monotonic() + grace_s
-        while (left_s := gives_up_at - time.monotonic()) > 0 and not hurried():
-            if wait_for_end(place.qemu, seconds=min(left_s, _LOOK_S)):
-                stop_now(place)
-                return False
+        if wait_for_end(place.qemu, seconds=grace_s, enough=hurried):
+            stop_now(place)
+            return False
     return stop_now(place)
 
 

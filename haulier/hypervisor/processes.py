@@ -21,7 +21,8 @@ from pathlib import Path
 
 from haulier.errors import StepFailed
 
-_MEANWHILE_S = 0.1
+# How often somebody who may stop waiting is asked.
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +124,11 @@ def _end_by_handle(handle: int, daemon: Daemon, patience_s: float) -> None:
     raise StepFailed("process_stays", f"the process of {daemon.pid_file} does not end", "Look at it by hand.")
 
 
-def wait_for_end(daemon: Daemon, *, seconds: float, meanwhile: Callable[[], object] = lambda: None) -> bool:
-    """Wait until the process has ended by itself. Returns False when it still runs after `seconds`.
+def wait_for_end(daemon: Daemon, *, seconds: float, enough: Callable[[], bool] | None = None) -> bool:
+    """Wait until the process has ended by itself. Returns False when it still runs after `seconds`, or as soon as it is
+    `enough`, which is asked now and then.
 
-    `meanwhile` is called now and then. The process itself is waited for: some remove their pid file before they end.
+    It is the process that is waited for: supervisord and QEMU remove their pid files before they end.
     """
     pid = daemon.pid()
     if pid is None:
@@ -137,13 +139,10 @@ def wait_for_end(daemon: Daemon, *, seconds: float, meanwhile: Callable[[], obje
         return True
     gives_up_at = time.monotonic() + seconds
     try:
-        while True:
-            left_s = max(0.0, gives_up_at - time.monotonic())
-            if select.select([handle], [], [], min(left_s, _MEANWHILE_S))[0]:
+        while (left_s := gives_up_at - time.monotonic()) > 0 and not (enough and enough()):
+            if select.select([handle], [], [], min(left_s, _LOOK_S) if enough else left_s)[0]:
                 return True
-            if not left_s:
-                return False
-            meanwhile()
+        return bool(select.select([handle], [], [], 0)[0])
     finally:
         os.close(handle)
 

@@ -50,6 +50,12 @@ def _answers(supervisor: Any) -> bool:  # noqa: ANN401
     return True
 
 
+def _ask(supervisor: Any) -> bool:  # noqa: ANN401
+    """Have it look at its programs. It is never enough: what is waited for is its end."""
+    _answers(supervisor)
+    return False
+
+
 def run_programs(settings: Settings, nodes: Sequence[str]) -> None:
     """Have the stack's programs run for these nodes. What runs already is left as it is.
 
@@ -101,5 +107,5 @@ def stop_programs(settings: Settings, supervisor: Any) -> None:  # noqa: ANN401
             with suppress(Fault):
                 supervisor.stopProcess(process["name"], False)
     supervisor.shutdown()
-    if not wait_for_end(daemon, seconds=_STOP_S, meanwhile=lambda: _answers(supervisor)):
+    if not wait_for_end(daemon, seconds=_STOP_S, enough=lambda: _ask(supervisor)):
         raise StepFailed("stack_stays", "supervisord does not end", f"See {daemon.log}.")

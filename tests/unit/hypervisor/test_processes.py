@@ -148,14 +148,22 @@ def test_one_that_has_removed_its_pid_file_is_waited_for_all_the_same(daemon: Da
     pid = start(daemon)
     done = []
 
-    def meanwhile() -> None:
+    def look() -> bool:
         daemon.pid_file.unlink(missing_ok=True)
         done.append(daemon.pid())
         if len(done) == 3:
             os.kill(pid, signal.SIGKILL)
+        return False
 
-    assert wait_for_end(daemon, seconds=20, meanwhile=meanwhile)
+    assert wait_for_end(daemon, seconds=20, enough=look)
     assert done == [None] * 3
+
+
+def test_waiting_until_it_is_enough(daemon: Daemon) -> None:
+    start(daemon)
+    looks = iter((False, False, True))
+    assert not wait_for_end(daemon, seconds=3600, enough=lambda: next(looks))
+    assert daemon.pid() is not None
 
 
 def test_program_that_is_not_there(daemon: Daemon) -> None:
