@@ -66,13 +66,12 @@ def create(operation_id: int) -> None:
 
 
 def _create(order: Order, vm: VmView) -> None:
-    made: list[Path] = []
+    made: list[VolumeView] = []
     try:
         sizes = {volume.id: _made_or_found(volume, made) for volume in vm.volumes}
     except HaulierError as error:
-        for path in made:
-            remove_image(path)
-        _remove_empty_folders(vm)
+        for volume in made:
+            _unmake(volume)
         forget_vm(context(), order.vm_id, keep_operation=order.operation_id)
         if isinstance(error, Refused):
             raise
@@ -80,15 +79,15 @@ def _create(order: Order, vm: VmView) -> None:
     record_sizes(context(), order.vm_id, sizes)
 
 
-def _remove_empty_folders(vm: VmView) -> None:
-    """Those of volumes, inside of their storages."""
-    for volume in vm.volumes:
-        if volume.path.parent != volume.folder:
-            with contextlib.suppress(OSError):
-                volume.path.parent.rmdir()
+def _unmake(volume: VolumeView) -> None:
+    """Remove a volume that was made, and its folder when nothing else lies there."""
+    remove_image(volume.path)
+    if volume.path.parent != volume.folder:
+        with contextlib.suppress(OSError):
+            volume.path.parent.rmdir()
 
 
-def _made_or_found(volume: VolumeView, made: list[Path]) -> int:
+def _made_or_found(volume: VolumeView, made: list[VolumeView]) -> int:
     """The size of a volume in bytes; it is made if it is not there."""
     require_inside(volume.path, volume.folder)
     if volume.path.exists():
@@ -98,7 +97,7 @@ def _made_or_found(volume: VolumeView, made: list[Path]) -> int:
             "volume_missing", f"{volume.device}: {volume.path} is not there", "Give it a size to have it made."
         )
     create_image(volume.path, format=volume.format, size_bytes=volume.size_bytes)
-    made.append(volume.path)
+    made.append(volume)
     return volume.size_bytes
 
 

@@ -90,7 +90,7 @@ def _text(document: dict[str, Any]) -> str:
     if document["state"] == "done":
         lines.append(f"  total {document['total_s']:.1f} s, RAM {size(document['ram_bytes'])} sent")
     tpm = document["tpm"]
-    if document["state"] in ("handed_over", "done") and tpm and tpm["digest_target"]:
+    if document["state"] == "done" and tpm and tpm["digest_target"]:
         same = "same" if tpm["digest_source"] == tpm["digest_target"] else "DIFFERENT"
         lines.append(f"  TPM state {tpm['digest_source'][:16]}… on both sides: {same}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
     """Make an image that is not there yet, 0600. Raises StepFailed if it exists or cannot be made;
     then nothing is left of it.
     """
+    folder_was_there = path.parent.is_dir()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -81,6 +83,9 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
         _qemu_img("create", "-q", "-f", format, os.fspath(path), str(size_bytes))
     except StepFailed:
         path.unlink(missing_ok=True)
+        if not folder_was_there:
+            with suppress(OSError):  # somebody else has put something there
+                path.parent.rmdir()
         raise
 
 

@@ -145,7 +145,13 @@ def test_clone_and_snapshot_are_seen(tmp_path: Path) -> None:
 def test_image_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="qemu_img_failed"):
         create_image(tmp_path / "disk", format="wibble", size_bytes=1 << 20)
+    with pytest.raises(StepFailed, match="qemu_img_failed"):
+        create_image(tmp_path / "folder" / "disk", format="wibble", size_bytes=1 << 20)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StepFailed, match="qemu_img_failed"):
+        create_image(tmp_path / "folder" / "disk", format="wibble", size_bytes=1 << 20)
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"], "that was there before"
 
 
 def test_image_that_is_not_there(tmp_path: Path) -> None:
