@@ -62,8 +62,8 @@ def _end_with(guardian: int) -> None:
     # In a terminal Ctrl-C is for the whole group, and Celery takes a second one for impatience.
     os.setpgrp()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != guardian:
+    # It may have died before it was asked for.
+    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != guardian:
         os._exit(1)
 
 

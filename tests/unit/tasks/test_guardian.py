@@ -14,15 +14,18 @@ import pytest
 
 from haulier.hypervisor.processes import Daemon, wait_for_end
 
-# The one that works says its pid, and ends with the number that it is told, or on SIGTERM with 5.
+# The one that works says its pid, and ends with the number that it is told, or on SIGTERM with 5: waited for, because a
+# handler would not be called for one that comes just before a read.
 _PROGRAM = """
-import os, signal, sys
+import os, signal, sys, threading
 from tasks import guardian
 guardian._AT_LEAST_S = {at_least_s}
 guardian.begin_working()
-signal.signal(signal.SIGTERM, lambda *_: os._exit(5))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+threading.Thread(target=lambda: os._exit(int(sys.stdin.readline())), daemon=True).start()
 print(os.getpid(), flush=True)
-sys.exit(int(sys.stdin.readline()))
+signal.sigwait([signal.SIGTERM])
+os._exit(5)
 """
 
 
