@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from haulier.errors import StepFailed
+from haulier.fakes.bell import FakeBell
 from haulier.fakes.effects import effect, look
 from haulier.fakes.files import FakePath, FakeVolume
 from haulier.fakes.pair import FakePair
@@ -233,10 +235,9 @@ async def accept(listener: FakeListener, key: bytes | None) -> FakeConnection:
 async def greet(connection: FakeConnection, key: bytes) -> None:
     """Raises StepFailed when the other side does not answer for some seconds."""
     del key
-    for _ in range(10):
-        if connection.taken or not connection.whole:
-            break
-        await asyncio.sleep(0.5)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(5.0):
+            await connection.changed.until(lambda: connection.taken or not connection.whole)
     if not (connection.taken and connection.whole):
         raise StepFailed("stranger", "the target does not prove that it knows the key", "Who listens there?")
 
@@ -251,13 +252,12 @@ class FakeMonitor:
         self._qemu = qemu
         self._path = path
         self._events: deque[Event] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._heard = FakeBell()
 
     def hear(self, name: str, data: dict[str, Any]) -> None:
         if self._qemu.alive:
             self._events.append(Event(name, data, at=FakePair.current.time))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._heard.ring()
 
     async def execute(self, command: str, /, **arguments: Any) -> Any:  # noqa: ANN401 - as in monitor.py
         call = {name.replace("_", "-"): value for name, value in arguments.items() if value is not None}
@@ -287,10 +287,9 @@ class FakeMonitor:
             raise MonitorLost(Path(self._path))
 
     async def next_event(self) -> Event:
-        while not self._events:
+        await self._heard.until(lambda: self._events or not self._qemu.alive)
+        if not self._events:
             self._require_alive()
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
         return self._events.popleft()
 
     async def wait_for(self, wanted: Callable[[Event], bool]) -> Event:
@@ -308,22 +307,26 @@ class _OpenMonitor:
         self._qemu: FakeQemu | None = None
 
     async def __aenter__(self) -> FakeMonitor:
-        for _ in range(20):
-            qemu = FakePair.current.find(str(self._path.with_name("qemu.pid")))
-            if not isinstance(qemu, FakeQemu):
-                break
-            if qemu.client is None:
-                self._qemu = qemu
-                made = FakeMonitor(qemu, self._path)
-                qemu.client = made
-                qemu.tell = [made.hear]
-                return made
-            await asyncio.sleep(1.0)
+        qemu = FakePair.current.find(str(self._path.with_name("qemu.pid")))
+        if isinstance(qemu, FakeQemu) and await _is_free(qemu):
+            self._qemu = qemu
+            made = FakeMonitor(qemu, self._path)
+            qemu.client, qemu.tell = made, [made.hear]
+            return made
         raise StepFailed("qemu_not_there", f"no QEMU answers on {self._path}", "Does the VM run?")
 
     async def __aexit__(self, *_: object) -> None:
         if self._qemu is not None:
             self._qemu.client, self._qemu.tell = None, []
+            self._qemu.client_left.ring()
+
+
+async def _is_free(qemu: FakeQemu) -> bool:
+    """Whether its monitor can be had, after some time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(20.0):
+            await qemu.client_left.until(lambda: qemu.client is None or not qemu.alive)
+    return qemu.alive and qemu.client is None
 
 
 CALLS: Mapping[object, object] = {

@@ -93,7 +93,7 @@ class FakePair:
         """Every connection between the two hosts breaks."""
         for qemu in self.running(FakeQemu):
             if qemu.connection is not None:
-                qemu.connection.whole = False
+                qemu.connection.cut()
             qemu.nodes = dict.fromkeys(qemu.nodes)
 
     # -- what they do by themselves -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from haulier.fakes.bell import FakeBell
 from haulier.fakes.files import STRANGER, FakePath, FakeVolume
 
 
@@ -64,10 +65,22 @@ class FakeConnection:
     whole: bool = True
     taken: bool = False
     handed: bool = False
+    changed: FakeBell = field(default_factory=FakeBell)
+
+    def take(self) -> FakeConnection:
+        """The other side accepts it."""
+        self.taken = True
+        self.changed.ring()
+        return self
+
+    def cut(self) -> None:
+        """It breaks, for both sides."""
+        self.whole = False
+        self.changed.ring()
 
     def close(self) -> None:
         if not self.handed:
-            self.whole = False
+            self.cut()
 
     def __enter__(self) -> FakeConnection:
         return self
@@ -85,7 +98,7 @@ class FakeListener:
     owner: FakeProcess | None = None
     closed: bool = False
     waiting: list[FakeConnection] = field(default_factory=list)
-    waiter: asyncio.Future[None] | None = None
+    arrived: FakeBell = field(default_factory=FakeBell)
 
     @property
     def is_open(self) -> bool:
@@ -95,20 +108,13 @@ class FakeListener:
     def connect(self) -> FakeConnection:
         made = FakeConnection()
         self.waiting.append(made)
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        self.arrived.ring()
         return made
 
     async def accept(self) -> FakeConnection:
         """The next that comes and is still there."""
-        while not self.waiting:
-            self.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
-        self.waiting[0].taken = True
-        return self.waiting.pop(0)
+        await self.arrived.until(lambda: self.waiting)
+        return self.waiting.pop(0).take()
 
     def __enter__(self) -> FakeListener:
         return self

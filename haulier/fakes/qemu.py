@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from haulier.errors import StepFailed
+from haulier.fakes.bell import FakeBell
 from haulier.fakes.files import FakeVolume
 from haulier.fakes.processes import FakeConnection, FakeListener, FakeProcess, FakeSwtpm
 
@@ -83,6 +84,7 @@ class FakeQemu(FakeProcess):
     nodes: dict[str, FakeExport | None] = field(default_factory=dict)
     mirrors: dict[str, FakeMirror] = field(default_factory=dict)
     client: object = None
+    client_left: FakeBell = field(default_factory=FakeBell)
     tell: list[Callable[[str, dict[str, Any]], None]] = field(default_factory=list)
 
     @property
@@ -100,8 +102,9 @@ class FakeQemu(FakeProcess):
             if isinstance(made, FakeListener):
                 made.closed = True
             elif made is not None:
-                made.whole = False
+                made.cut()
         self.emit("killed")
+        self.client_left.ring()
 
     def emit(self, event: str, **data: object) -> None:
         for tell in self.tell:
@@ -260,7 +263,7 @@ class FakeQemu(FakeProcess):
     def _yank(self, instances: list[dict[str, str]]) -> None:
         for instance in instances:
             if instance["type"] == "migration" and self.connection is not None:
-                self.connection.whole = False
+                self.connection.cut()
             elif instance["type"] != "migration":
                 self.nodes[instance["node-name"]] = None
 
@@ -271,7 +274,8 @@ class FakeQemu(FakeProcess):
     def lose_stream(self, how: StreamState) -> None:
         """On the source: the stream ends without having been completed. A guest that ran runs again, asking nobody."""
         if self.connection is not None:
-            self.connection.whole, self.connection = False, None
+            self.connection.cut()
+            self.connection = None
         if self.run_state is RunState.FINISH_MIGRATE:
             self.run_state = RunState.RUNNING if self.ran else RunState.POSTMIGRATE
             if self.ran:
