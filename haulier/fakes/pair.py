@@ -104,6 +104,8 @@ class FakePair:
         return [move for qemu in qemus for move in (*_mirror_moves(qemu), *self._stream_moves(qemu))]
 
     def _stream_moves(self, qemu: FakeQemu) -> Iterator[Move]:
+        if qemu.holds_back_guest:
+            yield Move("the guest is let go", qemu.let_go)
         if qemu.stream not in UNDER_WAY or qemu.connection is None:
             return
         other = self._peer(qemu)

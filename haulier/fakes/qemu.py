@@ -272,15 +272,22 @@ class FakeQemu(FakeProcess):
         self.emit("MIGRATION", status=str(to))
 
     def lose_stream(self, how: StreamState) -> None:
-        """On the source: the stream ends without having been completed. A guest that ran runs again, asking nobody."""
+        """On the source: the stream ends without having been completed. The guest is let go later (QEMU 10)."""
         if self.connection is not None:
             self.connection.cut()
             self.connection = None
-        if self.run_state is RunState.FINISH_MIGRATE:
-            self.run_state = RunState.RUNNING if self.ran else RunState.POSTMIGRATE
-            if self.ran:
-                self.emit("RESUME")
         self.turn_stream(how)
+
+    @property
+    def holds_back_guest(self) -> bool:
+        """Whether the guest still stands as in a stream's pause, although the stream has ended."""
+        return self.run_state is RunState.FINISH_MIGRATE and self.stream in (StreamState.FAILED, StreamState.CANCELLED)
+
+    def let_go(self) -> None:
+        """After a stream that was not completed: a guest that ran runs again, asking nobody."""
+        self.run_state = RunState.RUNNING if self.ran else RunState.PAUSED
+        if self.ran:
+            self.emit("RESUME")
 
 
 @dataclass(frozen=True, slots=True)

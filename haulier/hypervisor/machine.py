@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from haulier.hypervisor.command_line import MachineSpec, command_line
 from haulier.hypervisor.layout import VmPlace, listening_socket
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.processes import end, last_words, log_size, spawn, wait_for_end
+
+# For a QEMU to let go of a stream whose end it has told already.
+_LET_GO_S = 10.0
 
 
 async def launch(place: VmPlace, spec: MachineSpec) -> int:
@@ -51,9 +56,16 @@ async def status(monitor: Monitor) -> str:
 
 
 async def resume(monitor: Monitor) -> None:
-    """Let the guest run. Whoever calls this has won the right to (see docs/architecture.md);
-    safe if it runs already.
+    """Let the guest run. Whoever calls this has won the right to (see docs/architecture.md); safe if it runs already.
+
+    Raises StepFailed when QEMU refuses.
     """
+    # QEMU 10 tells that a stream has failed or was cancelled before it lets go of the guest, and refuses `cont`
+    # meanwhile. It lets a guest run that ran; of one that stays paused it tells no event.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LET_GO_S):
+            while await status(monitor) == "finish-migrate":  # noqa: ASYNC110 - no event of it
+                await asyncio.sleep(0.02)
     if await status(monitor) != "running":
         await monitor.execute("cont")
 

@@ -41,7 +41,8 @@ class StepFinding:
 
     `lease_over`: somebody had taken it and has not renewed its lease; else nobody has taken it for a while.
     `undo`: it is to be undone. `handed_over`: the commit that gives the guest to the target is in the database.
-    `node_silent`: no heartbeat of its node. `before_touching`: its phase touches nothing.
+    `node_silent`: no heartbeat of its node. `before_touching`: its phase touches nothing. `lost_often`: it has lost
+    several workers already.
     """
 
     lease_over: bool
@@ -49,6 +50,7 @@ class StepFinding:
     handed_over: bool
     node_silent: bool
     before_touching: bool
+    lost_often: bool
 
 
 STEP_RULES: tuple[Rule[StepAct], ...] = (
@@ -63,6 +65,12 @@ STEP_RULES: tuple[Rule[StepAct], ...] = (
         "the migration's row says `handed_over`",
         "the guest is the target's: nothing goes back, and what is left to do may be done twice",
         {"lease_over": True, "handed_over": True},
+    ),
+    Rule(
+        StepAct.RUN_AGAIN,
+        "a step of `check`, its lease is over for the first or second time",
+        "it touches nothing and may be done twice. One that takes its worker down each time must not go on doing so",
+        {"lease_over": True, "before_touching": True, "lost_often": False},
     ),
     Rule(
         StepAct.ROLL_BACK,

@@ -19,6 +19,9 @@ from haulier.services.nodes import silent_s
 from haulier.services.steps import LOST, advance_undo, locked_step, message_for, move_migration, remember, roll_back
 from models import Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
 
+# Taking a step counts it up, and so does losing it.
+_FENCE_AFTER_TWO_LOSSES = 4
+
 
 def sweep(context: Context) -> None:
     """Find steps that wait for a worker: messages that were lost, workers that died, nodes that are silent.
@@ -90,6 +93,7 @@ def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: boo
         handed_over=migration.state is MigrationState.HANDED_OVER,
         node_silent=problem is not None and not lease_over,
         before_touching=step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING,
+        lost_often=step.fence > _FENCE_AFTER_TWO_LOSSES,
     )
     match decide_step(finding):
         case StepAct.RUN_AGAIN:

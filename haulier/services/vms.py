@@ -188,7 +188,9 @@ def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[
         if vm.state is VmState.STOPPED:
             raise Refused("vm_stopped", f"VM {name} is stopped already", f"haulier vm show {name}")
         operation = hurry_stop(unit, vm) if now_ else None
-        if operation is None:
+        if operation is not None:
+            require_worker(context, vm.node)
+        else:
             operation = _file_on_node(context, unit, vm, OperationKind.STOP, grace_s=0.0 if now_ else grace_s)
     await_operation(context, operation, seconds=grace_s + 60)
     return show_vm(context, name)

@@ -208,7 +208,26 @@ def test_guest_that_was_paused_stays_paused(hosts: Hosts) -> None:
             # QEMU 7.2 calls it the one, 10.0 the other.
             await become(both.source, "postmigrate", "paused")
             await machine.resume(both.source)
-            await become(both.source, "running")
+            assert await machine.status(both.source) == "running"
+
+    hosts.run(work())
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_guest_is_let_run_as_soon_as_its_stream_has_failed(hosts: Hosts, ran: bool) -> None:
+    """QEMU 10 tells the end first, and refuses `cont` for a moment then."""
+
+    async def work() -> None:
+        async with two(hosts) as both:
+            if not ran:
+                await both.source.execute("stop")
+            await both.begin()
+            await both.reach("pre-switchover")
+            processes.end(hosts.place("target").qemu)
+            await stream.go_on(both.source)
+            await both.reach("failed")
+            await machine.resume(both.source)
+            assert await machine.status(both.source) == "running"
 
     hosts.run(work())
 

@@ -360,6 +360,22 @@ def test_sweep_replaces_the_worker_of_an_undo(world: World) -> None:
     assert world.state() == "undone"
 
 
+def test_sweep_checks_again_when_a_check_lost_its_worker(world: World) -> None:
+    """Nothing was touched yet; but a check that takes each worker down does not go on doing so."""
+    world.file()
+    for _ in range(2):
+        held = world.take()
+        world.let_lease_end(held)
+        world.sweep()
+        assert (world.state(), world.migration().problems) == ("running", [])
+        assert not world.complete(held)
+    world.let_lease_end(world.take())
+    world.sweep()
+    assert (world.state(), world.picture()) == ("undone", "f..........")
+    assert [problem["code"] for problem in world.migration().problems] == ["worker_lost"]
+    assert world.kinds("step.") == ["lost"] * 3
+
+
 @pytest.mark.parametrize(("side", "node"), [(Side.SOURCE, "alpha"), (Side.TARGET, "beta")])
 def test_silent_node_in_check_is_refused(world: World, side: Side, node: str) -> None:
     world.file()

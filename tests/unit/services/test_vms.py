@@ -303,6 +303,16 @@ def test_node_that_is_silent(served: World) -> None:
     assert served.count(Operation) == 0
 
 
+def test_stop_under_way_on_a_silent_node_is_not_hurried(world: World) -> None:
+    """Nobody would obey, and whoever asked would wait in vain."""
+    with world.context.unit() as unit:
+        operations.file_operation(unit, unit.session.get_one(Vm, 1), OperationKind.STOP, grace_s=900.0)
+    operations.take_operation(world.context, 1)
+    world.silence("alpha")
+    assert code_of(lambda: vms.stop_vm(world.context, "web", now_=True, grace_s=0)) == "node_silent"
+    assert not operations.is_hurried(world.context, 1)
+
+
 def test_document_has_the_contracts_keys(world: World) -> None:
     world.add_vm("aaa")
     documents = vms.list_vms(world.context)
