@@ -156,7 +156,8 @@ def test_one_that_has_removed_its_pid_file_is_waited_for_all_the_same(daemon: Da
         return False
 
     assert wait_for_end(daemon, seconds=20, enough=look)
-    assert done == [None] * 3
+    # It may be looked at once more before it has ended.
+    assert set(done) == {None}
 
 
 def test_waiting_until_it_is_enough(daemon: Daemon) -> None:
