@@ -16,12 +16,13 @@ from models.enums import (
 )
 from models.inventory import Node, Replica, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
-from models.phases import LIVE_CHAIN, PAUSE_MARKS, Phase, PhaseRule, Side
+from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, Phase, PhaseRule, Side, chain_of
 from models.session import Database, make_engine
 from models.work import Allocation, Attempt, Migration, Operation, Step, VolumeTransfer
 
 __all__ = [
     "LIVE_CHAIN",
+    "OFFLINE_CHAIN",
     "PAUSE_MARKS",
     "Allocation",
     "AllocationKind",
@@ -52,5 +53,6 @@ __all__ = [
     "Volume",
     "VolumeRole",
     "VolumeTransfer",
+    "chain_of",
     "make_engine",
 ]

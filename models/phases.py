@@ -1,7 +1,7 @@
-"""The phase table: which phases a live migration has, where each runs, and what must be done before it.
+"""The phase tables: which phases a migration has, live and offline, where each runs, and what must be done before it.
 
 A phase is a verb, and the one word is the enum value, the module in tasks/, the task's name, the log's `action` and the
-label in the command line. This table is the chain: nothing else says what follows on what.
+label in the command line. These tables are the chains: nothing else says what follows on what.
 """
 
 from __future__ import annotations
@@ -62,6 +62,24 @@ LIVE_CHAIN: tuple[PhaseRule, ...] = (
     PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.MIRROR_DISKS, Side.SOURCE),)),
     PhaseRule(Phase.RETIRE_SOURCE, Side.SOURCE, ((Phase.MOVE_MEMORY, Side.SOURCE), (Phase.HAND_OVER, Side.TARGET))),
 )
+
+# A VM that does not run has no RAM to move and nobody who writes: all its volumes are cold.
+OFFLINE_CHAIN: tuple[PhaseRule, ...] = (
+    PhaseRule(Phase.CHECK, Side.CONTROL),
+    PhaseRule(Phase.CHECK, Side.SOURCE, ((Phase.CHECK, Side.CONTROL),)),
+    PhaseRule(Phase.CHECK, Side.TARGET, ((Phase.CHECK, Side.SOURCE),)),
+    PhaseRule(Phase.RESERVE, Side.TARGET, ((Phase.CHECK, Side.TARGET),)),
+    PhaseRule(Phase.SYNC_TPM, Side.SOURCE, ((Phase.RESERVE, Side.TARGET),)),
+    PhaseRule(Phase.COPY_COLD, Side.SOURCE, ((Phase.SYNC_TPM, Side.SOURCE),)),
+    PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.COPY_COLD, Side.SOURCE),)),
+    PhaseRule(Phase.RETIRE_SOURCE, Side.SOURCE, ((Phase.HAND_OVER, Side.TARGET),)),
+)
+
+
+def chain_of(*, offline: bool) -> tuple[PhaseRule, ...]:
+    """The chain of a migration."""
+    return OFFLINE_CHAIN if offline else LIVE_CHAIN
+
 
 # The moments inside the pause, in the order in which they come; each is noted on the row of the step that saw it.
 PAUSE_MARKS: tuple[str, ...] = ("paused", "mirrors_finished", "stream_done", "proved", "committed", "resumed")

@@ -11,7 +11,7 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -23,10 +23,10 @@ from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Tab
 from sqlalchemy import Enum as SqlEnum
 
 from haulier.definition import proxmox, toml_file
-from haulier.planner.methods import TABLE, Situation
+from haulier.planner.methods import TABLE, Cell
 from haulier.planner.recovery import PROGRAM_RULES, STEP_RULES, Rule
 from haulier.settings import Settings
-from models import LIVE_CHAIN, PAUSE_MARKS, Base, Phase, PhaseRule
+from models import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, Base, Phase, PhaseRule
 from models.transitions import LEDGER, MIGRATION, OPERATION, STEP
 from scripts import docs_words as words
 from scripts import reliability
@@ -75,16 +75,17 @@ def phases() -> str:
     for number, phase in enumerate(Phase, start=1):
         does, undo = _phase(phase)
         sides = ", ".join(rule.side for rule in LIVE_CHAIN if rule.phase is phase)
-        rows.append((str(number), f"`{phase}`", sides, does, undo))
-    return table(("#", "phase", "runs on", "does", "undo"), rows)
+        offline = "yes" if any(rule.phase is phase for rule in OFFLINE_CHAIN) else "–"
+        rows.append((str(number), f"`{phase}`", sides, offline, does, undo))
+    return table(("#", "phase", "runs on", "offline", "does", "undo"), rows)
 
 
-def chain() -> str:
-    """The steps of a live migration and what each waits for."""
+def chain(rules: Sequence[PhaseRule]) -> str:
+    """The steps of a migration and what each waits for."""
     lines = ["```mermaid", "flowchart TD"]
-    lines += [f'    {_node(rule.phase, rule.side)}["{rule.phase}<br>{rule.side}"]' for rule in LIVE_CHAIN]
-    lines += [_arrow(before, rule) for rule in LIVE_CHAIN for before in rule.after]
-    lines += [_arrow(partner, rule, line="-. stands by .->") for rule in LIVE_CHAIN for partner in rule.beside]
+    lines += [f'    {_node(rule.phase, rule.side)}["{rule.phase}<br>{rule.side}"]' for rule in rules]
+    lines += [_arrow(before, rule) for rule in rules for before in rule.after]
+    lines += [_arrow(partner, rule, line="-. stands by .->") for rule in rules for partner in rule.beside]
     return "\n".join([*lines, "```", ""])
 
 
@@ -236,11 +237,14 @@ def conf_keys() -> str:
 def methods() -> str:
     """The method table of the planner."""
     rows = [
-        (f"`{role}`", situation.value, f"`{TABLE[role, situation].method}`", TABLE[role, situation].reason)
-        for role in dict.fromkeys(role for role, _ in TABLE)
-        for situation in Situation
+        (f"`{role}`", situation.value, _method(cell), cell.reason.format(device="it"))
+        for (role, situation), cell in TABLE.items()
     ]
     return table(("role", "situation", "method", "because"), rows)
+
+
+def _method(cell: Cell) -> str:
+    return f"refused: `{cell.code}`" if cell.code else f"`{cell.method}`"
 
 
 def recovery(rules: Iterable[Rule[Any]]) -> str:
@@ -251,7 +255,8 @@ def recovery(rules: Iterable[Rule[Any]]) -> str:
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "phases": phases,
-    "chain": chain,
+    "chain": lambda: chain(LIVE_CHAIN),
+    "chain-offline": lambda: chain(OFFLINE_CHAIN),
     "marks": marks,
     "states-migration": lambda: states(MIGRATION),
     "states-step": lambda: states(STEP),

@@ -1,12 +1,13 @@
 """Phase 1, check: everything that can be refused before anything is touched, all reasons of a side at once.
 
-The control side planned the volumes when the migration was filed; the source looks at the running guest, the target at
-itself.
+The control side planned the volumes when the migration was filed; the source looks at the guest, or makes sure that
+there is none, the target at itself.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from haulier.errors import Problem, Refused, StepFailed
@@ -15,7 +16,7 @@ from haulier.hypervisor.images import free_bytes, image_info
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.volume_paths import problem_of_path
-from haulier.planner.refusals import SourceFacts, TargetFacts, refuse_source, refuse_target
+from haulier.planner.refusals import SourceFacts, TargetFacts, refuse_source, refuse_target, still_there
 from haulier.services.attempts import TransferView
 from models import Phase, Side, TransferMethod, VolumeRole
 from tasks.celery import app
@@ -30,12 +31,39 @@ async def run(work: StepRun) -> Notes:
 
 async def _check_control(work: StepRun) -> Notes:
     """What filing has looked at is looked at again: the VM may have moved on between the two."""
-    if not work.view.pinned:
+    if not (work.view.pinned or work.view.offline):
         raise Refused("vm_not_running", f"VM {work.view.vm} has not been started", f"haulier vm start {work.view.vm}")
     return {}
 
 
 async def _check_source(work: StepRun) -> Notes:
+    view = work.view
+    seen = _at_rest(work) if view.offline else await _running(work)
+    problems = (*seen.problems, *(problem for volume in view.transfers for problem in _volume_problems(volume)))
+    if problems:
+        raise Refused.because(problems)
+    copied = view.by_method(TransferMethod.COPY)
+    return {"status": seen.status, "file_bytes": {each.device: each.source_path.stat().st_size for each in copied}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The guest on the source: its state in QEMU's words, None if it does not run."""
+
+    status: str | None
+    problems: tuple[Problem, ...]
+
+
+def _at_rest(work: StepRun) -> _Seen:
+    """Nothing may have the volumes open."""
+    # Looked at, not made.
+    place = work.node.layout.vm(work.view.vm)
+    daemons = {"QEMU": place.qemu, "swtpm": place.swtpm}
+    running = {name: pid for name, daemon in daemons.items() if (pid := daemon.pid())}
+    return _Seen(None, tuple(still_there(work.view.vm, program=name, pid=pid) for name, pid in running.items()))
+
+
+async def _running(work: StepRun) -> _Seen:
     view = work.view
     try:
         async with open_monitor(work.place.control) as monitor:
@@ -53,14 +81,11 @@ async def _check_source(work: StepRun) -> Notes:
             ram_kib=view.pinned["ram_kib"],
             foreign_jobs=tuple(job["device"] for job in jobs),
             blocked_reasons=tuple(blocked),
-            volume_problems=tuple(problem for volume in view.transfers for problem in _volume_problems(volume)),
         )
     )
     if view.tpm and work.place.swtpm.pid() is None:
         problems += (Problem("swtpm_gone", f"the swtpm of {view.vm} does not run", "Stop and start the VM."),)
-    if problems:
-        raise Refused.because(problems)
-    return {"status": guest}
+    return _Seen(guest, problems)
 
 
 def _volume_problems(volume: TransferView) -> list[Problem]:
@@ -80,10 +105,9 @@ def _volume_problems(volume: TransferView) -> list[Problem]:
                 "volume_is_clone", f"{volume.device} hangs on {found.backing}, which stays here", "Flatten it first."
             )
         )
-    if found.snapshots:
-        problems.append(
-            Problem("internal_snapshots", f"{volume.device} has internal snapshots", "A mirror would lose them.")
-        )
+    if found.snapshots and volume.method is TransferMethod.MIRROR:
+        words = f"{volume.device} has internal snapshots, which a mirror would lose"
+        problems.append(Problem("internal_snapshots", words, "Stop the VM and migrate it with --offline."))
     if found.size_bytes != volume.size_bytes:
         problems.append(
             Problem(
@@ -101,7 +125,8 @@ async def _check_target(work: StepRun) -> Notes:
     free: dict[str, int] = {}
     for volume in view.transfers:
         if volume.method is not TransferMethod.NONE:
-            needed[volume.target_storage] += volume.size_bytes
+            copied = volume.method is TransferMethod.COPY
+            needed[volume.target_storage] += view.file_bytes(volume) if copied else volume.size_bytes
             free[volume.target_storage] = free_bytes(volume.target_path.parent)
     astray = [problem_of_path(volume.target_path, volume.target_folder) for volume in view.transfers]
     # Looked at, not made: a target that refuses was not touched.
@@ -111,9 +136,9 @@ async def _check_target(work: StepRun) -> Notes:
         TargetFacts(
             node=view.target.name,
             facts=view.target.facts,
-            machine=view.pinned["machine"],
-            accel=view.pinned["accel"],
-            ram_kib=view.pinned["ram_kib"],
+            machine=view.pinned.get("machine"),
+            accel=None if view.offline else view.pinned["accel"],
+            ram_kib=0 if view.offline else view.pinned["ram_kib"],
             ram_free_bytes=facts.memory()["ram_free_bytes"],
             needed_by_storage=needed,
             free_by_storage=free,

@@ -1,10 +1,13 @@
-"""Phase 4, copy_cold (source): the volumes that QEMU does not write while the guest runs are copied once."""
+"""Phase 4, copy_cold (source): the volumes that QEMU does not write are copied once, file by file.
+
+While the guest runs these are cloud-init, unused volumes and saved RAM; of a VM that does not run, all of them.
+"""
 
 from __future__ import annotations
 
 import time
 
-from haulier.hypervisor.images import NbdServer, RemoteExport, send_image
+from haulier.hypervisor.images import NbdServer, RemoteExport, send_file
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
@@ -20,17 +23,17 @@ async def run(work: StepRun) -> Notes:
     view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
     for volume in view.by_method(TransferMethod.COPY):
         require_inside(volume.source_path, volume.source_folder)
-        begun = time.monotonic()
+        begun, length = time.monotonic(), view.file_bytes(volume)
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), volume.device, work.keys())
-        await send_image(
+        await send_file(
             volume.source_path,
             export,
-            format=volume.format,
             max_bytes_per_s=at_most,
-            report=work.meter(volume.device, volume.size_bytes),
+            report=work.meter(volume.device, length),
         )
-        update_transfer(work.context, volume.id, bytes=volume.size_bytes, seconds=time.monotonic() - begun)
+        took = time.monotonic() - begun
+        update_transfer(work.context, volume.id, bytes=length, bytes_total=length, seconds=took)
     return {}
 
 

@@ -1,7 +1,7 @@
 """Phase 8, hand_over (target): waits for the load, proves that nothing was lost, takes the guest, lets it run.
 
 It runs beside move_memory. Inside the pause there is no hop over the queue: the two sides meet in the rows, and a nudge
-over Redis says when to look.
+over Redis says when to look. A VM that does not run is taken when its volumes have been copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import stop_serving
-from haulier.hypervisor.images import NbdServer, remove_image
+from haulier.hypervisor.images import NbdServer, remove_image, stop_carrier
 from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
 from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.sockets import listen_on
@@ -35,7 +35,7 @@ from haulier.services.ownership import (
 from haulier.signals import AsyncBell
 from models import AllocationKind, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
-from tasks.open_target import on_some_port, stop_target
+from tasks.open_target import on_some_port, prove_copy, stop_target
 from tasks.runner import Notes, StepRun, execute
 
 
@@ -46,6 +46,8 @@ async def run(work: StepRun) -> Notes:
     commit is the guest's death and no migration's: the VM is `lost` here, with its newest disks and TPM.
     """
     view, lost = work.view, False
+    if view.offline:
+        return await _take_over_at_rest(work)
     async with work.context.signals.listen_async(f"attempt.{view.attempt_id}") as bell:
         try:
             async with open_monitor(work.place.control) as monitor:
@@ -65,6 +67,24 @@ async def run(work: StepRun) -> Notes:
     await asyncio.to_thread(_afterwards, work)
     if lost:
         work.place.clear()
+    return {}
+
+
+async def _take_over_at_rest(work: StepRun) -> Notes:
+    """The VM does not run: its volumes have arrived, and nobody waits."""
+    view = work.view
+    if not view.handed_over:
+        stop_carrier(work.place)
+        free_allocations(work.context, view.attempt_id, purpose="carrier")
+        arrived = prove_copy(work)
+        await fault_point("hand_over.proved")
+        if not HandOver(work.context, work.claim, view, NewHome()).commit(arrived):
+            raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+        await fault_point("hand_over.committed")
+    if not view.settled:
+        record_settled(work.context, view, state=None)
+    _clear(work)
+    work.place.clear()
     return {}
 
 
@@ -185,7 +205,7 @@ def _is_resume(event: Event) -> bool:
 
 
 def _afterwards(work: StepRun) -> None:
-    """With the guest running: keep the proof, and drop replicas that lie where the VM now lives."""
+    """With the guest running: keep the proof, and clear up."""
     view, sent = work.view, source_note(work.context, work.view.attempt_id)
     if view.tpm and sent:
         arrived = read_state(view.tpm.target_path)
@@ -196,6 +216,12 @@ def _afterwards(work: StepRun) -> None:
             identity_source=view.notes[Phase.SYNC_TPM, Side.SOURCE]["identity"],
             identity_target=read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run),
         )
+    _clear(work)
+
+
+def _clear(work: StepRun) -> None:
+    """What the VM does not need where it lives now: old replicas, the key."""
+    view = work.view
     folders = storage_folders(work.context, view.target.id)
     for path in old_replicas(work.context, view):
         require_inside(path, innermost(path, folders), error=NeedsOperator)

@@ -37,7 +37,7 @@ async def run(work: StepRun) -> Notes:
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     log_from = log_size(place.qemu.log)
     if view.tpm:
-        _prove_copy(work)
+        prove_copy(work)
     spec = machine_spec(
         view.definition,
         view.pinned,
@@ -55,17 +55,24 @@ async def run(work: StepRun) -> Notes:
     return {"pid": pid, "nbd_port": served and served.port, "log_from": log_from}
 
 
-def _prove_copy(work: StepRun) -> None:
+def prove_copy(work: StepRun) -> str | None:
+    """Read the TPM's copy back, before any swtpm has it open. Returns its digest, None for a VM without a TPM.
+
+    Raises StepFailed when it is not what was sent, or does not answer as the TPM that was sent.
+    """
     tpm, sent = work.view.tpm, work.view.notes[Phase.SYNC_TPM, Side.SOURCE]
     if tpm is None:
-        return
+        return None
     arrived = read_state(tpm.target_path)
     if arrived.digest != sent["digest"]:
         raise StepFailed("tpm_copy_differs", "the copy of the TPM state is not what was sent", "Try again.")
-    identity = read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
+    identity = None
+    if not arrived.is_blank:
+        identity = read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
     if identity != sent["identity"]:
         raise StepFailed("tpm_identity_differs", "the TPM's copy answers as another TPM", "Keep the source; ask us.")
     update_transfer(work.context, tpm.id, digest_target=arrived.digest, identity_target=identity)
+    return arrived.digest
 
 
 async def _serve(work: StepRun, monitor: Monitor) -> NbdServer | None:

@@ -41,7 +41,8 @@ CARRIED = (TransferMethod.TPM_SYNC, TransferMethod.COPY)
 async def run(work: StepRun) -> Notes:
     """Make room on the target. Raises StepFailed when a volume cannot be made; `undo` frees what was."""
     view = work.view
-    take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
+    if not view.offline:
+        take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
     for volume in view.transfers:
         if volume.method is not TransferMethod.NONE:
             _make(work, volume)
@@ -60,7 +61,10 @@ def _make(work: StepRun, volume: TransferView) -> None:
     if volume.role is VolumeRole.TPMSTATE:
         reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=view.epoch + 1)
     try:
-        create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
+        if volume.method is TransferMethod.COPY:
+            create_image(volume.target_path, format="raw", size_bytes=view.file_bytes(volume))
+        else:
+            create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
     except StepFailed as error:
         if error.code == VOLUME_EXISTS:
             # It came between `check` and now and is somebody else's: an undo, which frees what has a row, leaves it.
@@ -69,7 +73,7 @@ def _make(work: StepRun, volume: TransferView) -> None:
 
 
 def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
-    exports = [CarrierExport(volume.device, volume.target_path, volume.format) for volume in carried]
+    exports = [CarrierExport(volume.device, volume.target_path) for volume in carried]
     tried: frozenset[int] = frozenset()
     while True:
         server = work.listen_on(work.view.target, "carrier", avoid=tried)

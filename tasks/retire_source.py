@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import remove_image, stop_carrier
+from haulier.hypervisor.images import destroy_image, remove_image, stop_carrier
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import paths_in_use
@@ -25,7 +25,10 @@ async def run(work: StepRun) -> Notes:
     stop_carrier(place)
     for volume in view.transfers:
         require_inside(volume.source_path, volume.source_folder, error=NeedsOperator)
-    if view.tpm:
+    if view.tpm and view.tpm_identity is None:
+        # No TPM was ever made there.
+        destroy_image(view.tpm.source_path)
+    elif view.tpm:
         copy = TpmCopy(view.vm_id, view.source.id, view.tpm.source_path)
         away = work.node.layout.quarantine / f"{view.vm}-e{view.epoch}-{view.tpm.source_path.name}"
         # The row names the new place first: whoever looks in between finds the file in one of the two.

@@ -1,8 +1,8 @@
 """Phase 3, sync_tpm (source): a stable copy of the TPM's state goes to the target, and the TPM is asked who it is.
 
 The copy is the fallback and the proof that the target can read such a state; what the guest changes from now on crosses
-in the stream of the devices and is proved in the pause (docs/tpm.md). No swtpm has the target's volume open yet, and no
-QEMU ever has.
+in the stream of the devices and is proved in the pause (docs/tpm.md); of a VM that does not run, the copy is all there
+is. No swtpm has the target's volume open yet, and no QEMU ever has.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer, RemoteExport, destroy_image, send_image
+from haulier.hypervisor.images import NbdServer, RemoteExport, destroy_image, send_file
 from haulier.hypervisor.tpm_identity import forget_scratch, read_identity
-from haulier.hypervisor.tpm_state import read_state
+from haulier.hypervisor.tpm_state import TpmState, read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import update_transfer
+from haulier.services.ledger import TpmCopy, record_active
 from models import Phase, Side
 from tasks.celery import app
 from tasks.runner import Notes, StepRun, execute
@@ -29,13 +30,11 @@ async def run(work: StepRun) -> Notes:
     require_inside(tpm.source_path, tpm.source_folder)
     begun = time.monotonic()
     state = read_state(tpm.source_path)
-    if state.is_blank:
-        raise StepFailed("tpm_state_blank", f"the TPM state of {view.vm} is blank while it runs", "Do not stop the VM.")
-    identity = read_identity(state.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
-    if view.tpm_identity is not None and identity != view.tpm_identity:
-        raise StepFailed(
-            "tpm_identity_differs", f"the TPM of {view.vm} is not the one in the ledger", "Compare `haulier vm show`."
-        )
+    identity = _recognise(work, state)
+    if view.offline and identity is not None:
+        # A VM that has never been started has no row for its TPM yet, and a quarantine knows only what has one.
+        copy_here = TpmCopy(view.vm_id, view.source.id, tpm.source_path)
+        record_active(work.context, copy_here, epoch=view.epoch, digest=state.digest, identity=identity)
     copy = _copy(work)
     try:
         copy.touch(mode=0o600)
@@ -43,7 +42,7 @@ async def run(work: StepRun) -> Notes:
         copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0"))
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), tpm.device, work.keys())
-        await send_image(copy, export, format="raw", report=work.meter(tpm.device, tpm.size_bytes))
+        await send_file(copy, export, report=work.meter(tpm.device, tpm.size_bytes))
     finally:
         destroy_image(copy)
     update_transfer(
@@ -58,6 +57,21 @@ async def run(work: StepRun) -> Notes:
     return {"digest": state.digest, "identity": identity}
 
 
+def _recognise(work: StepRun, state: TpmState) -> str | None:
+    """Who the TPM is; None if there is none yet, of a VM that has never been started."""
+    view = work.view
+    if state.is_blank and view.offline and view.tpm_identity is None:
+        return None
+    if state.is_blank:
+        raise StepFailed("tpm_state_blank", f"the TPM state of {view.vm} is blank", "Find the right volume.")
+    identity = read_identity(state.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
+    if view.tpm_identity not in (None, identity):
+        raise StepFailed(
+            "tpm_identity_differs", f"the TPM of {view.vm} is not the one in the ledger", "Compare `haulier vm show`."
+        )
+    return identity
+
+
 def _copy(work: StepRun) -> Path:
     return work.place.run / f"tpm-{work.view.key}"
 
@@ -68,6 +82,8 @@ async def undo(work: StepRun) -> None:
     forget_scratch(work.place.run)
     if keys := work.keys():
         keys.remove()
+    if work.view.offline:
+        work.place.clear()
 
 
 @app.task(name=f"haulier.{Phase.SYNC_TPM}")

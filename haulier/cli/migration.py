@@ -17,7 +17,7 @@ Flag = Annotated[bool, Parameter(negative=())]
 
 
 def explain(name: str, /, *, to: str) -> int:
-    """How each volume of a VM would cross, and what would be refused. Touches nothing.
+    """How each volume of a VM would cross now, live or offline, and what would be refused. Touches nothing.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def migrate(
     to
         The target node.
     offline
-        Move it while it is stopped; refused, because that is not built yet.
+        Move a VM that does not run; it does not run on the target either.
     wait
         Return when it is over, and show how it goes.
     timeout_s
@@ -88,7 +88,8 @@ def _text(document: dict[str, Any]) -> str:
         pause = ", ".join(f"{name} {at:.1f}" for name, at in document["pause"].items())
         lines.append(f"  pause {document['downtime_ms']:.1f} ms ({pause})")
     if document["state"] == "done":
-        lines.append(f"  total {document['total_s']:.1f} s, RAM {size(document['ram_bytes'])} sent")
+        ram = f", RAM {size(document['ram_bytes'])} sent" if document["ram_bytes"] is not None else ""
+        lines.append(f"  total {document['total_s']:.1f} s{ram}")
     tpm = document["tpm"]
     if document["state"] == "done" and tpm and tpm["digest_target"]:
         same = "same" if tpm["digest_source"] == tpm["digest_target"] else "DIFFERENT"

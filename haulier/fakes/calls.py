@@ -180,10 +180,10 @@ def start_carrier(place: VmPlace, exports: Sequence[CarrierExport], *, server: N
     pair.add(FakeCarrier(pair.next_pid(), place.carrier.token, server.port, opened))
 
 
-async def send_image(
-    path: FakePath, to: RemoteExport, *, format: str, report: Callable[[int], None], max_bytes_per_s: int = 0
+async def send_file(
+    path: FakePath, to: RemoteExport, *, report: Callable[[int], None], max_bytes_per_s: int = 0
 ) -> None:
-    del format, max_bytes_per_s
+    del max_bytes_per_s
     effect()
     FakePair.current.receive(to.server.port, to.export, _opened(path))
     report(1)
@@ -343,7 +343,7 @@ CALLS: Mapping[object, object] = {
     images.image_info: image_info,
     images.free_bytes: lambda _: 1 << 40,
     images.start_carrier: start_carrier,
-    images.send_image: send_image,
+    images.send_file: send_file,
     states.read_state: read_state,
     identities.read_identity: read_identity,
     identities.forget_scratch: forget_scratch,

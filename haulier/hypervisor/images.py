@@ -47,11 +47,10 @@ class NbdServer:
 
 @dataclass(frozen=True, slots=True)
 class CarrierExport:
-    """One volume that the carrier receives: the export's name, and the file with its format."""
+    """One file that the carrier receives as it is: the export's name, and where it is put."""
 
     name: str
     path: Path
-    format: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,7 @@ def start_carrier(
     words += ["--nbd-server", listen]
     for export in exports:
         file = {"driver": "file", "filename": os.fspath(export.path)}
-        node = {"driver": export.format, "node-name": f"node-{export.name}", "file": file}
+        node = {"driver": "raw", "node-name": f"node-{export.name}", "file": file}
         words += ["--blockdev", json.dumps(node)]
         words += ["--export", f"type=nbd,id={export.name},node-name=node-{export.name},name={export.name},writable=on"]
     words += ["--pidfile", os.fspath(place.carrier.pid_file), "--daemonize"]
@@ -178,17 +177,16 @@ def stop_carrier(place: VmPlace) -> None:
     end(place.carrier)
 
 
-async def send_image(
-    path: Path, to: RemoteExport, *, format: str, report: Callable[[int], None], max_bytes_per_s: int = 0
-) -> None:
-    """Copy an image's contents into a carrier's export and flush it there; as fast as it goes, or at most that fast.
+async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], None], max_bytes_per_s: int = 0) -> None:
+    """Copy a file as it is, of whatever format, into a carrier's export and flush it there; as fast as it goes, or at
+    most that fast. Holes stay holes.
 
     `report` is told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then
     holds some of it and is to be written again or freed.
     """
     target = f"driver=nbd,server.type=inet,server.host={to.server.address},server.port={to.server.port}"
     target += f",export={to.export}"
-    words = ["qemu-img", "convert", "-n", "-f", format, "--target-image-opts"]
+    words = ["qemu-img", "convert", "-n", "-f", "raw", "--target-image-opts"]
     if to.keys:
         words += ["--object", to.keys.as_option(server=False)]
         target += f",tls-creds={OBJECT_ID}"

@@ -1,5 +1,5 @@
-"""The method table: how a volume crosses, by its role and by where it lies. Nothing else in Haulier asks for a role to
-decide this.
+"""The method table: how a volume crosses, by its role, by where it lies and by what the guest does. Nothing else in
+Haulier asks for a role to decide this.
 
 `haulier explain` prints the row that applies with its reason, the chain works by it, docs/volumes.md is made from it.
 """
@@ -29,25 +29,39 @@ class Situation(StrEnum):
     """Where the volume lies and what the guest does."""
 
     LOCAL_LIVE = "local, live"
+    LOCAL_OFFLINE = "local, offline"
     REPLICATED_LIVE = "replica on the target, live"
+    REPLICATED_OFFLINE = "replica on the target, offline"
+    SHARED = "shared storage"
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One cell of the table: a method and why it is this one."""
+class Cell:
+    """One cell of the table: a method and why it is this one. A refusal has no method, but a code and a hint."""
 
     method: Method
     reason: str
+    code: str | None = None
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeFacts:
-    """What the table needs to know about a volume."""
+    """What the table needs to know about a volume; `offline` is its VM, when that does not run."""
 
     device: str
     role: Role
     shared: bool = False
     replica_on_target: bool = False
+    offline: bool = False
+
+    @property
+    def situation(self) -> Situation:
+        if self.shared:
+            return Situation.SHARED
+        if self.replica_on_target:
+            return Situation.REPLICATED_OFFLINE if self.offline else Situation.REPLICATED_LIVE
+        return Situation.LOCAL_OFFLINE if self.offline else Situation.LOCAL_LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,46 +75,56 @@ class Choice:
     refusal: Problem | None = None
 
 
-_WHOLE_DISK = Rule(Method.MIRROR, "QEMU writes it: mirrored over NBD until the switch-over, finished in the pause")
-_ONTO_FRESH = Rule(
+_LIVE_DISK = Cell(Method.MIRROR, "QEMU writes it: mirrored over NBD until the switch-over, finished in the pause")
+_LIVE_DISK_BESIDE = Cell(
     Method.MIRROR, "QEMU writes it: mirrored as a whole beside the replica, which is dropped after the hand-over"
 )
-_TPM = Rule(
+_DISK_AT_REST = Cell(
+    Method.COPY, "nobody writes it: its file is copied as it is, with its holes and its internal snapshots"
+)
+_DISK_AT_REST_BESIDE = Cell(
+    Method.COPY, "nobody writes it: copied as a whole beside the replica, which is dropped after the hand-over"
+)
+_LIVE_TPM = Cell(
     Method.TPM_SYNC,
     "only swtpm has it open, not QEMU: copied once, then carried in the stream of the devices, and proved in the pause",
 )
-_COLD = Rule(Method.COPY, "QEMU does not write it while the guest runs: copied once")
+_TPM_AT_REST = Cell(
+    Method.TPM_SYNC, "nobody has it open: copied once, digests compared, the TPM asked who it is on both nodes"
+)
+_COLD = Cell(Method.COPY, "QEMU does not write it while the guest runs: its file is copied once")
+_COLD_AT_REST = Cell(Method.COPY, "nobody writes it: its file is copied once")
+_LOCAL_ISO = Cell(
+    Method.NONE, "{device} holds an ISO image of this node only", "cdrom_local", "Eject it, then migrate."
+)
+_NOT_YET_SHARED = Cell(
+    Method.NONE, "shared storage is not supported yet", "shared_storage_unsupported", "Use local storage."
+)
 
-TABLE: Mapping[tuple[Role, Situation], Rule] = {
-    (Role.DISK, Situation.LOCAL_LIVE): _WHOLE_DISK,
-    (Role.DISK, Situation.REPLICATED_LIVE): _ONTO_FRESH,
-    (Role.EFIDISK, Situation.LOCAL_LIVE): _WHOLE_DISK,
-    (Role.EFIDISK, Situation.REPLICATED_LIVE): _ONTO_FRESH,
-    (Role.TPMSTATE, Situation.LOCAL_LIVE): _TPM,
-    (Role.TPMSTATE, Situation.REPLICATED_LIVE): _TPM,
-    (Role.CLOUDINIT, Situation.LOCAL_LIVE): _COLD,
-    (Role.CLOUDINIT, Situation.REPLICATED_LIVE): _COLD,
-    (Role.UNUSED, Situation.LOCAL_LIVE): _COLD,
-    (Role.UNUSED, Situation.REPLICATED_LIVE): _COLD,
-    (Role.VMSTATE, Situation.LOCAL_LIVE): _COLD,
-    (Role.VMSTATE, Situation.REPLICATED_LIVE): _COLD,
+
+_Row = dict[tuple[Role, Situation], Cell]
+
+
+def _row(role: Role, live: Cell, at_rest: Cell, *, beside: tuple[Cell, Cell] | None = None) -> _Row:
+    """The cells of a role; `beside` are those of a volume that has a replica on the target, live and at rest."""
+    cells = (live, at_rest, *(beside or (live, at_rest)), _NOT_YET_SHARED)
+    return {(role, situation): cell for situation, cell in zip(Situation, cells, strict=True)}
+
+
+TABLE: Mapping[tuple[Role, Situation], Cell] = {
+    **_row(Role.DISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DISK_BESIDE, _DISK_AT_REST_BESIDE)),
+    **_row(Role.EFIDISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DISK_BESIDE, _DISK_AT_REST_BESIDE)),
+    **_row(Role.TPMSTATE, _LIVE_TPM, _TPM_AT_REST),
+    **_row(Role.CLOUDINIT, _COLD, _COLD_AT_REST),
+    **_row(Role.UNUSED, _COLD, _COLD_AT_REST),
+    **_row(Role.VMSTATE, _COLD, _COLD_AT_REST),
+    **_row(Role.CDROM, _LOCAL_ISO, _LOCAL_ISO),
 }
 
 
 def choose_method(volume: VolumeFacts) -> Choice:
-    """The row of the table for a running VM's volume, or the reason why there is none."""
-    if volume.shared:
-        return _refused(
-            volume, "shared_storage_unsupported", "shared storage is not supported yet", "Use local storage."
-        )
-    if volume.role is Role.CDROM:
-        return _refused(
-            volume, "cdrom_local", f"{volume.device} holds an ISO image of this node only", "Eject it, then migrate."
-        )
-    situation = Situation.REPLICATED_LIVE if volume.replica_on_target else Situation.LOCAL_LIVE
-    rule = TABLE[volume.role, situation]
-    return Choice(volume.device, volume.role, rule.method, rule.reason)
-
-
-def _refused(volume: VolumeFacts, code: str, message: str, hint: str) -> Choice:
-    return Choice(volume.device, volume.role, Method.NONE, message, Problem(code, message, hint))
+    """The cell of the table for a volume."""
+    cell = TABLE[volume.role, volume.situation]
+    reason = cell.reason.format(device=volume.device)
+    refusal = Problem(cell.code, reason, cell.hint) if cell.code else None
+    return Choice(volume.device, volume.role, cell.method, reason, refusal)

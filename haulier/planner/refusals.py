@@ -17,6 +17,8 @@ from haulier.planner.methods import Choice
 # A guest that gets all of a host's free RAM leaves none for QEMU itself and for the page cache of its disks.
 _RAM_HEADROOM = 64 << 20
 _DISK_HEADROOM = 16 << 20
+# Of a VM in one of these states a QEMU has the volumes open.
+STARTED = ("running", "paused")
 
 
 def refuse_host_access(definition: VmDefinition, *, own_storages: bool) -> tuple[Problem, ...]:
@@ -79,10 +81,10 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         yield Problem("operation_open", f"VM {facts.vm} is busy: {facts.open_operation} is not over", "Wait for it.")
     if facts.vm_node == facts.target:
         yield Problem("already_there", f"VM {facts.vm} is on {facts.target} already", "Name another node.")
-    if facts.offline:
-        yield Problem("offline_unsupported", "offline migration is not supported yet", "Start the VM, migrate it live.")
-    elif facts.vm_state not in ("running", "paused"):
-        yield Problem("vm_not_running", f"VM {facts.vm} is {facts.vm_state}", f"haulier vm start {facts.vm}")
+    if facts.offline and facts.vm_state in STARTED:
+        yield Problem("vm_running", f"VM {facts.vm} is {facts.vm_state}", "Migrate it live, without --offline.")
+    if not facts.offline and facts.vm_state not in STARTED:
+        yield Problem("vm_not_running", f"VM {facts.vm} is {facts.vm_state}", "--offline moves it as it is.")
     if facts.target_state != "online":
         yield Problem(
             "node_in_maintenance",
@@ -118,7 +120,6 @@ class SourceFacts:
     ram_kib: int
     foreign_jobs: tuple[str, ...] = ()
     blocked_reasons: tuple[str, ...] = ()
-    volume_problems: tuple[Problem, ...] = ()
 
 
 def refuse_source(facts: SourceFacts) -> tuple[Problem, ...]:
@@ -141,17 +142,23 @@ def _source(facts: SourceFacts) -> Iterator[Problem]:
         yield Problem("block_job_running", f"the block job {job} runs on a disk of {facts.vm}", "Let it end first.")
     for reason in facts.blocked_reasons:
         yield Problem("qemu_blocks_migration", f"QEMU: {reason}", "Remove the device that blocks.")
-    yield from facts.volume_problems
+
+
+def still_there(vm: str, *, program: str, pid: int) -> Problem:
+    """The problem of a VM that is to be moved as one that does not run, although a program of it does."""
+    return Problem("vm_running", f"{program} (pid {pid}) of VM {vm} runs", f"haulier vm show {vm}")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What the target has, beside what the guest needs there."""
+    """What the target has, beside what the guest needs there: a VM that does not run needs no accelerator and no RAM,
+    one that never has needs no machine type either.
+    """
 
     node: str
     facts: dict[str, Any]
-    machine: str
-    accel: str
+    machine: str | None
+    accel: str | None
     ram_kib: int
     ram_free_bytes: int
     needed_by_storage: dict[str, int]
@@ -173,13 +180,13 @@ def _programs(facts: TargetFacts) -> Iterator[Problem]:
     if problem := facts.facts.get("qemu_problem"):
         yield Problem(**problem)
         return
-    if facts.machine not in facts.facts["machines"]:
+    if facts.machine is not None and facts.machine not in facts.facts["machines"]:
         yield Problem(
             "machine_unknown",
             f"QEMU {facts.facts['qemu_version']} on {facts.node} has no machine type {facts.machine}",
             "Install a newer QEMU there.",
         )
-    if facts.facts["accel"] != facts.accel:
+    if facts.accel not in (None, facts.facts["accel"]):
         yield Problem(
             "accel_differs",
             f"the guest runs with {facts.accel}, {facts.node} would run it with {facts.facts['accel']}",
@@ -214,7 +221,7 @@ def _older(here: str, there: str) -> bool:
 
 def _room(facts: TargetFacts) -> Iterator[Problem]:
     needed = facts.ram_kib * 1024 + _RAM_HEADROOM
-    if needed > facts.ram_free_bytes:
+    if facts.ram_kib and needed > facts.ram_free_bytes:
         yield Problem(
             "no_ram",
             f"node {facts.node} has {_mib(facts.ram_free_bytes)} MiB of RAM free, {_mib(needed)} are needed",

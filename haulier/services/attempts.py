@@ -85,6 +85,7 @@ class TransferView:
 class AttemptView:
     """An attempt as a phase sees it; `notes` are what earlier steps wrote down for it, by phase and side.
 
+    `offline`: the VM does not run, and nothing starts it before the attempt is over.
     `settled`: after the hand-over the guest was let run, or left as it was; whoever pauses it from now on wants that.
     `stall_s`: how long a phase may show no progress; 0 is for ever.
     """
@@ -102,6 +103,7 @@ class AttemptView:
     target: NodeView
     transfers: tuple[TransferView, ...]
     tpm_identity: str | None
+    offline: bool
     handed_over: bool
     settled: bool
     stall_s: float
@@ -115,6 +117,11 @@ class AttemptView:
     def by_method(self, *methods: TransferMethod) -> tuple[TransferView, ...]:
         """The volumes that cross by one of these methods."""
         return tuple(transfer for transfer in self.transfers if transfer.method in methods)
+
+    def file_bytes(self, volume: TransferView) -> int:
+        """How long the file is of a volume that crosses as a copy: what the source saw in `check`."""
+        found: int = self.notes[Phase.CHECK, Side.SOURCE]["file_bytes"][volume.device]
+        return found
 
     @property
     def tpm(self) -> TransferView | None:
@@ -154,6 +161,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             target=_node(migration.target),
             transfers=tuple(_transfer(transfer) for transfer in attempt.transfers),
             tpm_identity=identity,
+            offline=migration.offline,
             handed_over=migration.state is MigrationState.HANDED_OVER,
             settled=any(step.notes.get("settled", False) for step in attempt.steps),
             stall_s=migration.stall_s,

@@ -21,7 +21,7 @@ from haulier.errors import Problem
 from haulier.services.context import Context, Unit
 from haulier.services.recovery import end_overdue, look_after_partner
 from haulier.services.steps import advance_undo, locked_step, message_for, move_migration, remember, roll_back
-from models import LIVE_CHAIN, Attempt, Migration, MigrationState, Phase, Side, Step, StepState
+from models import Attempt, Migration, MigrationState, Phase, Side, Step, StepState, chain_of
 
 CONTROL_QUEUE = "control"
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
@@ -41,7 +41,7 @@ def start_attempt(unit: Unit, migration: Migration) -> Attempt:
         Side.SOURCE: f"node.{migration.source.name}",
         Side.TARGET: f"node.{migration.target.name}",
     }
-    for position, rule in enumerate(LIVE_CHAIN):
+    for position, rule in enumerate(chain_of(offline=migration.offline)):
         step = Step(attempt_id=attempt.id, position=position, phase=rule.phase, side=rule.side, queue=queues[rule.side])
         unit.session.add(step)
         if not rule.after:
@@ -211,7 +211,7 @@ def _release(unit: Unit, attempt: Attempt) -> None:
             done.add((step.phase, step.side))
         if step.state is StepState.RUNNING and step.notes.get("stands_by"):
             beside.add((step.phase, step.side))
-    rules = {(rule.phase, rule.side): rule for rule in LIVE_CHAIN}
+    rules = {(rule.phase, rule.side): rule for rule in chain_of(offline=attempt.migration.offline)}
     for step in attempt.steps:
         rule = rules[step.phase, step.side]
         if step.state is StepState.WAITING and set(rule.after) <= done and set(rule.beside) <= beside | done:

@@ -16,7 +16,7 @@ from haulier.clock import now
 from haulier.definition import Role
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, VolumeFacts, choose_method
-from haulier.planner.refusals import FilingFacts, refuse_filing
+from haulier.planner.refusals import STARTED, FilingFacts, refuse_filing
 from haulier.services.chain import start_attempt
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_migration, find_node, find_vm
@@ -40,6 +40,7 @@ from models import (
     Vm,
     Volume,
     VolumeTransfer,
+    chain_of,
 )
 from models.enums import LedgerRole
 from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
@@ -54,13 +55,17 @@ _GUESS_FIXED_S = 2.0
 
 
 def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
-    """How each volume would cross and what would be refused. Touches nothing. Raises Refused for unknown names."""
+    """How each volume would cross, live or, if the VM does not run, offline, and what would be refused.
+
+    Touches nothing. Raises Refused for unknown names.
+    """
     with context.database.read() as session:
         vm, node = find_vm(session, vm_name), find_node(session, target)
-        choices = _choices(session, vm, node)
-        refusals = refuse_filing(_filing_facts(context, session, vm, node, choices=choices, offline=False))
+        offline = vm.state not in STARTED
+        choices = _choices(session, vm, node, offline=offline)
+        refusals = refuse_filing(_filing_facts(context, session, vm, node, choices=choices, offline=offline))
         moved = sum(volume.size_bytes or 0 for volume in vm.volumes)
-        ram = int(vm.pinned.get("ram_kib", 0)) * 1024
+        ram = 0 if offline else int(vm.pinned.get("ram_kib", 0)) * 1024
         rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
         return {
             "vm": vm.name,
@@ -71,7 +76,7 @@ def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
                 for choice in choices
             ],
             "refusals": [problem.as_dict() for problem in refusals],
-            "phases": [phase.value for phase in Phase],
+            "phases": list(dict.fromkeys(rule.phase.value for rule in chain_of(offline=offline))),
             "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / rate, 1),
         }
 
@@ -113,7 +118,7 @@ def _file(context: Context, vm_name: str, *, target: str, offline: bool, limits:
     settings = context.settings
     with context.unit() as unit:
         vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
-        choices = _choices(unit.session, vm, node)
+        choices = _choices(unit.session, vm, node, offline=offline)
         facts = _filing_facts(context, unit.session, vm, node, choices=choices, offline=offline)
         if problems := refuse_filing(facts):
             raise Refused.because(problems)
@@ -136,7 +141,7 @@ def _file(context: Context, vm_name: str, *, target: str, offline: bool, limits:
         return migration.id
 
 
-def _choices(session: Session, vm: Vm, target: Node) -> tuple[Choice, ...]:
+def _choices(session: Session, vm: Vm, target: Node, *, offline: bool) -> tuple[Choice, ...]:
     replicated = set(
         session.scalars(
             select(Replica.volume_id).join(Storage).join(Volume, Replica.volume_id == Volume.id)
@@ -150,6 +155,7 @@ def _choices(session: Session, vm: Vm, target: Node) -> tuple[Choice, ...]:
                 role=Role(volume.role),
                 shared=volume.locality is Locality.SHARED,
                 replica_on_target=volume.id in replicated,
+                offline=offline,
             )
         )
         for volume in vm.volumes
@@ -264,7 +270,7 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
         migration = find_migration(unit.session, migration_id)
         if migration.state in (MigrationState.HANDED_OVER, MigrationState.DONE):
             raise Refused(
-                "cancel_too_late", f"VM {migration.vm.name} runs on {migration.target.name} already", "Migrate it back."
+                "cancel_too_late", f"VM {migration.vm.name} is on {migration.target.name} already", "Migrate it back."
             )
         if migration.state not in (MigrationState.QUEUED, MigrationState.RUNNING):
             raise Refused(

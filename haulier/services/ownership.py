@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection, Insert, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, insert, select, update
 
 from haulier.clock import now
 from haulier.services.attempts import AttemptView, TransferView
@@ -42,10 +42,10 @@ _ATTEMPT, _STEP, _MIGRATION, _VM, _VOLUME, _LEDGER, _EVENT = (
 
 @dataclass(frozen=True, slots=True)
 class NewHome:
-    """The QEMU that has the guest on the target once the hand-over is committed."""
+    """The QEMU that has the guest on the target once the hand-over is committed; none for a VM that does not run."""
 
-    pid: int
-    qmp: str
+    pid: int | None = None
+    qmp: str | None = None
 
 
 class HandOver:
@@ -102,7 +102,7 @@ class HandOver:
 class _Consequence:
     """A statement, and the names of the values that are known only in the pause."""
 
-    change: Update | Insert
+    change: Update | Insert | Delete
     needs: tuple[str, ...] = ()
 
 
@@ -116,7 +116,8 @@ def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
     yield update(_MIGRATION).where(*running, wanted).values(state=MigrationState.HANDED_OVER)
     here = (_VM.c.id == view.vm_id, _VM.c.epoch == view.epoch, _VM.c.node_id == view.source.id)
     there = {"node_id": view.target.id, "epoch": view.epoch + 1, "pid": home.pid, "qmp": home.qmp}
-    yield update(_VM).where(*here).values(state=VmState.PAUSED, **there)
+    state = view.vm_state if view.offline else VmState.PAUSED
+    yield update(_VM).where(*here).values(state=state, **there)
 
 
 def _consequences(view: AttemptView) -> Iterator[_Consequence]:
@@ -141,6 +142,10 @@ def _ledger_changes(view: AttemptView, tpm: TransferView) -> Iterator[_Consequen
     )
     reserved = (_LEDGER.c.vm_id == view.vm_id, _LEDGER.c.role == LedgerRole.RESERVED)
     there = (_LEDGER.c.node_id == view.target.id, _LEDGER.c.path == str(tpm.target_path))
+    if view.offline and view.tpm_identity is None:
+        # The VM has never been started: there is no TPM yet that could be recorded.
+        yield _Consequence(delete(_LEDGER).where(*reserved, *there))
+        return
     yield _Consequence(
         update(_LEDGER)
         .where(*reserved, *there)
@@ -157,8 +162,10 @@ def _ledger_changes(view: AttemptView, tpm: TransferView) -> Iterator[_Consequen
     )
 
 
-def record_settled(context: Context, view: AttemptView, *, state: VmState, downtime_ms: float | None = None) -> None:
-    """After the hand-over: the VM's state, the length of the pause.
+def record_settled(
+    context: Context, view: AttemptView, *, state: VmState | None, downtime_ms: float | None = None
+) -> None:
+    """After the hand-over: the VM's state, None where it is as it was, and the length of the pause.
 
     What was promised to the attempt is the VM's now.
     """
@@ -169,7 +176,8 @@ def record_settled(context: Context, view: AttemptView, *, state: VmState, downt
         step = next(step for step in attempt.steps if step.phase is Phase.HAND_OVER)
         step.notes = {**step.notes, "settled": True}
         vm = session.get_one(Vm, view.vm_id)
-        vm.state, vm.run_state = state, None
+        if state is not None:
+            vm.state, vm.run_state = state, None
         if state is VmState.LOST:
             vm.pid, vm.qmp = None, None
             unit.note("vm.lost", vm=view.vm, node=view.target.name, migration=view.migration_id)

@@ -58,7 +58,7 @@ NAMES_THAT_ARE_NOT_THERE = (
     ("migrate {vm} --to nowhere", "unknown_node"),
     ("migrate {vm} --to beta", "vm_not_running"),
     ("migrate {vm} --to alpha", "already_there"),
-    ("migrate {vm} --to beta --offline", "offline_unsupported"),
+    ("migrate {vm} --to alpha --offline", "already_there"),
     ("explain nobody --to beta", "unknown_vm"),
     ("explain {vm} --to nowhere", "unknown_node"),
     ("vm show ../../etc/passwd", "unknown_vm"),

@@ -18,7 +18,7 @@ from haulier.hypervisor.images import (
     RemoteExport,
     create_image,
     image_info,
-    send_image,
+    send_file,
     start_carrier,
     stop_carrier,
 )
@@ -36,10 +36,10 @@ pytestmark = pytest.mark.real
 
 
 @contextmanager
-def carrying(place: VmPlace, target: Path, *, secure: bool = True) -> Iterator[NbdServer]:
-    create_image(target, format="raw", size_bytes=1 << 20)
+def carrying(place: VmPlace, target: Path, *, secure: bool = True, size_bytes: int = 1 << 20) -> Iterator[NbdServer]:
+    create_image(target, format="raw", size_bytes=size_bytes)
     listening = server()
-    export = CarrierExport("tpmstate0", target, "raw")
+    export = CarrierExport("tpmstate0", target)
     start_carrier(place, [export], server=listening, keys=keys(place.run / "keys") if secure else None)
     try:
         yield listening
@@ -48,7 +48,7 @@ def carrying(place: VmPlace, target: Path, *, secure: bool = True) -> Iterator[N
 
 
 def send(source: Path, to: NbdServer, key: KeyFolder | None, *, export: str = "tpmstate0") -> None:
-    run(send_image(source, RemoteExport(to, export, key), format="raw", report=lambda _: None))
+    run(send_file(source, RemoteExport(to, export, key), report=lambda _: None))
 
 
 @pytest.fixture
@@ -65,6 +65,20 @@ def test_carrier_receives_what_was_sent(place: VmPlace, source: Path, tmp_path: 
         send(source, to, keys(tmp_path / "sender") if secure else None)
     assert target.read_bytes() == source.read_bytes()
     assert place.carrier.pid() is None
+
+
+def test_file_is_sent_as_it_is(place: VmPlace, tmp_path: Path) -> None:
+    """A qcow2 image with a snapshot and much room in it: same bytes, same holes."""
+    source, target = tmp_path / "source.qcow2", tmp_path / "target.qcow2"
+    create_image(source, format="qcow2", size_bytes=1 << 30)
+    for words in (["qemu-io", "-c", "write -P 7 0 1M"], ["qemu-img", "snapshot", "-c", "before"],
+                  ["qemu-io", "-c", "write -P 9 512M 1M"], ["truncate", "-s", "64M"]):  # fmt: skip
+        subprocess.run([*words, str(source)], check=True, timeout=30, capture_output=True)
+    with carrying(place, target, size_bytes=source.stat().st_size) as to:
+        send(source, to, keys(tmp_path / "sender"))
+    assert target.read_bytes() == source.read_bytes()
+    assert image_info(target, format="qcow2").snapshots == 1
+    assert target.stat().st_blocks <= source.stat().st_blocks
 
 
 @pytest.mark.parametrize("secure", [True, False])
@@ -103,7 +117,7 @@ def test_carrier_whose_port_is_taken(place: VmPlace, tmp_path: Path) -> None:
         taken = NbdServer("127.0.0.1", other.getsockname()[1])
         create_image(tmp_path / "target.raw", format="raw", size_bytes=1 << 20)
         with pytest.raises(StepFailed, match=r"carrier_not_started: .*Address already in use"):
-            start_carrier(place, [CarrierExport("x", tmp_path / "target.raw", "raw")], server=taken, keys=None)
+            start_carrier(place, [CarrierExport("x", tmp_path / "target.raw")], server=taken, keys=None)
     assert place.carrier.pid() is None
 
 
@@ -119,7 +133,7 @@ def test_server_takes_the_prime_that_it_is_given(place: VmPlace, tmp_path: Path)
     (key.path / "dh-params.pem").write_text("no prime")
     create_image(tmp_path / "target.raw", format="raw", size_bytes=1 << 20)
     with pytest.raises(StepFailed, match=r"dh-params\.pem"):
-        start_carrier(place, [CarrierExport("x", tmp_path / "target.raw", "raw")], server=server(), keys=key)
+        start_carrier(place, [CarrierExport("x", tmp_path / "target.raw")], server=server(), keys=key)
 
 
 @pytest.mark.parametrize("format", ["raw", "qcow2"])

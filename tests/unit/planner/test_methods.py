@@ -17,6 +17,7 @@ FACTS = st.builds(
     role=st.sampled_from(Role),
     shared=st.booleans(),
     replica_on_target=st.booleans(),
+    offline=st.booleans(),
 )
 COPIED = (Role.CLOUDINIT, Role.UNUSED, Role.VMSTATE)
 
@@ -44,12 +45,20 @@ def test_every_volume_has_a_method_or_a_refusal_that_tells_everything(facts: Vol
 
 def test_every_cell_is_there() -> None:
     """A hole in the table would be a KeyError in the middle of a request."""
-    assert set(TABLE) == set(product(set(Role) - {Role.CDROM}, Situation))
+    assert set(TABLE) == set(product(Role, Situation))
 
 
 def test_no_tpm_cell_but_tpm_sync() -> None:
-    assert {rule.method for (role, _), rule in TABLE.items() if role is Role.TPMSTATE} == {Method.TPM_SYNC}
-    assert Method.TPM_SYNC not in {rule.method for (role, _), rule in TABLE.items() if role is not Role.TPMSTATE}
+    methods = {cell.method for (role, _), cell in TABLE.items() if role is Role.TPMSTATE and not cell.code}
+    assert methods == {Method.TPM_SYNC}
+    assert Method.TPM_SYNC not in {cell.method for (role, _), cell in TABLE.items() if role is not Role.TPMSTATE}
+
+
+def test_nothing_of_a_vm_that_does_not_run_is_mirrored() -> None:
+    """No QEMU has it open."""
+    offline = (Situation.LOCAL_OFFLINE, Situation.REPLICATED_OFFLINE)
+    methods = {cell.method for (_, situation), cell in TABLE.items() if situation in offline}
+    assert methods == {Method.COPY, Method.TPM_SYNC, Method.NONE}
 
 
 @pytest.mark.parametrize("replica", [False, True])

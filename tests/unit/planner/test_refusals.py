@@ -19,6 +19,7 @@ from haulier.planner.refusals import (
     refuse_source,
     refuse_target,
     silent_node,
+    still_there,
 )
 
 MIB = 1 << 20
@@ -64,7 +65,8 @@ def test_nothing_against_it() -> None:
 FILING_RULES: list[tuple[dict[str, Any], str]] = [
     ({"open_migration": 7}, "migration_open"),
     ({"target": "alpha"}, "already_there"),
-    ({"offline": True}, "offline_unsupported"),
+    ({"offline": True}, "vm_running"),
+    ({"offline": True, "vm_state": "paused"}, "vm_running"),
     ({"vm_state": "stopped"}, "vm_not_running"),
     ({"vm_state": "lost"}, "vm_not_running"),
     ({"target_state": "maintenance"}, "node_in_maintenance"),
@@ -93,6 +95,21 @@ def test_paused_vm_may_migrate() -> None:
     assert refuse_filing(dataclasses.replace(FILING, vm_state="paused")) == ()
 
 
+@pytest.mark.parametrize("state", ["stopped", "lost"])
+def test_vm_that_does_not_run_may_be_moved_offline(state: str) -> None:
+    assert refuse_filing(dataclasses.replace(FILING, vm_state=state, offline=True)) == ()
+
+
+def test_program_that_runs_all_the_same_is_named() -> None:
+    problem = still_there("web", program="swtpm", pid=7)
+    assert (problem.code, problem.message) == ("vm_running", "swtpm (pid 7) of VM web runs")
+
+
+def test_vm_that_does_not_run_needs_no_ram_and_no_accelerator() -> None:
+    facts = dataclasses.replace(TARGET, machine=None, accel=None, ram_kib=0, ram_free_bytes=0)
+    assert refuse_target(facts) == ()
+
+
 def test_open_migration_is_named_in_the_hint() -> None:
     (problem,) = refuse_filing(dataclasses.replace(FILING, open_migration=7))
     assert problem.hint == "haulier migration show 7"
@@ -108,7 +125,6 @@ SOURCE_RULES: list[tuple[dict[str, Any], str]] = [
     ({"ram_kib": 256 * 1024}, "ram_multiple_of_256k"),
     ({"foreign_jobs": ("backup0",)}, "block_job_running"),
     ({"blocked_reasons": ("virtfs is mounted",)}, "qemu_blocks_migration"),
-    ({"volume_problems": (Problem("size_differs", "m", "h"),)}, "size_differs"),
 ]
 
 

@@ -72,12 +72,20 @@ def test_explain_tells_each_volume_and_touches_nothing(world: World) -> None:
     assert (world.count(Migration), world.sent, world.kinds("")) == (0, [], [])
 
 
-def test_explain_tells_all_refusals_at_once(world: World) -> None:
+def test_explain_of_a_vm_that_does_not_run_is_about_an_offline_migration(world: World) -> None:
     world.change(Vm, state=VmState.STOPPED)
+    document = explain(world)
+    assert [each["method"] for each in document["volumes"]] == ["copy", "copy", "tpm_sync"]
+    assert document["phases"] == ["check", "reserve", "sync_tpm", "copy_cold", "hand_over", "retire_source"]
+    assert document["refusals"] == []
+
+
+def test_explain_tells_all_refusals_at_once(world: World) -> None:
+    world.change(Node, Node.name == "beta", state=NodeState.MAINTENANCE)
     world.change(Volume, Volume.device == "scsi0", locality=Locality.SHARED)
     world.silence("beta")
     refusals = explain(world)["refusals"]
-    assert [each["code"] for each in refusals] == ["vm_not_running", "node_silent", "shared_storage_unsupported"]
+    assert [each["code"] for each in refusals] == ["node_in_maintenance", "node_silent", "shared_storage_unsupported"]
     assert all(set(each) == {"code", "message", "hint"} for each in refusals)
 
 

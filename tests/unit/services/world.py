@@ -54,6 +54,8 @@ SOURCE, TARGET = "alpha", "beta"
 IDENTITY, DIGEST = "1d" * 32, "d1" * 32
 # Everything that a failure before the hand-over undoes, in the order of the chain.
 UNDOABLE: tuple[Phase, ...] = tuple(rule.phase for rule in LIVE_CHAIN if rule.phase is not Phase.CHECK)[:-1]
+# What earlier phases write down for later ones.
+NOTES: dict[tuple[Phase, Side], dict[str, Any]] = {(Phase.CHECK, Side.SOURCE): {"file_bytes": {"ide2": 1 << 20}}}
 LEASE_S = 600.0
 BROKEN = Problem("broken", "it broke", "Mend it.")
 # Who holds move_memory and hand_over.
@@ -167,9 +169,9 @@ class World:
 
     # -- what workers do ----------------------------------------------------------------------------------------------
 
-    def file(self, vm: str = "web") -> int:
+    def file(self, vm: str = "web", *, offline: bool = False) -> int:
         """File a migration of the VM to beta."""
-        return file_migration(self.context, vm, target=TARGET)
+        return file_migration(self.context, vm, target=TARGET, offline=offline)
 
     def claim(self, message: Message) -> chain.Claim | None:
         return chain.claim(self.context, message.row, worker="w", lease_s=LEASE_S)
@@ -199,7 +201,7 @@ class World:
         """The step is done, and if it is the hand-over, the guest was taken."""
         if held.phase is Phase.HAND_OVER:
             assert self.commit(held)
-        return chain.complete(self.context, held, notes={})
+        return chain.complete(self.context, held, notes=NOTES.get((held.phase, held.side), {}))
 
     def fail(self, held: chain.Claim, *, outcome: chain.Outcome = chain.Outcome.FAILED) -> None:
         chain.fail(self.context, held, (BROKEN,), outcome=outcome)
