@@ -33,6 +33,7 @@ class Migration(Base):
 
     `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
     `epoch` is the VM's when the migration was filed: the hand-over counts it up, and only if it is still the same.
+    `storage_map` names the target's storage for one of the source's, where it is not the one of the same name.
     `timeout_s` is how long all of it may take before the hand-over, `stall_s` how long a phase may show no progress; 0
     is no limit.
     """
@@ -59,6 +60,7 @@ class Migration(Base):
     downtime_ms: Mapped[float | None]
     timeout_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
+    storage_map: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default=text("'{}'"))
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

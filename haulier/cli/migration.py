@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -11,12 +12,14 @@ from haulier.cli.output import complain, show, show_text, size, table
 from haulier.cli.progress import live_migration
 from haulier.errors import Problem
 from haulier.services import migrations
+from haulier.services.transfers import read_storage_map
 
 app = App(name="migration", help="Show, list, cancel and retry migrations.")
 Flag = Annotated[bool, Parameter(negative=())]
+StorageMap = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
-def explain(name: str, /, *, to: str) -> int:
+def explain(name: str, /, *, to: str, storage_map: StorageMap = ()) -> int:
     """How each volume of a VM would cross now, live or offline, and what would be refused. Touches nothing.
 
     Parameters
@@ -25,8 +28,10 @@ def explain(name: str, /, *, to: str) -> int:
         The VM.
     to
         The target node.
+    storage_map
+        As for migrate.
     """
-    document = migrations.explain(context(), name, target=to)
+    document = migrations.explain(context(), name, target=to, storage_map=read_storage_map(storage_map))
     for refusal in document["refusals"]:
         complain(Problem(**refusal))
     rows = table(document["volumes"], {"device": "device", "role": "role", "method": "method", "because": "reason"})
@@ -36,16 +41,31 @@ def explain(name: str, /, *, to: str) -> int:
     return 2 if document["refusals"] else 0
 
 
-def migrate(
-    name: str,
-    /,
-    *,
-    to: str,
-    offline: Flag = False,
-    wait: Flag = False,
-    timeout_s: float | None = None,
-    stall_timeout_s: float | None = None,
-) -> int:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Wishes:
+    """How it is to be done.
+
+    Parameters
+    ----------
+    offline
+        Move a VM that does not run; it does not run on the target either.
+    storage_map
+        SOURCE:TARGET puts the volumes of a storage onto another one; may be given more than once. Without it, each goes
+        to the storage of the same name.
+    timeout_s
+        Undo it when the guest was not handed over after so many seconds; 0: however long it takes.
+    stall_timeout_s
+        Undo it when a phase shows no progress for so many seconds; 0: never.
+    """
+
+    offline: Flag = False
+    storage_map: StorageMap = ()
+    timeout_s: float | None = None
+    stall_timeout_s: float | None = None
+
+
+def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishes()) -> int:
     """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked.
 
     Parameters
@@ -54,18 +74,13 @@ def migrate(
         The VM.
     to
         The target node.
-    offline
-        Move a VM that does not run; it does not run on the target either.
     wait
         Return when it is over, and show how it goes.
-    timeout_s
-        Undo it when the guest was not handed over after so many seconds; 0: however long it takes.
-    stall_timeout_s
-        Undo it when a phase shows no progress for so many seconds; 0: never.
     """
     around = context()
-    limits = migrations.Limits(timeout_s, stall_timeout_s)
-    migration_id = migrations.file_migration(around, name, target=to, offline=offline, limits=limits)
+    limits = {"timeout_s": wishes.timeout_s, "stall_s": wishes.stall_timeout_s}
+    terms = migrations.Terms(wishes.offline, read_storage_map(wishes.storage_map), **limits)
+    migration_id = migrations.file_migration(around, name, target=to, terms=terms)
     until = migrations.is_over if wait else migrations.is_past_check
     with live_migration(wanted=wait) as look:
         document = migrations.await_migration(around, migration_id, until=until, look=look)

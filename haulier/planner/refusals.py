@@ -63,6 +63,7 @@ class FilingFacts:
     choices: tuple[Choice, ...] = ()
     open_operation: str | None = None
     missing_storages: tuple[str, ...] = ()
+    unused_maps: tuple[str, ...] = ()
 
 
 def refuse_filing(facts: FilingFacts) -> tuple[Problem, ...]:
@@ -99,6 +100,10 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
             "storage_missing",
             f"node {facts.target} has no storage {storage}",
             "Define a VM there with that storage first, or move the volume to `local`.",
+        )
+    for storage in facts.unused_maps:
+        yield Problem(
+            "storage_map_unused", f"VM {facts.vm} has nothing on the storage {storage}", f"haulier vm show {facts.vm}"
         )
     yield from (choice.refusal for choice in facts.choices if choice.refusal)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select, update
@@ -13,36 +13,28 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.definition import Role
 from haulier.errors import Refused
-from haulier.planner.methods import Choice, VolumeFacts, choose_method
 from haulier.planner.refusals import STARTED, FilingFacts, refuse_filing
 from haulier.services.chain import start_attempt
-from haulier.services.context import Context, Unit
+from haulier.services.context import Context
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.nodes import silent_s
 from haulier.services.recovery import take_up_again
+from haulier.services.transfers import Crossing, file_transfers, plan_crossings
 from haulier.settings import LONGEST_S
 from models import (
-    Attempt,
-    Locality,
     Migration,
     MigrationState,
     Node,
     Operation,
     Phase,
-    Replica,
     Step,
     StepState,
-    Storage,
-    TpmLedger,
     TransferMethod,
     Vm,
-    Volume,
     VolumeTransfer,
     chain_of,
 )
-from models.enums import LedgerRole
 from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 # The states of contract.md: the two that decide ownership are inner ones.
@@ -54,18 +46,20 @@ _GUESS_BYTES_PER_S = 400 << 20
 _GUESS_FIXED_S = 2.0
 
 
-def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
+def explain(
+    context: Context, vm_name: str, *, target: str, storage_map: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """How each volume would cross, live or, if the VM does not run, offline, and what would be refused.
 
     Touches nothing. Raises Refused for unknown names.
     """
     with context.database.read() as session:
         vm, node = find_vm(session, vm_name), find_node(session, target)
-        offline = vm.state not in STARTED
-        choices = _choices(session, vm, node, offline=offline)
-        refusals = refuse_filing(_filing_facts(context, session, vm, node, choices=choices, offline=offline))
+        terms = Terms(offline=vm.state not in STARTED, storage_map=storage_map)
+        crossings = plan_crossings(session, vm, node, offline=terms.offline, storage_map=storage_map)
+        refusals = refuse_filing(_filing_facts(context, session, vm, node, crossings, terms))
         moved = sum(volume.size_bytes or 0 for volume in vm.volumes)
-        ram = 0 if offline else int(vm.pinned.get("ram_kib", 0)) * 1024
+        ram = 0 if terms.offline else int(vm.pinned.get("ram_kib", 0)) * 1024
         rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
         return {
             "vm": vm.name,
@@ -73,21 +67,25 @@ def explain(context: Context, vm_name: str, *, target: str) -> dict[str, Any]:
             "target": node.name,
             "volumes": [
                 {"device": choice.device, "role": choice.role, "method": choice.method, "reason": choice.reason}
-                for choice in choices
+                for choice in (crossing.choice for crossing in crossings)
             ],
             "refusals": [problem.as_dict() for problem in refusals],
-            "phases": list(dict.fromkeys(rule.phase.value for rule in chain_of(offline=offline))),
+            "phases": list(dict.fromkeys(rule.phase.value for rule in chain_of(offline=terms.offline))),
             "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / rate, 1),
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a migration may take, and how long a phase may show no progress, in seconds.
+class Terms:
+    """How a VM is to be migrated.
 
-    0 is no limit, None is what the settings say. Raises Refused for what is neither and no time to wait.
+    `storage_map` names the target's storage for one of the source's; volumes on others go to the one of the same name.
+    `timeout_s` is how long all of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
+    limit, None is what the settings say. Raises Refused for what is neither and no time to wait.
     """
 
+    offline: bool = False
+    storage_map: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
     stall_s: float | None = None
 
@@ -98,15 +96,13 @@ class Limits:
                 raise Refused("bad_time_out", words, f"Give seconds, at most {LONGEST_S:.0f}; 0 is no limit.")
 
 
-def file_migration(
-    context: Context, vm_name: str, *, target: str, offline: bool = False, limits: Limits = Limits()
-) -> int:
+def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms = Terms()) -> int:
     """File a migration and start its chain. Returns its id.
 
     Raises Refused with all reasons; nothing is written then.
     """
     try:
-        return _file(context, vm_name, target=target, offline=offline, limits=limits)
+        return _file(context, vm_name, target=target, terms=terms)
     except IntegrityError as error:
         # Somebody else filed one between our look and our row; SQL lets only one of us through.
         if not any(name in str(error.orig) for name in ("uq_migration_one_open", "migration.vm_id")):
@@ -114,22 +110,22 @@ def file_migration(
         raise Refused("migration_open", f"VM {vm_name} is already in a migration", "haulier migration list") from error
 
 
-def _file(context: Context, vm_name: str, *, target: str, offline: bool, limits: Limits) -> int:
+def _file(context: Context, vm_name: str, *, target: str, terms: Terms) -> int:
     settings = context.settings
     with context.unit() as unit:
         vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
-        choices = _choices(unit.session, vm, node, offline=offline)
-        facts = _filing_facts(context, unit.session, vm, node, choices=choices, offline=offline)
-        if problems := refuse_filing(facts):
+        crossings = plan_crossings(unit.session, vm, node, offline=terms.offline, storage_map=terms.storage_map)
+        if problems := refuse_filing(_filing_facts(context, unit.session, vm, node, crossings, terms)):
             raise Refused.because(problems)
         migration = Migration(
             vm_id=vm.id,
             source_id=vm.node_id,
             target_id=node.id,
             epoch=vm.epoch,
-            offline=offline,
-            timeout_s=settings.migration_timeout_s if limits.timeout_s is None else limits.timeout_s,
-            stall_s=settings.stall_timeout_s if limits.stall_s is None else limits.stall_s,
+            offline=terms.offline,
+            storage_map=dict(terms.storage_map),
+            timeout_s=settings.migration_timeout_s if terms.timeout_s is None else terms.timeout_s,
+            stall_s=settings.stall_timeout_s if terms.stall_s is None else terms.stall_s,
             created_at=now(),
             state=MigrationState.QUEUED,
         )
@@ -137,33 +133,12 @@ def _file(context: Context, vm_name: str, *, target: str, offline: bool, limits:
         unit.session.flush()
         unit.note("migration.queued", vm=vm.name, migration=migration.id, source=vm.node.name, target=node.name)
         attempt = start_attempt(unit, migration)
-        _plan_transfers(unit, attempt, vm, node, choices)
+        file_transfers(unit, attempt, crossings)
         return migration.id
 
 
-def _choices(session: Session, vm: Vm, target: Node, *, offline: bool) -> tuple[Choice, ...]:
-    replicated = set(
-        session.scalars(
-            select(Replica.volume_id).join(Storage).join(Volume, Replica.volume_id == Volume.id)
-            .where(Volume.vm_id == vm.id, Storage.node_id == target.id)
-        )
-    )  # fmt: skip
-    return tuple(
-        choose_method(
-            VolumeFacts(
-                device=volume.device,
-                role=Role(volume.role),
-                shared=volume.locality is Locality.SHARED,
-                replica_on_target=volume.id in replicated,
-                offline=offline,
-            )
-        )
-        for volume in vm.volumes
-    )
-
-
 def _filing_facts(
-    context: Context, session: Session, vm: Vm, target: Node, *, choices: tuple[Choice, ...], offline: bool
+    context: Context, session: Session, vm: Vm, target: Node, crossings: tuple[Crossing, ...], terms: Terms
 ) -> FilingFacts:
     limit_s = context.settings.node_silent_after_s
     return FilingFacts(
@@ -171,65 +146,20 @@ def _filing_facts(
         vm_state=vm.state,
         vm_node=vm.node.name,
         target=target.name,
-        offline=offline,
+        offline=terms.offline,
         open_migration=session.scalar(
             select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(OPEN_MIGRATION))
         ),
         source_silent_s=silent_s(vm.node, limit_s=limit_s),
         target_silent_s=silent_s(target, limit_s=limit_s),
         target_state=target.state,
-        choices=choices,
+        choices=tuple(crossing.choice for crossing in crossings),
         open_operation=session.scalar(
             select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
         ),
-        missing_storages=tuple(sorted(_storage_names(vm) - {storage.name for storage in target.storages})),
+        missing_storages=tuple(sorted({each.to for each in crossings if each.storage is None})),
+        unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
     )
-
-
-def _storage_names(vm: Vm) -> set[str]:
-    return {volume.storage.name for volume in vm.volumes}
-
-
-def _plan_transfers(unit: Unit, attempt: Attempt, vm: Vm, target: Node, choices: tuple[Choice, ...]) -> None:
-    storages = {storage.name: storage for storage in target.storages}
-    for volume, choice in zip(vm.volumes, choices, strict=True):
-        storage = storages[volume.storage.name]
-        unit.session.add(
-            VolumeTransfer(
-                attempt_id=attempt.id,
-                volume_id=volume.id,
-                role=volume.role,
-                method=TransferMethod(choice.method),
-                reason=choice.reason,
-                source_storage_id=volume.storage_id,
-                source_name=volume.name,
-                target_storage_id=storage.id,
-                target_name=_free_name(unit.session, storage, volume.name),
-                bytes_total=volume.size_bytes or 0,
-            )
-        )
-
-
-def _free_name(session: Session, storage: Storage, name: str) -> str:
-    """The volume's own name, or one beside it where a replica, another VM or a quarantined state has that already."""
-    taken = {
-        *session.scalars(select(Volume.name).where(Volume.storage_id == storage.id)),
-        *session.scalars(select(Replica.name).where(Replica.storage_id == storage.id)),
-        *(
-            str(Path(path).relative_to(storage.path))
-            for path in session.scalars(
-                select(TpmLedger.path).where(
-                    TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED
-                )
-            )
-            if Path(path).is_relative_to(storage.path)
-        ),
-    }
-    path, number = Path(name), 0
-    while name in taken:
-        number += 1
-        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-    return name
 
 
 def await_migration(
@@ -304,12 +234,12 @@ def retry_migration(context: Context, migration_id: int) -> int:
         if not needs_operator and migration.state not in ended:
             hint = "One that was undone, cancelled or refused is, and one that waits for an operator."
             raise Refused("not_to_be_retried", f"migration {migration_id} is {migration.state}", hint)
-        vm, target, offline = migration.vm.name, migration.target.name, migration.offline
-        limits = Limits(migration.timeout_s, migration.stall_s)
+        vm, target = migration.vm.name, migration.target.name
+        terms = Terms(migration.offline, migration.storage_map, migration.timeout_s, migration.stall_s)
     if needs_operator:
         take_up_again(context, migration_id)
         return migration_id
-    return file_migration(context, vm, target=target, offline=offline, limits=limits)
+    return file_migration(context, vm, target=target, terms=terms)
 
 
 def list_migrations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from sqlalchemy import select
 from haulier.clock import now
 from haulier.errors import HaulierError
 from haulier.services import chain, migrations
+from haulier.services.migrations import Terms
+from haulier.services.transfers import read_storage_map
 from models import (
     Locality,
     Migration,
@@ -304,3 +306,74 @@ def test_retry_that_is_refused(world: World, state: str) -> None:
     world.file()
     world.change(Migration, state=state)
     assert code_of(lambda: migrations.retry_migration(world.context, 1)) == "not_to_be_retried"
+
+
+# -- onto other storages ----------------------------------------------------------------------------------------------
+
+
+def add_storages(world: World, *names: str, node: str = "beta") -> None:
+    with world.context.database.write() as session:
+        at = session.scalars(select(Node).where(Node.name == node)).one()
+        at.storages += [Storage(name=name, kind="folder", path=f"/{node}/{name}") for name in names]
+
+
+def transfers(world: World) -> dict[str, str]:
+    """Where the volumes go, by device."""
+    return {each.device: f"{each.target_storage}:{each.target_name}" for each in world.view().transfers}
+
+
+def file_with(world: World, **mapped: str) -> int:
+    return migrations.file_migration(world.context, "web", target="beta", terms=Terms(storage_map=mapped))
+
+
+def test_volumes_go_onto_the_storage_that_is_wished(world: World) -> None:
+    add_storages(world, "fast")
+    add_storages(world, "slow", node="alpha")
+    with world.context.database.write() as session:
+        slow = session.scalars(select(Storage).where(Storage.name == "slow")).one()
+        session.scalars(select(Volume).where(Volume.device == "ide2")).one().storage_id = slow.id
+    assert [each["code"] for each in explain(world)["refusals"]] == ["storage_missing"]
+    assert migrations.explain(world.context, "web", target="beta", storage_map={"slow": "fast"})["refusals"] == []
+    file_with(world, slow="fast")
+    assert transfers(world) == {
+        "scsi0": "local:web/disk.qcow2", "ide2": "fast:web/ci.raw", "tpmstate0": "local:web/tpm.raw",
+    }  # fmt: skip
+
+
+def test_two_volumes_of_one_name_do_not_meet_on_one_storage(world: World) -> None:
+    add_storages(world, "slow", node="alpha")
+    with world.context.database.write() as session:
+        slow = session.scalars(select(Storage).where(Storage.name == "slow")).one()
+        moved = session.scalars(select(Volume).where(Volume.device == "ide2")).one()
+        moved.storage_id, moved.name = slow.id, "web/disk.qcow2"
+    file_with(world, slow="local")
+    assert transfers(world)["scsi0"] == "local:web/disk.qcow2"
+    assert transfers(world)["ide2"] == "local:web/disk-1.qcow2"
+
+
+@pytest.mark.parametrize(
+    ("mapped", "code"),
+    [({"local": "nowhere"}, "storage_missing"), ({"wibble": "local"}, "storage_map_unused")],
+)
+def test_storage_map_that_is_refused(world: World, mapped: dict[str, str], code: str) -> None:
+    assert code_of(lambda: file_with(world, **mapped)) == code
+    assert world.count(Migration) == 0
+
+
+def test_storage_map_is_kept_for_the_next_try(world: World) -> None:
+    add_storages(world, "fast")
+    first = file_with(world, local="fast")
+    migrations.cancel_migration(world.context, first)
+    world.settle()
+    second = migrations.retry_migration(world.context, first)
+    assert world.migration(second).storage_map == {"local": "fast"}
+
+
+@pytest.mark.parametrize("word", ["", "local", "local:", ":local", "a:b:c"])
+def test_word_that_maps_no_storage(word: str) -> None:
+    assert code_of(lambda: read_storage_map([word])) == "bad_storage_map"
+
+
+def test_words_that_map_storages() -> None:
+    assert read_storage_map(["a:b", "c:d", "a:b"]) == {"a": "b", "c": "d"}
+    assert code_of(lambda: read_storage_map(["a:b", "a:c"])) == "bad_storage_map"

@@ -9,14 +9,21 @@ import pytest
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import chain
-from haulier.services.migrations import Limits, file_migration, retry_migration
+from haulier.services.migrations import Terms, file_migration, retry_migration
 from haulier.settings import LONGEST_S
 from models import Migration, Phase, StepState
 from tests.unit.services.world import LEASE_S, TARGET, Halves, World
 
 
 def file(world: World, **limits: float) -> Migration:
-    return world.migration(file_migration(world.context, "web", target=TARGET, limits=Limits(**limits)))
+    return world.migration(
+        file_migration(
+            world.context,
+            "web",
+            target=TARGET,
+            terms=Terms(timeout_s=limits.get("timeout_s"), stall_s=limits.get("stall_s")),
+        )
+    )
 
 
 def let_pass(world: World, *, seconds: float) -> None:

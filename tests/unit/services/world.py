@@ -24,7 +24,7 @@ from haulier.services import chain, recovery
 from haulier.services.attempts import AttemptView, load_view
 from haulier.services.context import Context, Message
 from haulier.services.ledger import TpmCopy, reserve_copy
-from haulier.services.migrations import file_migration, show_migration
+from haulier.services.migrations import Terms, file_migration, show_migration
 from haulier.services.operations import sweep_operations
 from haulier.services.ownership import HandOver, NewHome
 from haulier.settings import Settings
@@ -171,7 +171,7 @@ class World:
 
     def file(self, vm: str = "web", *, offline: bool = False) -> int:
         """File a migration of the VM to beta."""
-        return file_migration(self.context, vm, target=TARGET, offline=offline)
+        return file_migration(self.context, vm, target=TARGET, terms=Terms(offline=offline))
 
     def claim(self, message: Message) -> chain.Claim | None:
         return chain.claim(self.context, message.row, worker="w", lease_s=LEASE_S)

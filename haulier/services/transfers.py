@@ -1,0 +1,131 @@
+"""Where the volumes of a migration go: the method by the planner's table, the storage by the wish of whoever files it,
+a name that is free there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.definition import Role
+from haulier.errors import Refused
+from haulier.planner.methods import Choice, VolumeFacts, choose_method
+from haulier.services.context import Unit
+from models import (
+    Attempt,
+    LedgerRole,
+    Locality,
+    Node,
+    Replica,
+    Storage,
+    TpmLedger,
+    TransferMethod,
+    Vm,
+    Volume,
+    VolumeTransfer,
+)
+
+
+def read_storage_map(words: Iterable[str]) -> dict[str, str]:
+    """The storage on the target by that on the source, of words such as `fast:slow`. Raises Refused for other words."""
+    found: dict[str, str] = {}
+    for word in words:
+        source, _, target = word.partition(":")
+        if not source or not target or ":" in target:
+            raise Refused(
+                "bad_storage_map", f"{word!r} maps no storage", "Write SOURCE:TARGET, for example local:fast."
+            )
+        if found.setdefault(source, target) != target:
+            raise Refused(
+                "bad_storage_map", f"{source} is mapped to {found[source]} and to {target}", "Once is enough."
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """One volume on its way, as planned; `storage` is None if the target has none of the name `to`."""
+
+    volume: Volume
+    choice: Choice
+    to: str
+    storage: Storage | None
+
+
+def plan_crossings(
+    session: Session, vm: Vm, target: Node, *, offline: bool, storage_map: Mapping[str, str]
+) -> tuple[Crossing, ...]:
+    """How each volume of a VM would cross, in the order of the volumes. Touches nothing."""
+    replicated = set(
+        session.scalars(
+            select(Replica.volume_id).join(Storage).join(Volume, Replica.volume_id == Volume.id)
+            .where(Volume.vm_id == vm.id, Storage.node_id == target.id)
+        )
+    )  # fmt: skip
+    storages = {storage.name: storage for storage in target.storages}
+    crossings = []
+    for volume in vm.volumes:
+        facts = VolumeFacts(
+            device=volume.device,
+            role=Role(volume.role),
+            shared=volume.locality is Locality.SHARED,
+            replica_on_target=volume.id in replicated,
+            offline=offline,
+        )
+        to = storage_map.get(volume.storage.name, volume.storage.name)
+        crossings.append(Crossing(volume, choose_method(facts), to, storages.get(to)))
+    return tuple(crossings)
+
+
+def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) -> None:
+    """Write down the transfers of an attempt. Raises Refused for a crossing without a storage."""
+    given: set[tuple[int, str]] = set()
+    for crossing in crossings:
+        volume, storage = crossing.volume, crossing.storage
+        if storage is None:
+            raise Refused("storage_missing", f"the target has no storage {crossing.to}", "Look at `haulier explain`.")
+        name = _free_name(unit.session, storage, volume.name, given={name for at, name in given if at == storage.id})
+        given.add((storage.id, name))
+        unit.session.add(
+            VolumeTransfer(
+                attempt_id=attempt.id,
+                volume_id=volume.id,
+                role=volume.role,
+                method=TransferMethod(crossing.choice.method),
+                reason=crossing.choice.reason,
+                source_storage_id=volume.storage_id,
+                source_name=volume.name,
+                target_storage_id=storage.id,
+                target_name=name,
+                bytes_total=volume.size_bytes or 0,
+            )
+        )
+
+
+def _free_name(session: Session, storage: Storage, name: str, *, given: set[str]) -> str:
+    """The volume's own name, or one beside it where a replica, another VM, a quarantined state or another volume of
+    this migration has that already.
+    """
+    taken = {
+        *given,
+        *session.scalars(select(Volume.name).where(Volume.storage_id == storage.id)),
+        *session.scalars(select(Replica.name).where(Replica.storage_id == storage.id)),
+        *(
+            str(Path(path).relative_to(storage.path))
+            for path in session.scalars(
+                select(TpmLedger.path).where(
+                    TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED
+                )
+            )
+            if Path(path).is_relative_to(storage.path)
+        ),
+    }
+    path, number = Path(name), 0
+    while name in taken:
+        number += 1
+        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+    return name
