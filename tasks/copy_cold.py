@@ -25,7 +25,7 @@ async def run(work: StepRun) -> Notes:
         require_inside(volume.source_path, volume.source_folder)
         begun, length = time.monotonic(), view.file_bytes(volume)
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
-        export = RemoteExport(NbdServer(view.target.address, port), volume.device, work.keys())
+        export = RemoteExport(NbdServer(view.target.address, port), volume.export, work.keys())
         await send_file(
             volume.source_path,
             export,

@@ -17,8 +17,6 @@ from haulier.hypervisor.processes import last_words, log_size
 from haulier.hypervisor.swtpm import SwtpmFacts, start_swtpm
 from haulier.settings import Settings
 
-_NOT_OPENED = (Role.TPMSTATE, Role.UNUSED, Role.VMSTATE)
-
 
 async def launch_guest(place: VmPlace, spec: MachineSpec, *, tpm: Path | None, swtpm: SwtpmFacts | None) -> int:
     """Start swtpm, then QEMU, and wait until it answers. Returns QEMU's pid.
@@ -59,7 +57,7 @@ def machine_spec(
             read_only=volume.read_only or volume.role in (Role.CDROM, Role.CLOUDINIT),
         )
         for volume in definition.volumes
-        if volume.role not in _NOT_OPENED
+        if volume.is_opened
     )
     return MachineSpec(
         definition=dataclasses.replace(definition, machine=pinned["machine"], cpu=pinned["cpu"]),

@@ -73,7 +73,7 @@ def _make(work: StepRun, volume: TransferView) -> None:
 
 
 def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
-    exports = [CarrierExport(volume.device, volume.target_path) for volume in carried]
+    exports = [CarrierExport(volume.export, volume.target_path) for volume in carried]
     tried: frozenset[int] = frozenset()
     while True:
         server = work.listen_on(work.view.target, "carrier", avoid=tried)

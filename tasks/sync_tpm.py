@@ -41,7 +41,7 @@ async def run(work: StepRun) -> Notes:
         # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
         copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0"))
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
-        export = RemoteExport(NbdServer(view.target.address, port), tpm.device, work.keys())
+        export = RemoteExport(NbdServer(view.target.address, port), tpm.export, work.keys())
         await send_file(copy, export, report=work.meter(tpm.device, tpm.size_bytes))
     finally:
         destroy_image(copy)

@@ -23,6 +23,9 @@ class Role(StrEnum):
     VMSTATE = "vmstate"
 
 
+_OPENED = frozenset({Role.DISK, Role.EFIDISK, Role.CDROM, Role.CLOUDINIT})
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
     """One volume line of a definition.
@@ -30,7 +33,8 @@ class VolumeSpec:
     `device` is the key it stands under (`scsi0`, `virtio1`, `efidisk0`, `tpmstate0`, `unused0`); `storage` a storage's
     name, or None with an absolute `name` for a path of the host; `name` the file's name inside the storage's folder
     (may hold sub-folders), or None when the volume is to be made and named by Haulier; an empty drive has neither.
-    `size_bytes` None means "as large as it is".
+    `size_bytes` None means "as large as it is". `section` is the one that refers to it if the main one does not:
+    `PENDING` or a snapshot's name.
     """
 
     device: str
@@ -41,10 +45,16 @@ class VolumeSpec:
     size_bytes: int | None = None
     read_only: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    section: str | None = None
 
     @property
     def is_empty_drive(self) -> bool:
         return self.storage is None and self.name is None
+
+    @property
+    def is_opened(self) -> bool:
+        """Whether QEMU opens it: swtpm alone opens a TPM's state, and nobody a saved RAM or an unused volume."""
+        return self.section is None and self.role in _OPENED
 
 
 @dataclass(frozen=True, slots=True)

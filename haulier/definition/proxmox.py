@@ -1,7 +1,8 @@
 """Read a Proxmox VE guest file (`/etc/pve/qemu-server/<vmid>.conf`) into a definition.
 
 Only the main section describes the VM. Pending changes and snapshots, and every key that has no meaning here, are kept
-word for word under `ignored`, so that they can be reported and are never lost. Pure: text in, definition out.
+word for word under `ignored`, so that they can be reported and are never lost; volumes that only they refer to are the
+VM's, too (sections.py). Pure: text in, definition out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from haulier.definition import proxmox_values as values
 from haulier.definition.model import Nic, VmDefinition, VolumeSpec
+from haulier.definition.sections import section_volumes
 from haulier.definition.values import (
     NIC_LIMIT,
     SCSI_CONTROLLERS,
@@ -268,8 +270,9 @@ def _add_boot(draft: _Draft, value: str) -> None:
 
 
 def _add_sections(draft: _Draft, sections: dict[str, list[_Line]], *, source: str, reasons: Reasons) -> None:
+    known = {(spec.storage, spec.name) for spec in draft.volumes if spec.name is not None}
     for header, lines in sections.items():
         for line in lines:
             with reasons.at(f"{source}:{line.number}: {header}"):
-                clean_text(line.text)
+                draft.volumes += section_volumes(header, [clean_text(line.text)], known=known)
         draft.ignored[header] = "\n".join(line.text for line in lines)

@@ -20,8 +20,6 @@ __all__ = ["Drive", "MachineSpec", "command_line", "node_name"]
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _PINNED_MACHINE: Final = re.compile(r"pc-(i440fx|q35)-.+")
 _FIRMWARE_NODE: Final = "drive-firmware"
-# Roles that QEMU opens; swtpm alone opens a tpmstate, and nobody a saved RAM or an unused volume.
-_OPENED: Final = frozenset({Role.DISK, Role.EFIDISK, Role.CDROM, Role.CLOUDINIT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +78,10 @@ def _check(machine: MachineSpec) -> None:
     ]
     if loose:
         raise Refused("not_pinned", f"not pinned: {', '.join(loose)}", "pin machine type, CPU model and MAC addresses")
-    if any(drive.role not in _OPENED for drive in machine.drives):
-        raise Refused("not_a_drive", "a volume that QEMU must never open is among the drives", "leave it out")
-    expected = sorted(spec.device for spec in definition.volumes if spec.role in _OPENED)
+    expected = sorted(spec.device for spec in definition.volumes if spec.is_opened)
     given = sorted(drive.device for drive in machine.drives)
+    if never := {spec.device for spec in definition.volumes if not spec.is_opened}.intersection(given):
+        raise Refused("not_a_drive", f"QEMU must never open {', '.join(sorted(never))}", "leave it out")
     if given != expected:
         raise Refused("drives_differ", f"drives {given} are given, the definition has {expected}", "give each one once")
     if any(drive.path is None and drive.role is not Role.CDROM for drive in machine.drives):

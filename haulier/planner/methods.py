@@ -32,6 +32,7 @@ class Situation(StrEnum):
     LOCAL_OFFLINE = "local, offline"
     REPLICATED_LIVE = "replica on the target, live"
     REPLICATED_OFFLINE = "replica on the target, offline"
+    SNAPSHOT_ONLY = "referred to by a snapshot only"
     SHARED = "shared storage"
 
 
@@ -47,18 +48,24 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class VolumeFacts:
-    """What the table needs to know about a volume; `offline` is its VM, when that does not run."""
+    """What the table needs to know about a volume; `offline` is its VM, when that does not run.
+
+    `snapshot_only`: a snapshot of the VM refers to it, and the VM as it is now does not.
+    """
 
     device: str
     role: Role
     shared: bool = False
     replica_on_target: bool = False
     offline: bool = False
+    snapshot_only: bool = False
 
     @property
     def situation(self) -> Situation:
         if self.shared:
             return Situation.SHARED
+        if self.snapshot_only:
+            return Situation.SNAPSHOT_ONLY
         if self.replica_on_target:
             return Situation.REPLICATED_OFFLINE if self.offline else Situation.REPLICATED_LIVE
         return Situation.LOCAL_OFFLINE if self.offline else Situation.LOCAL_LIVE
@@ -97,6 +104,12 @@ _COLD_AT_REST = Cell(Method.COPY, "nobody writes it: its file is copied once")
 _LOCAL_ISO = Cell(
     Method.NONE, "{device} holds an ISO image of this node only", "cdrom_local", "Eject it, then migrate."
 )
+_OLD_DISK = Cell(
+    Method.NONE,
+    "{device} is a disk of a snapshot, and the VM as it is now has it not",
+    "snapshot_only",
+    "Delete the snapshot, or attach the disk.",
+)
 _NOT_YET_SHARED = Cell(
     Method.NONE, "shared storage is not supported yet", "shared_storage_unsupported", "Use local storage."
 )
@@ -107,7 +120,8 @@ _Row = dict[tuple[Role, Situation], Cell]
 
 def _row(role: Role, live: Cell, at_rest: Cell, *, beside: tuple[Cell, Cell] | None = None) -> _Row:
     """The cells of a role; `beside` are those of a volume that has a replica on the target, live and at rest."""
-    cells = (live, at_rest, *(beside or (live, at_rest)), _NOT_YET_SHARED)
+    old = _OLD_DISK if live.method is Method.MIRROR else live
+    cells = (live, at_rest, *(beside or (live, at_rest)), old, _NOT_YET_SHARED)
     return {(role, situation): cell for situation, cell in zip(Situation, cells, strict=True)}
 
 

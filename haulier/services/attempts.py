@@ -71,6 +71,8 @@ class TransferView:
     method: TransferMethod
     format: str
     size_bytes: int
+    source_storage: str
+    source_name: str
     source_folder: Path
     source_path: Path
     target_folder: Path
@@ -79,6 +81,11 @@ class TransferView:
     target_storage_id: int
     target_name: str
     digest_source: str | None
+
+    @property
+    def export(self) -> str:
+        """By what name the target's carrier serves it; a device of a snapshot may be longer than QEMU takes."""
+        return f"volume{self.volume_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +190,8 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         method=transfer.method,
         format=volume.format,
         size_bytes=volume.size_bytes or 0,
+        source_storage=transfer.source_storage.name,
+        source_name=transfer.source_name,
         source_folder=Path(transfer.source_storage.path),
         source_path=Path(transfer.source_storage.path) / transfer.source_name,
         target_folder=Path(transfer.target_storage.path),

@@ -17,6 +17,8 @@ from haulier.services.lookup import find_node
 from models import Node, NodeState, Storage, Vm
 
 LOCAL_STORAGE = "local"
+# Files given by their absolute path; its folder is the host's root.
+HOST_FILES = "host-files"
 # A host's name, IPv4 or IPv6.
 _ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 

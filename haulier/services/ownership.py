@@ -14,9 +14,11 @@ from pathlib import Path
 from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, insert, select, update
 
 from haulier.clock import now
+from haulier.definition.sections import Place, moved
 from haulier.services.attempts import AttemptView, TransferView
 from haulier.services.chain import Claim
 from haulier.services.context import Context
+from haulier.services.nodes import HOST_FILES
 from models import (
     Allocation,
     AllocationKind,
@@ -117,7 +119,21 @@ def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
     here = (_VM.c.id == view.vm_id, _VM.c.epoch == view.epoch, _VM.c.node_id == view.source.id)
     there = {"node_id": view.target.id, "epoch": view.epoch + 1, "pid": home.pid, "qmp": home.qmp}
     state = view.vm_state if view.offline else VmState.PAUSED
-    yield update(_VM).where(*here).values(state=state, **there)
+    definition = moved(view.definition, dict(_moves(view))).as_dict()
+    yield update(_VM).where(*here).values(state=state, definition=definition, **there)
+
+
+def _moves(view: AttemptView) -> Iterator[tuple[Place, Place]]:
+    for transfer in view.transfers:
+        yield (
+            _place(transfer.source_storage, transfer.source_name),
+            _place(transfer.target_storage, transfer.target_name),
+        )
+
+
+def _place(storage: str, name: str) -> Place:
+    """As a definition names it: a file by its absolute path lies on no storage."""
+    return (None, f"/{name}") if storage == HOST_FILES else (storage, name)
 
 
 def _consequences(view: AttemptView) -> Iterator[_Consequence]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from haulier.definition import Role
+from haulier.definition import Role, VmDefinition, sections
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, VolumeFacts, choose_method
 from haulier.services.context import Unit
@@ -67,6 +67,11 @@ def plan_crossings(
         )
     )  # fmt: skip
     storages = {storage.name: storage for storage in target.storages}
+    in_snapshots = {
+        spec.device
+        for spec in VmDefinition.from_dict(vm.definition).volumes
+        if spec.section not in (None, sections.PENDING)
+    }
     crossings = []
     for volume in vm.volumes:
         facts = VolumeFacts(
@@ -75,6 +80,7 @@ def plan_crossings(
             shared=volume.locality is Locality.SHARED,
             replica_on_target=volume.id in replicated,
             offline=offline,
+            snapshot_only=volume.device in in_snapshots,
         )
         to = storage_map.get(volume.storage.name, volume.storage.name)
         crossings.append(Crossing(volume, choose_method(facts), to, storages.get(to)))

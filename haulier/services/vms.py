@@ -20,13 +20,11 @@ from haulier.errors import Refused
 from haulier.planner.refusals import refuse_host_access
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import LOCAL_STORAGE, ensure_storage
+from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage
 from haulier.services.operations import await_operation, file_operation, hurry_stop, require_free, require_worker
 from haulier.settings import LONGEST_S, NAME
 from models import Locality, Node, OperationKind, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
 from models.enums import LedgerRole
-
-HOST_FILES = "host-files"
 
 
 def define_vm(

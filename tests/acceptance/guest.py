@@ -49,9 +49,10 @@ class Guest:
     def write_conf(self) -> Path:
         """Write the file that describes it, in the form of Proxmox VE."""
         lines = [f"name: {self.name}", f"memory: {self.memory_mib}", "cores: 1", "machine: q35", "serial0: socket"]
-        lines += [line.format(name=self.name) for line in self.conf]
+        # `conf` may end in sections of its own.
+        lines += [f"args: {self.boot}", *(line.format(name=self.name) for line in self.conf)]
         path = self.stack.state / f"{self.name}.conf"
-        path.write_text("\n".join([*lines, f"args: {self.boot}", ""]))
+        path.write_text("\n".join([*lines, ""]))
         return path
 
     def start(self) -> Any:

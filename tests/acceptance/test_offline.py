@@ -14,7 +14,7 @@ from tests.acceptance.faults import Faults
 from tests.acceptance.guest import DISK, TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
-from tests.acceptance.test_volumes import TWO_DISKS, add_replicas, make_image
+from tests.acceptance.test_volumes import TWO_DISKS, add_replicas, make_found
 
 OFFLINE = ("--offline",)
 
@@ -53,7 +53,7 @@ def move(guest: Guest, target: str) -> None:
 
 def test_everything_crosses_and_the_guest_goes_on(stack: Stack, make_guest: Callable[..., Guest]) -> None:
     guest = make_guest(*TWO_DISKS, start=False, define=False)
-    make_image(stack.images("alpha") / guest.name / "old.qcow2", form="qcow2", size="6M", fill=b"u")
+    make_found(stack, guest)
     guest.define()
     guest.start()
     guest.stop()

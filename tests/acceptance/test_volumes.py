@@ -21,7 +21,18 @@ TWO_DISKS = (
     "ide2: local:{name}/vm-9-cloudinit.raw,media=cdrom,size=4M",
     "unused0: local:{name}/old.qcow2",
     TPM,
+    "[PENDING]",
+    "virtio2: local:{name}/new.raw",
+    "[before]",
+    "virtio0: local:{name}/disk0.raw",
+    "vmstate: local:{name}/saved.raw",
 )
+# Of them the ones that are there before the VM is defined, with their forms.
+FOUND = {
+    "unused0": ("old.qcow2", "qcow2"),
+    "PENDING.virtio2": ("new.raw", "raw"),
+    "before.vmstate": ("saved.raw", "raw"),
+}
 
 
 def make_image(path: Path, *, form: str, size: str, fill: bytes) -> None:
@@ -30,6 +41,14 @@ def make_image(path: Path, *, form: str, size: str, fill: bytes) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", form, path, size], check=True)
     pattern = f"write -P {fill[0]} 64k 192k"
     subprocess.run(["qemu-io", "-f", form, "-c", pattern, path], check=True, capture_output=True)
+
+
+def make_found(stack: Stack, guest: Guest) -> dict[str, bytes]:
+    """The volumes that must be there first, and what is in them."""
+    paths = {device: stack.images("alpha") / guest.name / name for device, (name, _) in FOUND.items()}
+    for device, (_, form) in FOUND.items():
+        make_image(paths[device], form=form, size="6M", fill=device.encode())
+    return {device: contents(path) for device, path in paths.items()}
 
 
 def contents(path: Path) -> bytes:
@@ -41,22 +60,21 @@ def contents(path: Path) -> bytes:
 
 def test_every_kind_of_volume_crosses(stack: Stack, make_guest: Callable[..., Guest]) -> None:
     guest = make_guest(*TWO_DISKS, start=False, define=False)
-    old = stack.images("alpha") / guest.name / "old.qcow2"
-    make_image(old, form="qcow2", size="6M", fill=b"u")
+    before = make_found(stack, guest)
     guest.define()
     seed = guest.volumes()["ide2"]
     seed.write_bytes(b"the seed of cloud-init".ljust(seed.stat().st_size, b"\0"))
-    before = {"unused0": contents(old), "ide2": seed.read_bytes()}
+    before["ide2"] = seed.read_bytes()
     guest.start()
     document = guest.move("beta")
     methods = {volume["device"]: volume["method"] for volume in document["volumes"]}
     assert methods == {
-        "virtio0": "mirror", "virtio1": "mirror", "ide2": "copy", "unused0": "copy", "tpmstate0": "tpm_sync",
+        "virtio0": "mirror", "virtio1": "mirror", "ide2": "copy", **dict.fromkeys(FOUND, "copy"),
+        "tpmstate0": "tpm_sync",
     }  # fmt: skip
     after = guest.volumes()
     assert {stack.images("beta")} <= set(after["virtio1"].parents)
-    assert contents(after["unused0"]) == before["unused0"]
-    assert after["ide2"].read_bytes() == before["ide2"]
+    assert {device: contents(after[device]) for device in before} == before
     assert_all_is_well(stack, guest)
     assert sorted(guest.volume_verdicts()) == ["virtio0", "virtio1"]
     guest.move("alpha")

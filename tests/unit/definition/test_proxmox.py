@@ -80,6 +80,7 @@ def test_whole_file() -> None:
         ("tpmstate0", Role.TPMSTATE),
         ("unused0", Role.UNUSED),
         ("virtio3", Role.DISK),
+        ("before.vmstate", Role.VMSTATE),
     ]
     assert vm.nics == (
         Nic("net0", "virtio-net-pci", "BC:24:11:2E:00:01", "vmbr0", 1450, {"firewall": "1"}),

@@ -10,6 +10,7 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import IntegrityError
 
 from haulier.clock import now
+from haulier.definition import VmDefinition
 from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.chain import Claim
 from haulier.services.migrations import cancel_migration
@@ -108,6 +109,23 @@ def test_nothing_moves_when_it_is_not_the_targets_to_take(world: World, hand: Cl
     before, events = everything(world), world.kinds()
     assert not world.commit(hand, view)
     assert (everything(world), world.kinds()) == (before, events)
+
+
+def test_definition_names_the_new_places(world: World, halves: Halves) -> None:
+    """Another VM's volume has the name on the target: this one gets one beside it, and whatever names it follows."""
+    _, hand = halves
+    view = world.view()
+    text = "scsi0: local:web/disk.qcow2,size=1G"
+    definition = dataclasses.replace(view.definition, ignored={"[before]": text, "note": text})
+    (disk,) = (each for each in view.transfers if each.device == "scsi0")
+    moving = dataclasses.replace(disk, target_storage="fast", target_name="web/disk-1.qcow2")
+    transfers = tuple(moving if each is disk else each for each in view.transfers)
+    assert world.commit(hand, dataclasses.replace(view, definition=definition, transfers=transfers))
+    after = VmDefinition.from_dict(world.vm().definition)
+    assert [(each.storage, each.name) for each in after.volumes] == [
+        ("fast", "web/disk-1.qcow2"), ("local", "web/ci.raw"), ("local", "web/tpm.raw"),
+    ]  # fmt: skip
+    assert after.ignored == {"[before]": "scsi0: fast:web/disk-1.qcow2,size=1G", "note": text}
 
 
 def test_nothing_moves_when_a_part_fails(world: World, hand: Claim) -> None:
