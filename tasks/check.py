@@ -12,15 +12,14 @@ from pathlib import Path
 
 from haulier.errors import Problem, Refused, StepFailed
 from haulier.hypervisor import facts
-from haulier.hypervisor.images import free_bytes, image_info
+from haulier.hypervisor.images import free_bytes
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import open_monitor
-from haulier.hypervisor.volume_paths import problem_of_path
 from haulier.planner.refusals import SourceFacts, TargetFacts, refuse_source, refuse_target, still_there
-from haulier.services.attempts import TransferView
-from models import Phase, Side, TransferMethod, VolumeRole
+from models import Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.runner import Notes, StepRun, execute
+from tasks.volume_files import seen_files, source_problems, target_problems
 
 
 async def run(work: StepRun) -> Notes:
@@ -39,11 +38,9 @@ async def _check_control(work: StepRun) -> Notes:
 async def _check_source(work: StepRun) -> Notes:
     view = work.view
     seen = _at_rest(work) if view.offline else await _running(work)
-    problems = (*seen.problems, *(problem for volume in view.transfers for problem in _volume_problems(volume)))
-    if problems:
+    if problems := (*seen.problems, *source_problems(view)):
         raise Refused.because(problems)
-    copied = view.by_method(TransferMethod.COPY)
-    return {"status": seen.status, "file_bytes": {each.device: each.source_path.stat().st_size for each in copied}}
+    return {"status": seen.status, **seen_files(view)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,47 +85,15 @@ async def _running(work: StepRun) -> _Seen:
     return _Seen(guest, problems)
 
 
-def _volume_problems(volume: TransferView) -> list[Problem]:
-    if volume.method is TransferMethod.NONE:
-        return []
-    if problem := problem_of_path(volume.source_path, volume.source_folder):
-        return [problem]
-    if not volume.source_path.exists():
-        return [Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")]
-    if volume.role is VolumeRole.TPMSTATE:
-        return []
-    found = image_info(volume.source_path, format=volume.format)
-    problems = []
-    if found.backing:
-        problems.append(
-            Problem(
-                "volume_is_clone", f"{volume.device} hangs on {found.backing}, which stays here", "Flatten it first."
-            )
-        )
-    if found.snapshots and volume.method is TransferMethod.MIRROR:
-        words = f"{volume.device} has internal snapshots, which a mirror would lose"
-        problems.append(Problem("internal_snapshots", words, "Stop the VM and migrate it with --offline."))
-    if found.size_bytes != volume.size_bytes:
-        problems.append(
-            Problem(
-                "size_differs",
-                f"{volume.device} has {found.size_bytes} bytes, the database says {volume.size_bytes}",
-                "Define the VM again with the right size.",
-            )
-        )
-    return problems
-
-
 async def _check_target(work: StepRun) -> Notes:
     view = work.view
+    crossing = [volume for volume in view.transfers if volume.method is not TransferMethod.NONE]
     needed: dict[str, int] = defaultdict(int)
     free: dict[str, int] = {}
-    for volume in view.transfers:
-        if volume.method is not TransferMethod.NONE:
-            copied = volume.method is TransferMethod.COPY
-            needed[volume.target_storage] += view.file_bytes(volume) if copied else volume.size_bytes
-            free[volume.target_storage] = free_bytes(volume.target_path.parent)
-    astray = [problem_of_path(volume.target_path, volume.target_folder) for volume in view.transfers]
+    for volume in crossing:
+        copied = volume.method is TransferMethod.COPY
+        needed[volume.target_storage] += view.file_bytes(volume) if copied else volume.size_bytes
+        free[volume.target_storage] = free_bytes(volume.target_path.parent)
     # Looked at, not made: a target that refuses was not touched.
     place = work.node.layout.vm(view.vm)
     daemons = {"qemu": place.qemu, "swtpm": place.swtpm, "qemu-storage-daemon": place.carrier}
@@ -142,15 +107,14 @@ async def _check_target(work: StepRun) -> Notes:
             ram_free_bytes=facts.memory()["ram_free_bytes"],
             needed_by_storage=needed,
             free_by_storage=free,
-            taken_paths=tuple(str(volume.target_path) for volume in view.transfers if volume.target_path.exists()),
+            taken_paths=tuple(str(volume.target_path) for volume in crossing if volume.target_path.exists()),
             has_tpm=view.tpm is not None,
             source_libtpms=view.source.facts.get("libtpms_version"),
             bridges_missing=_missing_bridges(work),
             leftovers=tuple(f"{name} (pid {pid})" for name, daemon in daemons.items() if (pid := daemon.pid())),
         )
     )
-    problems += tuple(problem for problem in astray if problem)
-    if problems:
+    if problems := (*problems, *target_problems(view)):
         raise Refused.because(problems)
     return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 from typing import ClassVar, TypeVar
 
 from haulier.fakes.effects import effect, look
@@ -76,6 +77,10 @@ class FakePath(PurePosixPath):
         if self not in self.disk.folders:
             effect()
             self.disk.folders.add(self)
+
+    def stat(self) -> SimpleNamespace:
+        look()
+        return SimpleNamespace(st_size=1 << 20, st_ino=id(self.disk.contents[self]))
 
     def touch(self, mode: int = 0o666) -> None:
         del mode

@@ -33,7 +33,7 @@ class Situation(StrEnum):
     REPLICATED_LIVE = "replica on the target, live"
     REPLICATED_OFFLINE = "replica on the target, offline"
     SNAPSHOT_ONLY = "referred to by a snapshot only"
-    SHARED = "shared storage"
+    SHARED = "on a storage that both nodes share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,12 @@ _OLD_DISK = Cell(
     "snapshot_only",
     "Delete the snapshot, or attach the disk.",
 )
-_NOT_YET_SHARED = Cell(
-    Method.NONE, "shared storage is not supported yet", "shared_storage_unsupported", "Use local storage."
+_SHARED = Cell(Method.NONE, "both nodes see the same file: no byte of it crosses")
+_SHARED_TPM = Cell(
+    Method.NONE,
+    "the TPM's state on shared storage is not supported yet: two swtpms would write one file",
+    "shared_tpm_unsupported",
+    "Move it to local storage.",
 )
 
 
@@ -121,7 +125,8 @@ _Row = dict[tuple[Role, Situation], Cell]
 def _row(role: Role, live: Cell, at_rest: Cell, *, beside: tuple[Cell, Cell] | None = None) -> _Row:
     """The cells of a role; `beside` are those of a volume that has a replica on the target, live and at rest."""
     old = _OLD_DISK if live.method is Method.MIRROR else live
-    cells = (live, at_rest, *(beside or (live, at_rest)), old, _NOT_YET_SHARED)
+    shared = _SHARED_TPM if live.method is Method.TPM_SYNC else _SHARED
+    cells = (live, at_rest, *(beside or (live, at_rest)), old, shared)
     return {(role, situation): cell for situation, cell in zip(Situation, cells, strict=True)}
 
 

@@ -80,6 +80,7 @@ class TransferView:
     target_storage: str
     target_storage_id: int
     target_name: str
+    target_shared: bool
     digest_source: str | None
 
     @property
@@ -199,6 +200,7 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         target_storage=transfer.target_storage.name,
         target_storage_id=transfer.target_storage_id,
         target_name=transfer.target_name,
+        target_shared=transfer.target_storage.shared,
         digest_source=transfer.digest_source,
     )
 

@@ -25,6 +25,7 @@ from models import (
     Attempt,
     Base,
     LedgerRole,
+    Locality,
     Migration,
     MigrationState,
     Phase,
@@ -139,7 +140,8 @@ def _place(storage: str, name: str) -> Place:
 def _consequences(view: AttemptView) -> Iterator[_Consequence]:
     """What follows from it. The source's TPM copy is quarantined before the target's becomes active: SQL allows one."""
     for transfer in view.transfers:
-        place = {"storage_id": transfer.target_storage_id, "name": transfer.target_name}
+        locality = Locality.SHARED if transfer.target_shared else Locality.LOCAL
+        place = {"storage_id": transfer.target_storage_id, "name": transfer.target_name, "locality": locality}
         yield _Consequence(update(_VOLUME).where(_VOLUME.c.id == transfer.volume_id).values(**place))
     if view.tpm is not None:
         yield from _ledger_changes(view, view.tpm)

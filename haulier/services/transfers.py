@@ -13,12 +13,11 @@ from sqlalchemy.orm import Session
 
 from haulier.definition import Role, VmDefinition, sections
 from haulier.errors import Refused
-from haulier.planner.methods import Choice, VolumeFacts, choose_method
+from haulier.planner.methods import Choice, Method, VolumeFacts, choose_method
 from haulier.services.context import Unit
 from models import (
     Attempt,
     LedgerRole,
-    Locality,
     Node,
     Replica,
     Storage,
@@ -74,16 +73,17 @@ def plan_crossings(
     }
     crossings = []
     for volume in vm.volumes:
+        to = storage_map.get(volume.storage.name, volume.storage.name)
+        storage = storages.get(to)
         facts = VolumeFacts(
             device=volume.device,
             role=Role(volume.role),
-            shared=volume.locality is Locality.SHARED,
+            shared=volume.storage.shared and to == volume.storage.name and storage is not None and storage.shared,
             replica_on_target=volume.id in replicated,
             offline=offline,
             snapshot_only=volume.device in in_snapshots,
         )
-        to = storage_map.get(volume.storage.name, volume.storage.name)
-        crossings.append(Crossing(volume, choose_method(facts), to, storages.get(to)))
+        crossings.append(Crossing(volume, choose_method(facts), to, storage))
     return tuple(crossings)
 
 
@@ -94,7 +94,11 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         volume, storage = crossing.volume, crossing.storage
         if storage is None:
             raise Refused("storage_missing", f"the target has no storage {crossing.to}", "Look at `haulier explain`.")
-        name = _free_name(unit.session, storage, volume.name, given={name for at, name in given if at == storage.id})
+        if crossing.choice.method is Method.NONE:
+            name = volume.name
+        else:
+            here = {name for at, name in given if at == storage.id}
+            name = _free_name(unit.session, storage, volume.name, given=here)
         given.add((storage.id, name))
         unit.session.add(
             VolumeTransfer(

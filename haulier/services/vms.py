@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -101,8 +101,9 @@ def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: di
     storage = _storage(session, node, spec, storages)
     name = spec.name or f"{vm.name}/{spec.device}.{spec.format}"
     taken = session.scalar(
-        select(Vm.name).join(Volume).where(Volume.storage_id == storage.id, Volume.name == name, Volume.role != "cdrom")
-    )
+        select(Vm.name).join(Volume).join(Storage, Volume.storage_id == Storage.id)
+        .where(_same_place(storage), Volume.name == name, Volume.role != "cdrom")
+    )  # fmt: skip
     quarantined = session.scalar(
         select(TpmLedger.id).where(
             TpmLedger.node_id == node.id,
@@ -131,6 +132,13 @@ def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: di
     )
 
 
+def _same_place(storage: Storage) -> ColumnElement[bool]:
+    """The rows that mean this storage: of a shared one each node has its own."""
+    if storage.shared:
+        return and_(Storage.name == storage.name, Storage.shared)
+    return Storage.id == storage.id
+
+
 def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Storage:
     """The row of the storage that a volume names; a file by its absolute path lies on the node's storage of such."""
     if spec.storage is None:
@@ -156,7 +164,17 @@ def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str,
         raise Refused("storage_elsewhere", f"storage {spec.storage} is not on node {node.name}", "See its `nodes`.")
     # Where PVE keeps images of a `dir` storage.
     path = Path(described.path) / "images"
+    if described.shared:
+        _share(session, described, path)
     return ensure_storage(session, node, spec.storage, path=path, shared=described.shared)
+
+
+def _share(session: Session, described: StorageSpec, path: Path) -> None:
+    """A storage that is shared is one of every node that it is not kept from; what a node has already stays."""
+    known = set(session.scalars(select(Storage.node_id).where(Storage.name == described.name)))
+    for node in session.scalars(select(Node).where(Node.id.not_in(known))):
+        if not described.nodes or node.name in described.nodes:
+            ensure_storage(session, node, described.name, path=path, shared=True)
 
 
 def start_vm(context: Context, name: str) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class Guest:
     memory_mib: int = 64
     tpm_may_fail: bool = field(default=False, init=False)
 
-    def define(self, node: str = "alpha") -> Any:
+    def define(self, node: str = "alpha", *words: str) -> Any:
         """Write its file and have it taken over."""
-        return self.stack.haulier("vm", "define", str(self.write_conf()), "--node", node).done()
+        return self.stack.haulier("vm", "define", str(self.write_conf()), "--node", node, *words).done()
 
     def write_conf(self) -> Path:
         """Write the file that describes it, in the form of Proxmox VE."""

@@ -18,6 +18,7 @@ FACTS = st.builds(
     shared=st.booleans(),
     replica_on_target=st.booleans(),
     offline=st.booleans(),
+    snapshot_only=st.booleans(),
 )
 COPIED = (Role.CLOUDINIT, Role.UNUSED, Role.VMSTATE)
 
@@ -36,8 +37,8 @@ def test_every_volume_has_a_method_or_a_refusal_that_tells_everything(facts: Vol
     choice = choose_method(facts)
     assert (choice.device, choice.role) == (facts.device, facts.role)
     assert choice.reason
-    assert (choice.method is Method.NONE) == (choice.refusal is not None)
     if choice.refusal:
+        assert choice.method is Method.NONE
         assert choice.refusal.code
         assert choice.refusal.hint
         assert choice.refusal.message == choice.reason
@@ -79,7 +80,8 @@ def test_method_of_a_local_volume(role: Role, method: Method, *, replica: bool) 
 @pytest.mark.parametrize(
     ("facts", "code"),
     [
-        *((VolumeFacts("dev0", role, shared=True), "shared_storage_unsupported") for role in Role),
+        (VolumeFacts("tpmstate0", Role.TPMSTATE, shared=True), "shared_tpm_unsupported"),
+        (VolumeFacts("before.scsi0", Role.DISK, snapshot_only=True), "snapshot_only"),
         (VolumeFacts("ide2", Role.CDROM), "cdrom_local"),
         (VolumeFacts("ide2", Role.CDROM, replica_on_target=True), "cdrom_local"),
     ],
@@ -88,6 +90,16 @@ def test_refused_volume(facts: VolumeFacts, code: str) -> None:
     refusal = choose_method(facts).refusal
     assert refusal
     assert refusal.code == code
+
+
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.TPMSTATE])
+def test_nothing_of_a_shared_volume_crosses(role: Role) -> None:
+    choice = choose_method(VolumeFacts("dev0", role, shared=True))
+    assert (choice.method, choice.refusal) == (Method.NONE, None)
+
+
+def test_saved_ram_of_a_snapshot_is_copied() -> None:
+    assert choose_method(VolumeFacts("before.vmstate", Role.VMSTATE, snapshot_only=True)).method is Method.COPY
 
 
 def test_replica_changes_the_reason_of_a_disk() -> None:

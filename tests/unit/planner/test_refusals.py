@@ -43,7 +43,8 @@ TARGET = TargetFacts(
     source_libtpms="0.9.6",
 )  # fmt: skip
 SHARED, ISO = (
-    choose_method(facts) for facts in (VolumeFacts("scsi1", Role.DISK, shared=True), VolumeFacts("ide2", Role.CDROM))
+    choose_method(facts)
+    for facts in (VolumeFacts("tpmstate0", Role.TPMSTATE, shared=True), VolumeFacts("ide2", Role.CDROM))
 )
 
 
@@ -72,7 +73,7 @@ FILING_RULES: list[tuple[dict[str, Any], str]] = [
     ({"target_state": "maintenance"}, "node_in_maintenance"),
     ({"source_silent_s": 9.0}, "node_silent"),
     ({"target_silent_s": float("inf")}, "node_silent"),
-    ({"choices": (SHARED,)}, "shared_storage_unsupported"),
+    ({"choices": (SHARED,)}, "shared_tpm_unsupported"),
     ({"choices": (*FILING.choices, ISO)}, "cdrom_local"),
 ]
 
@@ -87,7 +88,7 @@ def test_all_filing_rules_at_once() -> None:
     facts = dataclasses.replace(FILING, **(changes | {"choices": (SHARED, ISO)}))
     assert codes(refuse_filing(facts)) == [
         "migration_open", "already_there", "vm_not_running", "node_in_maintenance", "node_silent", "node_silent",
-        "shared_storage_unsupported", "cdrom_local",
+        "shared_tpm_unsupported", "cdrom_local",
     ]  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from haulier.services import chain, migrations
 from haulier.services.migrations import Terms
 from haulier.services.transfers import read_storage_map
 from models import (
-    Locality,
     Migration,
     MigrationState,
     Node,
@@ -84,10 +83,10 @@ def test_explain_of_a_vm_that_does_not_run_is_about_an_offline_migration(world: 
 
 def test_explain_tells_all_refusals_at_once(world: World) -> None:
     world.change(Node, Node.name == "beta", state=NodeState.MAINTENANCE)
-    world.change(Volume, Volume.device == "scsi0", locality=Locality.SHARED)
+    world.change(Storage, shared=True)
     world.silence("beta")
     refusals = explain(world)["refusals"]
-    assert [each["code"] for each in refusals] == ["node_in_maintenance", "node_silent", "shared_storage_unsupported"]
+    assert [each["code"] for each in refusals] == ["node_in_maintenance", "node_silent", "shared_tpm_unsupported"]
     assert all(set(each) == {"code", "message", "hint"} for each in refusals)
 
 
@@ -320,6 +319,20 @@ def add_storages(world: World, *names: str, node: str = "beta") -> None:
 def transfers(world: World) -> dict[str, str]:
     """Where the volumes go, by device."""
     return {each.device: f"{each.target_storage}:{each.target_name}" for each in world.view().transfers}
+
+
+@pytest.mark.parametrize(("shared", "method"), [((), "mirror"), (("alpha",), "mirror"), (("alpha", "beta"), "none")])
+def test_volume_stays_where_both_nodes_share_its_storage(world: World, shared: tuple[str, ...], method: str) -> None:
+    add_storages(world, "pool", node="alpha")
+    add_storages(world, "pool", node="beta")
+    with world.context.database.write() as session:
+        pools = session.scalars(select(Storage).where(Storage.name == "pool")).all()
+        for pool in pools:
+            pool.shared = pool.node.name in shared
+        session.scalars(select(Volume).where(Volume.device == "scsi0")).one().storage_id = pools[0].id
+    migrations.file_migration(world.context, "web", target="beta")
+    (disk,) = (each for each in world.view().transfers if each.device == "scsi0")
+    assert (disk.method, disk.target_name) == (method, "web/disk.qcow2")
 
 
 def file_with(world: World, **mapped: str) -> int:

@@ -16,9 +16,10 @@ from haulier.hypervisor.layout import NodeLayout
 from haulier.services.attempts import allocated_volumes, take_volume
 from haulier.services.vm_rows import load_vm
 from models import LedgerRole, Phase, Storage, TpmLedger, Volume, VolumeTransfer
-from tasks import check, copy_cold, open_target, quarantine, reserve, retire_source, sync_tpm, vm
+from tasks import copy_cold, open_target, quarantine, reserve, retire_source, sync_tpm, vm
 from tasks.runner import StepRun
 from tasks.surroundings import ThisNode
+from tasks.volume_files import source_problems
 from tests.unit.services.world import LONG_AGO, World
 
 NAMES = {
@@ -90,7 +91,7 @@ def start(scene: Scene) -> None:
 
 
 def check_source(scene: Scene) -> object:
-    (found,) = {problem for each in scene.work().view.transfers for problem in check._volume_problems(each)}
+    (found,) = set(source_problems(scene.work().view))
     raise HaulierError(found.code, found.message)
 
 

@@ -1,0 +1,65 @@
+"""What `check` looks at in the files of a migration's volumes, on either side. Nothing is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from haulier.errors import Problem
+from haulier.hypervisor.images import image_info
+from haulier.hypervisor.volume_paths import problem_of_path
+from haulier.services.attempts import AttemptView, TransferView
+from models import Phase, Side, TransferMethod, VolumeRole
+from tasks.runner import Notes
+
+
+def source_problems(view: AttemptView) -> Iterator[Problem]:
+    """What stands in the way of the volumes on the source."""
+    for volume in view.transfers:
+        if problem := problem_of_path(volume.source_path, volume.source_folder):
+            yield problem
+        elif not volume.source_path.exists():
+            yield Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")
+        elif volume.method is not TransferMethod.NONE and volume.role is not VolumeRole.TPMSTATE:
+            yield from _image_problems(volume)
+
+
+def _image_problems(volume: TransferView) -> Iterator[Problem]:
+    found = image_info(volume.source_path, format=volume.format)
+    if found.backing:
+        yield Problem(
+            "volume_is_clone", f"{volume.device} hangs on {found.backing}, which stays here", "Flatten it first."
+        )
+    if found.snapshots and volume.method is TransferMethod.MIRROR:
+        words = f"{volume.device} has internal snapshots, which a mirror would lose"
+        yield Problem("internal_snapshots", words, "Stop the VM and migrate it with --offline.")
+    if found.size_bytes != volume.size_bytes:
+        yield Problem(
+            "size_differs",
+            f"{volume.device} has {found.size_bytes} bytes, the database says {volume.size_bytes}",
+            "Define the VM again with the right size.",
+        )
+
+
+def seen_files(view: AttemptView) -> Notes:
+    """For later phases: how long the files are that will be copied, and which files they are that both nodes share."""
+    copied, shared = view.by_method(TransferMethod.COPY), view.by_method(TransferMethod.NONE)
+    return {
+        "file_bytes": {volume.device: volume.source_path.stat().st_size for volume in copied},
+        "inodes": {volume.device: volume.source_path.stat().st_ino for volume in shared},
+    }
+
+
+def target_problems(view: AttemptView) -> Iterator[Problem]:
+    """What stands in the way on the target: paths that lead astray, and a shared storage that is none."""
+    inodes = view.notes[Phase.CHECK, Side.SOURCE]["inodes"]
+    for volume in view.transfers:
+        if problem := problem_of_path(volume.target_path, volume.target_folder):
+            yield problem
+        elif volume.method is TransferMethod.NONE and not _is_file(volume, inodes[volume.device]):
+            words = f"{volume.device}: {volume.target_path} is not the same file on {view.target.name}"
+            yield Problem("not_shared", words, f"Is the storage {volume.target_storage} mounted there?")
+
+
+def _is_file(volume: TransferView, inode: int) -> bool:
+    """Whether it is the file of that number: also NFS and cluster file systems tell the same one to every host."""
+    return volume.target_path.exists() and volume.target_path.stat().st_ino == inode
