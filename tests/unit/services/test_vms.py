@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from haulier.definition import Nic, VmDefinition
 from haulier.errors import HaulierError, Problem, Refused
@@ -209,6 +210,19 @@ def test_other_storages(served: World, tmp_path: Path, text: str, code: str) -> 
     assert code_of(lambda: define(served, tmp_path, disk, storages=storages)) == code
     if code == "nothing":
         assert vms.show_vm(served.context, "db")["volumes"][1]["path"] == "/mnt/fast/images/9/x.raw"
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [("", {"alpha", "beta"}), ("\tnodes alpha\n", {"alpha"})])
+def test_shared_storage_is_one_of_every_node(served: World, tmp_path: Path, nodes: str, expected: set[str]) -> None:
+    """And a volume on it has one owner, whichever node that is on."""
+    storages = storage_cfg(tmp_path, f"dir: pool\n\tpath /mnt/pool\n\tshared 1\n{nodes}")
+    define(served, tmp_path, FILE + "scsi1: pool:9/x.raw,size=1M\n", storages=storages)
+    with served.context.database.read() as session:
+        rows = session.scalars(select(Storage).where(Storage.name == "pool")).all()
+        assert {row.node.name for row in rows if row.shared and row.path == "/mnt/pool/images"} == expected
+    second = "name: two\nmemory: 64\nscsi1: pool:9/x.raw,size=1M\n"
+    code = "volume_owned" if "beta" in expected else "unknown_storage"
+    assert code_of(lambda: define(served, tmp_path, second, node="beta")) == code
 
 
 def test_one_iso_may_be_in_two_vms(served: World, tmp_path: Path) -> None:
