@@ -60,7 +60,7 @@ class Migration(Base):
     downtime_ms: Mapped[float | None]
     timeout_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
-    storage_map: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default=text("'{}'"))
+    storage_map: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -87,10 +87,9 @@ async def _running(work: StepRun) -> _Seen:
 
 async def _check_target(work: StepRun) -> Notes:
     view = work.view
-    crossing = [volume for volume in view.transfers if volume.method is not TransferMethod.NONE]
     needed: dict[str, int] = defaultdict(int)
     free: dict[str, int] = {}
-    for volume in crossing:
+    for volume in view.crossing:
         copied = volume.method is TransferMethod.COPY
         needed[volume.target_storage] += view.file_bytes(volume) if copied else volume.size_bytes
         free[volume.target_storage] = free_bytes(volume.target_path.parent)
@@ -107,7 +106,7 @@ async def _check_target(work: StepRun) -> Notes:
             ram_free_bytes=facts.memory()["ram_free_bytes"],
             needed_by_storage=needed,
             free_by_storage=free,
-            taken_paths=tuple(str(volume.target_path) for volume in crossing if volume.target_path.exists()),
+            taken_paths=tuple(str(volume.target_path) for volume in view.crossing if volume.target_path.exists()),
             has_tpm=view.tpm is not None,
             source_libtpms=view.source.facts.get("libtpms_version"),
             bridges_missing=_missing_bridges(work),

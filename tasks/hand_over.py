@@ -23,7 +23,8 @@ from haulier.hypervisor.sockets import listen_on
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import innermost, require_inside
-from haulier.services.attempts import SourceNote, free_allocations, source_note, storage_folders
+from haulier.services.allocations import free_allocations, storage_folders
+from haulier.services.attempts import SourceNote, source_note, tpm_was_let_go
 from haulier.services.chain import stand_by
 from haulier.services.ownership import (
     HandOver,
@@ -31,6 +32,7 @@ from haulier.services.ownership import (
     old_replicas,
     record_proof,
     record_settled,
+    taken_topic,
 )
 from haulier.signals import AsyncBell
 from models import AllocationKind, Phase, Side, TransferMethod, VmState
@@ -52,8 +54,11 @@ async def run(work: StepRun) -> Notes:
         try:
             async with open_monitor(work.place.control) as monitor:
                 if not view.handed_over:
-                    await _let_run(work, monitor, await _take_over(work, monitor, bell))
+                    sent = await _take_over(work, monitor, bell)
+                    await _wait_for_tpm(work, bell)
+                    await _let_run(work, monitor, sent)
                 elif not view.settled:
+                    await _wait_for_tpm(work, bell)
                     await _let_run_again(work, monitor)
                 await stream.drop_key(monitor)
         except (StepFailed, MonitorLost, asyncio.CancelledError) as error:
@@ -166,6 +171,19 @@ async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:
                 work.mark("source_noted")
                 return note
         await bell.wait(0.05)
+
+
+async def _wait_for_tpm(work: StepRun, bell: AsyncBell) -> None:
+    """The guest is ours; a TPM's state that both nodes see must have no other swtpm before the guest changes it.
+
+    A source that is silent is not waited for: its guest stands still, so that its swtpm has nothing to write.
+    """
+    if not work.view.shares_tpm:
+        return
+    work.context.signals.ring(taken_topic(work.view.attempt_id))
+    while not tpm_was_let_go(work.context, work.view):
+        await bell.wait(0.05)
+    work.mark("tpm_let_go")
 
 
 async def _let_run_again(work: StepRun, monitor: Monitor) -> None:

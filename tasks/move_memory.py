@@ -19,12 +19,13 @@ from haulier.hypervisor.dead_links import cut_on_failure
 from haulier.hypervisor.disks import finish_mirrors, read_progress
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
+from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_state import read_state
 from haulier.planner.convergence import FIRST_PACE, LOOK_S, Pace, StreamFacts, choose_pace
-from haulier.services.attempts import note_source_done
+from haulier.services.attempts import migration_state, note_source_done, note_tpm_let_go
 from haulier.services.chain import begin_pause
 from haulier.services.ownership import taken_topic
-from models import Phase, Side
+from models import MigrationState, Phase, Side
 from tasks.celery import app
 from tasks.mirror_disks import mirrors_of
 from tasks.runner import Notes, StepRun, execute, reporting
@@ -41,6 +42,7 @@ async def run(work: StepRun) -> Notes:
     view, settings = work.view, work.context.settings
     if view.handed_over:
         # The note was written and the target has taken the guest; only this step's end was lost.
+        _let_go_of_tpm(work)
         return {}
     port = view.notes[Phase.HAND_OVER, Side.TARGET]["stream_port"]
     at_most = settings.max_bandwidth_bytes_per_s or stream.UNLIMITED_BYTES_PER_S
@@ -67,6 +69,11 @@ async def run(work: StepRun) -> Notes:
         await fault_point("move_memory.noted")
         # The end of this step needs the database and a core, and so does the target now, with the guest paused.
         await bell.wait(_TAKE_OVER_S)
+        if view.shares_tpm:
+            while migration_state(work.context, view.migration_id) is MigrationState.RUNNING:
+                await bell.wait(_TAKE_OVER_S)
+            await fault_point("move_memory.handed_over")
+            _let_go_of_tpm(work)
         sent = await stream.read_stream(monitor)
     return {"ram_bytes": sent.transferred}
 
@@ -77,6 +84,13 @@ async def _note(work: StepRun, *, was_running: bool) -> None:
     notes = {"digest": read_state(tpm.source_path).digest if tpm else None, "was_running": was_running}
     if not note_source_done(work.context, work.claim, notes, work.marks):
         raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
+
+
+def _let_go_of_tpm(work: StepRun) -> None:
+    """The guest is the target's: no swtpm of ours may write to a state that both nodes see, and the target waits."""
+    if work.view.shares_tpm and migration_state(work.context, work.view.migration_id) is MigrationState.HANDED_OVER:
+        stop_swtpm(work.place, patience_s=0.0)
+        note_tpm_let_go(work.context, work.claim)
 
 
 async def _wait_for_pause(work: StepRun, monitor: Monitor, pacer: Pacer) -> None:

@@ -10,7 +10,7 @@ import structlog
 from haulier.hypervisor.images import destroy_image
 from haulier.hypervisor.processes import holders
 from haulier.hypervisor.volume_paths import innermost, problem_of_path
-from haulier.services.attempts import paths_in_use, storage_folders
+from haulier.services.allocations import paths_in_use, storage_folders
 from haulier.services.context import Context
 from haulier.services.orphans import Orphan, find_orphans, give_back_promises, record_freed, record_quarantined
 

@@ -21,8 +21,7 @@ from haulier.hypervisor.images import (
     stop_carrier,
 )
 from haulier.hypervisor.volume_paths import innermost, require_inside
-from haulier.services.attempts import (
-    TransferView,
+from haulier.services.allocations import (
     allocated_volumes,
     free_allocations,
     paths_in_use,
@@ -30,6 +29,7 @@ from haulier.services.attempts import (
     take_memory,
     take_volume,
 )
+from haulier.services.attempts import TransferView
 from haulier.services.ledger import TpmCopy, drop_reserved, reserve_copy
 from models import AllocationKind, Phase, TransferMethod, VolumeRole
 from tasks.celery import app
@@ -43,10 +43,9 @@ async def run(work: StepRun) -> Notes:
     view = work.view
     if not view.offline:
         take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
-    for volume in view.transfers:
-        if volume.method is not TransferMethod.NONE:
-            _make(work, volume)
-    carried = view.by_method(*CARRIED)
+    for volume in view.crossing:
+        _make(work, volume)
+    carried = tuple(volume for volume in view.crossing if volume.method in CARRIED)
     if not carried:
         return {}
     return {"carrier_port": _open_carrier(work, carried).port}

@@ -10,7 +10,8 @@ from haulier.hypervisor import machine
 from haulier.hypervisor.images import destroy_image, remove_image, stop_carrier
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.volume_paths import require_inside
-from haulier.services.attempts import paths_in_use
+from haulier.services.allocations import paths_in_use
+from haulier.services.attempts import TransferView
 from haulier.services.ledger import TpmCopy, quarantine_path
 from models import Phase, TransferMethod
 from tasks.celery import app
@@ -20,21 +21,16 @@ from tasks.runner import Notes, StepRun, execute
 async def run(work: StepRun) -> Notes:
     """Clear the source. Safe to call twice. Raises StepFailed while a process does not end; no volume is freed then."""
     view, place = work.view, work.place
+    if view.shares_tpm:
+        # It is the target's state: nothing more may be written here, as some do when they see their QEMU go.
+        stop_swtpm(place, patience_s=0.0)
     machine.stop_now(place)
     stop_swtpm(place)
     stop_carrier(place)
     for volume in view.transfers:
         require_inside(volume.source_path, volume.source_folder, error=NeedsOperator)
-    if view.tpm and view.tpm_identity is None:
-        # No TPM was ever made there.
-        destroy_image(view.tpm.source_path)
-    elif view.tpm:
-        copy = TpmCopy(view.vm_id, view.source.id, view.tpm.source_path)
-        away = work.node.layout.quarantine / f"{view.vm}-e{view.epoch}-{view.tpm.source_path.name}"
-        # The row names the new place first: whoever looks in between finds the file in one of the two.
-        quarantine_path(work.context, copy, away)
-        if view.tpm.source_path.exists():
-            view.tpm.source_path.rename(away)
+    if view.tpm and not view.tpm.stays:
+        _put_tpm_away(work, view.tpm)
     in_use = paths_in_use(work.context, view.source.id)
     for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.COPY):
         # The rows have the last word: whatever an error somewhere else makes of the paths, a VM's volume stays.
@@ -43,6 +39,19 @@ async def run(work: StepRun) -> Notes:
         remove_image(volume.source_path)
     place.clear()
     return {}
+
+
+def _put_tpm_away(work: StepRun, tpm: TransferView) -> None:
+    """The state that is the VM's no more waits for its end; one in which no TPM was ever made need not."""
+    view = work.view
+    if view.tpm_identity is None:
+        destroy_image(tpm.source_path)
+        return
+    away = work.node.layout.quarantine / f"{view.vm}-e{view.epoch}-{tpm.source_path.name}"
+    # The row names the new place first: whoever looks in between finds the file in one of the two.
+    quarantine_path(work.context, TpmCopy(view.vm_id, view.source.id, tpm.source_path), away)
+    if tpm.source_path.exists():
+        tpm.source_path.rename(away)
 
 
 @app.task(name=f"haulier.{Phase.RETIRE_SOURCE}")

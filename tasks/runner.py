@@ -25,7 +25,8 @@ from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.tls import KeyFolder, greeting_key
 from haulier.services import chain
-from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step, take_port
+from haulier.services.allocations import take_port
+from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step
 from haulier.services.context import Context
 from tasks.lease import Lease
 from tasks.surroundings import ThisNode, context, this_node

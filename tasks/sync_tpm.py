@@ -15,7 +15,7 @@ from haulier.hypervisor.images import NbdServer, RemoteExport, destroy_image, se
 from haulier.hypervisor.tpm_identity import forget_scratch, read_identity
 from haulier.hypervisor.tpm_state import TpmState, read_state
 from haulier.hypervisor.volume_paths import require_inside
-from haulier.services.attempts import update_transfer
+from haulier.services.attempts import TransferView, update_transfer
 from haulier.services.ledger import TpmCopy, record_active
 from models import Phase, Side
 from tasks.celery import app
@@ -35,7 +35,23 @@ async def run(work: StepRun) -> Notes:
         # A VM that has never been started has no row for its TPM yet, and a quarantine knows only what has one.
         copy_here = TpmCopy(view.vm_id, view.source.id, tpm.source_path)
         record_active(work.context, copy_here, epoch=view.epoch, digest=state.digest, identity=identity)
-    copy = _copy(work)
+    if not tpm.stays:
+        await _send(work, tpm, state)
+    length = 0 if tpm.stays else len(state.container)
+    update_transfer(
+        work.context,
+        tpm.id,
+        digest_source=state.digest,
+        identity_source=identity,
+        bytes=length,
+        bytes_total=length,
+        seconds=time.monotonic() - begun,
+    )
+    return {"digest": state.digest, "identity": identity}
+
+
+async def _send(work: StepRun, tpm: TransferView, state: TpmState) -> None:
+    view, copy = work.view, _copy(work)
     try:
         copy.touch(mode=0o600)
         # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
@@ -45,16 +61,6 @@ async def run(work: StepRun) -> Notes:
         await send_file(copy, export, report=work.meter(tpm.device, tpm.size_bytes))
     finally:
         destroy_image(copy)
-    update_transfer(
-        work.context,
-        tpm.id,
-        digest_source=state.digest,
-        identity_source=identity,
-        bytes=len(state.container),
-        bytes_total=len(state.container),
-        seconds=time.monotonic() - begun,
-    )
-    return {"digest": state.digest, "identity": identity}
 
 
 def _recognise(work: StepRun, state: TpmState) -> str | None:

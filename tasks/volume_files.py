@@ -19,7 +19,7 @@ def source_problems(view: AttemptView) -> Iterator[Problem]:
             yield problem
         elif not volume.source_path.exists():
             yield Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")
-        elif volume.method is not TransferMethod.NONE and volume.role is not VolumeRole.TPMSTATE:
+        elif not volume.stays and volume.role is not VolumeRole.TPMSTATE:
             yield from _image_problems(volume)
 
 
@@ -42,10 +42,10 @@ def _image_problems(volume: TransferView) -> Iterator[Problem]:
 
 def seen_files(view: AttemptView) -> Notes:
     """For later phases: how long the files are that will be copied, and which files they are that both nodes share."""
-    copied, shared = view.by_method(TransferMethod.COPY), view.by_method(TransferMethod.NONE)
+    copied = view.by_method(TransferMethod.COPY)
     return {
         "file_bytes": {volume.device: volume.source_path.stat().st_size for volume in copied},
-        "inodes": {volume.device: volume.source_path.stat().st_ino for volume in shared},
+        "inodes": {volume.device: volume.source_path.stat().st_ino for volume in view.staying},
     }
 
 
@@ -55,7 +55,7 @@ def target_problems(view: AttemptView) -> Iterator[Problem]:
     for volume in view.transfers:
         if problem := problem_of_path(volume.target_path, volume.target_folder):
             yield problem
-        elif volume.method is TransferMethod.NONE and not _is_file(volume, inodes[volume.device]):
+        elif volume.stays and not _is_file(volume, inodes[volume.device]):
             words = f"{volume.device}: {volume.target_path} is not the same file on {view.target.name}"
             yield Problem("not_shared", words, f"Is the storage {volume.target_storage} mounted there?")
 

@@ -179,14 +179,14 @@ def stop_carrier(place: VmPlace) -> None:
 
 async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], None], max_bytes_per_s: int = 0) -> None:
     """Copy a file as it is, of whatever format, into a carrier's export and flush it there; as fast as it goes, or at
-    most that fast. Holes stay holes.
+    most that fast. What is zero is not sent: the export is new, and holes stay holes.
 
     `report` is told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then
     holds some of it and is to be written again or freed.
     """
     target = f"driver=nbd,server.type=inet,server.host={to.server.address},server.port={to.server.port}"
     target += f",export={to.export}"
-    words = ["qemu-img", "convert", "-n", "-f", "raw", "--target-image-opts"]
+    words = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "raw", "--target-image-opts"]
     if to.keys:
         words += ["--object", to.keys.as_option(server=False)]
         target += f",tls-creds={OBJECT_ID}"

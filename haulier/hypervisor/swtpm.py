@@ -113,7 +113,10 @@ def start_swtpm(place: VmPlace, volume: Path, *, facts: SwtpmFacts) -> None:
         )  # fmt: skip
 
 
-def stop_swtpm(place: VmPlace) -> None:
-    """Make sure that no swtpm of this VM runs here any more. Safe to call twice."""
-    end(place.swtpm)
+def stop_swtpm(place: VmPlace, *, patience_s: float = 5.0) -> None:
+    """Make sure that no swtpm of this VM runs here any more. Safe to call twice.
+
+    It is asked first, and killed after `patience_s`; without patience it does not come round to writing anything.
+    """
+    end(place.swtpm, patience_s=patience_s)
     place.tpm_socket.unlink(missing_ok=True)

@@ -112,10 +112,8 @@ _OLD_DISK = Cell(
 )
 _SHARED = Cell(Method.NONE, "both nodes see the same file: no byte of it crosses")
 _SHARED_TPM = Cell(
-    Method.NONE,
-    "the TPM's state on shared storage is not supported yet: two swtpms would write one file",
-    "shared_tpm_unsupported",
-    "Move it to local storage.",
+    Method.TPM_SYNC,
+    "both nodes see the same file: no byte of it crosses, and the source's swtpm ends before the guest runs there",
 )
 
 

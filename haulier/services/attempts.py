@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
-from haulier.clock import now
 from haulier.definition import VmDefinition
-from haulier.errors import Refused, StepFailed
+from haulier.errors import StepFailed
 from haulier.services.chain import Claim
 from haulier.services.context import Context
+from haulier.services.nodes import silent_s
 from models import (
-    Allocation,
-    AllocationKind,
     Attempt,
     Base,
+    Migration,
     MigrationState,
     Node,
     Phase,
-    Replica,
     Side,
     Step,
     StepState,
-    Storage,
     TpmLedger,
     TransferMethod,
     VmState,
-    Volume,
     VolumeRole,
     VolumeTransfer,
 )
@@ -61,7 +54,7 @@ class TransferView:
     """One volume on its way.
 
     Paths are those of the two nodes' own file systems, each in the folder of its storage there; `size_bytes` is the
-    guest-visible size.
+    guest-visible size. One that `stays` is a file that both nodes see.
     """
 
     id: int
@@ -81,6 +74,7 @@ class TransferView:
     target_storage_id: int
     target_name: str
     target_shared: bool
+    stays: bool
     digest_source: str | None
 
     @property
@@ -125,6 +119,21 @@ class AttemptView:
     def by_method(self, *methods: TransferMethod) -> tuple[TransferView, ...]:
         """The volumes that cross by one of these methods."""
         return tuple(transfer for transfer in self.transfers if transfer.method in methods)
+
+    @property
+    def crossing(self) -> tuple[TransferView, ...]:
+        """The volumes of which something crosses."""
+        return tuple(transfer for transfer in self.transfers if not transfer.stays)
+
+    @property
+    def staying(self) -> tuple[TransferView, ...]:
+        """The volumes that both nodes see."""
+        return tuple(transfer for transfer in self.transfers if transfer.stays)
+
+    @property
+    def shares_tpm(self) -> bool:
+        """Whether the TPM's state is one file for both nodes: the order of the two swtpms decides then."""
+        return self.tpm is not None and self.tpm.stays
 
     def file_bytes(self, volume: TransferView) -> int:
         """How long the file is of a volume that crosses as a copy: what the source saw in `check`."""
@@ -201,8 +210,15 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         target_storage_id=transfer.target_storage_id,
         target_name=transfer.target_name,
         target_shared=transfer.target_storage.shared,
+        stays=_stays(transfer),
         digest_source=transfer.digest_source,
     )
+
+
+def _stays(transfer: VolumeTransfer) -> bool:
+    source, target = transfer.source_storage, transfer.target_storage
+    same = (source.name, transfer.source_name) == (target.name, transfer.target_name)
+    return source.shared and target.shared and same
 
 
 def note_on_step(context: Context, held: Claim, **notes: object) -> None:
@@ -231,6 +247,29 @@ def note_source_done(context: Context, held: Claim, notes: dict[str, Any], marks
     return noted.rowcount == 1
 
 
+def note_tpm_let_go(context: Context, held: Claim) -> None:
+    """Write down that no swtpm of the source has the shared state any more: what the target waits for. Safe twice."""
+    note_on_step(context, held, tpm_let_go=True)
+    context.signals.ring(f"attempt.{held.attempt_id}")
+
+
+def tpm_was_let_go(context: Context, view: AttemptView) -> bool:
+    """Whether the source has noted that, or is not heard of any more."""
+    with context.database.read() as session:
+        noted = session.scalars(
+            select(Step.notes).where(Step.attempt_id == view.attempt_id, Step.phase == Phase.MOVE_MEMORY)
+        )
+        if any(notes.get("tpm_let_go") for notes in noted):
+            return True
+        return silent_s(session.get_one(Node, view.source.id), limit_s=context.settings.node_silent_after_s) is not None
+
+
+def migration_state(context: Context, migration_id: int) -> MigrationState:
+    """Where a migration stands now."""
+    with context.database.read() as session:
+        return session.get_one(Migration, migration_id).state
+
+
 def source_note(context: Context, attempt_id: int) -> SourceNote | None:
     """What the source noted in the pause, or None as long as it has not."""
     with context.database.read() as session:
@@ -239,130 +278,6 @@ def source_note(context: Context, attempt_id: int) -> SourceNote | None:
         if "digest" not in row.notes:
             return None
         return SourceNote(row.notes["digest"], bool(row.notes["was_running"]), row.marks.get("paused"))
-
-
-def take_volume(context: Context, attempt_id: int, node: NodeView, path: Path) -> None:
-    """Write down that a file is about to be made here for this attempt. Safe to call twice."""
-    with context.database.write() as session:
-        if not _open_allocation(session, attempt_id, AllocationKind.VOLUME, str(path)):
-            session.add(
-                Allocation(
-                    attempt_id=attempt_id,
-                    node_id=node.id,
-                    kind=AllocationKind.VOLUME,
-                    purpose="target volume",
-                    path=str(path),
-                    taken_at=now(),
-                )
-            )
-
-
-def take_memory(context: Context, attempt_id: int, node: NodeView, ram_bytes: int) -> None:
-    """Write down that the guest's RAM is promised to this attempt. Safe to call twice."""
-    with context.database.write() as session:
-        if not _open_allocation(session, attempt_id, AllocationKind.MEMORY, None):
-            session.add(
-                Allocation(
-                    attempt_id=attempt_id,
-                    node_id=node.id,
-                    kind=AllocationKind.MEMORY,
-                    purpose="guest RAM",
-                    bytes=ram_bytes,
-                    taken_at=now(),
-                )
-            )
-
-
-def _open_allocation(session: Session, attempt_id: int, kind: AllocationKind, path: str | None) -> bool:
-    wanted = select(Allocation.id).where(
-        Allocation.attempt_id == attempt_id,
-        Allocation.kind == kind,
-        Allocation.path == path if path is not None else Allocation.path.is_(None),
-        Allocation.freed_at.is_(None),
-    )
-    return session.scalar(wanted) is not None
-
-
-def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tuple[Path, ...]:
-    """The files that this attempt made, or was about to make, on a node and has not given back."""
-    with context.database.read() as session:
-        paths = session.scalars(
-            select(Allocation.path).where(
-                Allocation.attempt_id == attempt_id,
-                Allocation.node_id == node.id,
-                Allocation.kind == AllocationKind.VOLUME,
-                Allocation.freed_at.is_(None),
-            )
-        )
-        return tuple(Path(path) for path in paths if path)
-
-
-def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
-    """Every file of a node that is some VM's volume or a replica now: nothing that frees may touch one of them."""
-    kinds = (select(Storage.path, kind.name).join(kind).where(Storage.node_id == node_id) for kind in (Volume, Replica))
-    with context.database.read() as session:
-        return frozenset(Path(folder) / name for query in kinds for folder, name in session.execute(query))
-
-
-def storage_folders(context: Context, node_id: int) -> tuple[Path, ...]:
-    """The folders of a node's storages: an allocation's row names a file and not the storage it lies on."""
-    with context.database.read() as session:
-        return tuple(Path(path) for path in session.scalars(select(Storage.path).where(Storage.node_id == node_id)))
-
-
-def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *, avoid: frozenset[int]) -> int:
-    """Promise a port of the node's range to this attempt. No two open promises have the same address and port.
-
-    Where in the range the search begins is left to chance, so that other programs of the host are met rarely. Raises
-    Refused
-    `no_port` when the range is used up.
-    """
-    first, last = node.ports
-    with context.database.read() as session:
-        promised = session.scalars(
-            select(Allocation.port).where(Allocation.address == node.address, Allocation.freed_at.is_(None))
-        ).all()
-    ports = list(set(range(first, last + 1)) - avoid - set(promised))
-    random.shuffle(ports)
-    # Somebody else may take one between the look and the row; then the next one is tried.
-    for port in ports[:_PORT_TRIES]:
-        try:
-            with context.database.write() as session:
-                session.add(
-                    Allocation(
-                        attempt_id=attempt_id,
-                        node_id=node.id,
-                        kind=AllocationKind.PORT,
-                        purpose=purpose,
-                        address=node.address,
-                        port=port,
-                        taken_at=now(),
-                    )
-                )
-        except IntegrityError:
-            continue
-        return port
-    raise Refused("no_port", f"no port of {first}-{last} is free on {node.name}", "Widen HAULIER_PORTS on that node.")
-
-
-def free_allocations(
-    context: Context,
-    attempt_id: int,
-    *,
-    kind: AllocationKind | None = None,
-    purpose: str | None = None,
-    path: Path | None = None,
-) -> None:
-    """Write down that what the attempt had taken is given back; without a filter all of it. Safe to call twice."""
-    wanted = [Allocation.attempt_id == attempt_id, Allocation.freed_at.is_(None)]
-    if kind is not None:
-        wanted.append(Allocation.kind == kind)
-    if purpose is not None:
-        wanted.append(Allocation.purpose == purpose)
-    if path is not None:
-        wanted.append(Allocation.path == str(path))
-    with context.database.write() as session:
-        session.execute(update(Allocation).where(*wanted).values(freed_at=now()))
 
 
 def require_tpm_transfer(view: AttemptView) -> TransferView:

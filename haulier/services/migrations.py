@@ -235,7 +235,7 @@ def retry_migration(context: Context, migration_id: int) -> int:
             hint = "One that was undone, cancelled or refused is, and one that waits for an operator."
             raise Refused("not_to_be_retried", f"migration {migration_id} is {migration.state}", hint)
         vm, target = migration.vm.name, migration.target.name
-        terms = Terms(migration.offline, migration.storage_map, migration.timeout_s, migration.stall_s)
+        terms = Terms(migration.offline, migration.storage_map or {}, migration.timeout_s, migration.stall_s)
     if needs_operator:
         take_up_again(context, migration_id)
         return migration_id

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, insert, select, update
 
@@ -152,6 +153,12 @@ def _consequences(view: AttemptView) -> Iterator[_Consequence]:
 
 def _ledger_changes(view: AttemptView, tpm: TransferView) -> Iterator[_Consequence]:
     active = (_LEDGER.c.vm_id == view.vm_id, _LEDGER.c.role == LedgerRole.ACTIVE)
+    if tpm.stays:
+        # The same file, by the target's path.
+        place = {"node_id": view.target.id, "path": str(tpm.target_path), "epoch": view.epoch + 1}
+        seen: dict[str, Any] = {"digest": bindparam("found_digest"), "changed_at": bindparam("moment")}
+        yield _Consequence(update(_LEDGER).where(*active).values(**place, **seen), ("found_digest", "moment"))
+        return
     yield _Consequence(
         update(_LEDGER)
         .where(*active)

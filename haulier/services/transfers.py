@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from haulier.definition import Role, VmDefinition, sections
 from haulier.errors import Refused
-from haulier.planner.methods import Choice, Method, VolumeFacts, choose_method
+from haulier.planner.methods import Choice, VolumeFacts, choose_method
 from haulier.services.context import Unit
 from models import (
     Attempt,
@@ -47,12 +47,15 @@ def read_storage_map(words: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """One volume on its way, as planned; `storage` is None if the target has none of the name `to`."""
+    """One volume on its way, as planned; `storage` is None if the target has none of the name `to`. One that `stays` is
+    a file that both nodes see.
+    """
 
     volume: Volume
     choice: Choice
     to: str
     storage: Storage | None
+    stays: bool
 
 
 def plan_crossings(
@@ -75,15 +78,16 @@ def plan_crossings(
     for volume in vm.volumes:
         to = storage_map.get(volume.storage.name, volume.storage.name)
         storage = storages.get(to)
+        stays = volume.storage.shared and to == volume.storage.name and storage is not None and storage.shared
         facts = VolumeFacts(
             device=volume.device,
             role=Role(volume.role),
-            shared=volume.storage.shared and to == volume.storage.name and storage is not None and storage.shared,
+            shared=stays,
             replica_on_target=volume.id in replicated,
             offline=offline,
             snapshot_only=volume.device in in_snapshots,
         )
-        crossings.append(Crossing(volume, choose_method(facts), to, storage))
+        crossings.append(Crossing(volume, choose_method(facts), to, storage, stays))
     return tuple(crossings)
 
 
@@ -94,7 +98,7 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         volume, storage = crossing.volume, crossing.storage
         if storage is None:
             raise Refused("storage_missing", f"the target has no storage {crossing.to}", "Look at `haulier explain`.")
-        if crossing.choice.method is Method.NONE:
+        if crossing.stays:
             name = volume.name
         else:
             here = {name for at, name in given if at == storage.id}

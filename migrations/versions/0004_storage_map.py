@@ -15,8 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    column = sa.Column("storage_map", sa.JSON(), nullable=False, server_default=sa.text("'{}'"))
-    op.add_column("migration", column)
+    op.add_column("migration", sa.Column("storage_map", sa.JSON(), nullable=True))
 
 
 def downgrade() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,14 +78,71 @@ def test_shared_disk_survives_a_target_that_fails(stack: Stack, faults: Faults, 
     assert_all_is_well(stack, sharing)
 
 
-def test_shared_tpm_state_is_refused(stack: Stack, pool: Path, make_guest: Callable[..., Guest]) -> None:
-    assert pool.is_dir()
-    guest = make_guest(*SHARED_DISK[:2], TPM.replace("local:", "pool:"), define=False)
+@pytest.fixture
+def shared(pool: Path, make_guest: Callable[..., Guest]) -> Guest:
+    """A guest of which nothing is on a node's own storage."""
+    del pool
+    guest = make_guest(SHARED_DISK[0], TPM.replace("local:", "pool:"), define=False)
     define(guest)
     guest.start()
-    answer = guest.migrate("beta")
-    assert (answer.status, answer.document["code"]) == (2, "shared_tpm_unsupported")
-    assert_all_is_well(stack, guest)
+    return guest
+
+
+def test_shared_tpm_state_stays_where_it_is(stack: Stack, pool: Path, shared: Guest) -> None:
+    state = pool / shared.name / "tpm.raw"
+    inode = state.stat().st_ino
+    for target in ("beta", "alpha"):
+        document = shared.move(target)
+        methods = {volume["device"]: (volume["method"], volume["bytes"]) for volume in document["volumes"]}
+        assert methods == {"virtio0": ("none", 0), "tpmstate0": ("tpm_sync", 0)}
+        assert document["tpm"]["digest_source"] == document["tpm"]["digest_target"]
+        assert document["tpm"]["identity_same"]
+        assert {row["role"] for row in stack.table("tpm_ledger", vm_id=shared.row()["id"])} == {"active"}
+        assert_all_is_well(stack, shared)
+    shared.stop()
+    shared.migrate("beta", "--offline").done()
+    assert (shared.volumes()["tpmstate0"], state.stat().st_ino) == (state, inode)
+    shared.start()
+    assert_all_is_well(stack, shared)
+
+
+@pytest.mark.parametrize(("program", "word"), [("qemu", "open"), ("qemu", "load"), ("swtpm", "open")])
+def test_shared_tpm_state_survives_a_target_that_fails(
+    stack: Stack, faults: Faults, shared: Guest, program: str, word: str
+) -> None:
+    """Two swtpms have it open, and it is the source's again: what that one knows, and no less, is in it."""
+    with faults.told(program, "beta", word):
+        answer = shared.migrate("beta")
+    assert answer.document["state"] == "undone", answer
+    shared.wait_ticks()
+    assert_all_is_well(stack, shared)
+    shared.stop()
+    shared.start()
+    assert_all_is_well(stack, shared)
+
+
+def test_guest_waits_until_the_other_swtpm_has_ended(stack: Stack, faults: Faults, shared: Guest) -> None:
+    with faults.holding("move_memory.handed_over"):
+        command = shared.begin_migrate("beta")
+        faults.wait_held("move_memory.handed_over")
+        assert shared.row()["node"] == "beta"
+        assert stack.processes("swtpm", node="alpha", vm=shared.name)
+        assert shared.ask("query-status")["status"] != "running"
+    assert "tpm_let_go" in command.finish().done()["pause"]
+    assert_all_is_well(stack, shared)
+
+
+@pytest.mark.parametrize("killed", ["alpha", "beta"])
+def test_worker_is_killed_before_the_other_swtpm_has_ended(
+    stack: Stack, faults: Faults, shared: Guest, killed: str
+) -> None:
+    with faults.holding("hand_over.committed"):
+        command = shared.begin_migrate("beta")
+        faults.wait_held("hand_over.committed")
+        os.kill(stack.worker_pid(killed), signal.SIGKILL)
+    command.finish().done()
+    shared.wait_ticks()
+    assert_all_is_well(stack, shared)
 
 
 def test_storage_that_only_says_that_it_is_shared(stack: Stack, pool: Path, sharing: Guest) -> None:

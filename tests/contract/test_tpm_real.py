@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from haulier.hypervisor.images import (
     create_image,
 )
 from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.monitor import MonitorLost
+from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.swtpm import manufacture, start_swtpm, stop_swtpm, swtpm_facts
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import parse, read_state
@@ -132,6 +136,57 @@ def test_swtpm_starts_serves_a_qemu_and_stops(place: VmPlace, two_tpms: tuple[Pa
         assert place.swtpm.pid() is None
         assert not place.tpm_socket.exists()
     assert read_identity(read_state(state).container, swtpm=SWTPM, scratch=tmp_path) == identity
+
+
+@pytest.mark.parametrize("how", ["as we start it", "without our flag", "without it, but killed first"])
+def test_old_swtpm_writes_nothing_late(place: VmPlace, two_tpms: tuple[Path, Path], tmp_path: Path, how: str) -> None:
+    """From 0.8 on, one that sees its QEMU go writes its state once more, over what the next owner of the file wrote."""
+    state, facts = tmp_path / "tpm.raw", swtpm_facts(SWTPM)
+    shutil.copy(two_tpms[0], state)
+    before, newer = read_state(state).digest, two_tpms[1].read_bytes()
+
+    async def work() -> None:
+        start_swtpm(place, state, facts=facts if how == "as we start it" else replace(facts, features=frozenset()))
+        definition = replace(spec(place).definition, tpm_version="v2.0")
+        async with qemu(place, definition=definition, tpm_socket=place.tpm_socket) as monitor:
+            await machine.resume(monitor)
+            # The firmware starts the TPM, which is written down.
+            while read_state(state).digest == before:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.02)
+            await monitor.execute("stop")
+            with state.open("r+b") as file:
+                file.write(newer)
+            if how.endswith("killed first"):
+                stop_swtpm(place, patience_s=0.0)
+            with suppress(MonitorLost):
+                await monitor.execute("quit")
+        assert wait_for_end(place.qemu, seconds=20)
+        stop_swtpm(place)
+
+    run(work())
+    set_back = read_state(state).digest != read_state(two_tpms[1]).digest
+    assert set_back is (how == "without our flag" and "flags-opt-disable-auto-shutdown" in facts.features)
+
+
+def test_swtpm_of_a_target_that_waits_leaves_the_state_alone(
+    place: VmPlace, two_tpms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The source's swtpm may be at work on the same file."""
+    state = tmp_path / "tpm.raw"
+    state.write_bytes(two_tpms[0].read_bytes().ljust(STATE_BYTES, b"\0"))
+    before = state.read_bytes()
+
+    async def work() -> None:
+        start_swtpm(place, state, facts=swtpm_facts(SWTPM))
+        definition = replace(spec(place).definition, tpm_version="v2.0")
+        async with qemu(place, definition=definition, tpm_socket=place.tpm_socket, incoming=True) as monitor:
+            assert await machine.status(monitor) == "inmigrate"
+        assert state.read_bytes() == before
+        stop_swtpm(place, patience_s=0.0)
+        machine.stop_now(place, patience_s=0.0)
+
+    run(work())
+    assert state.read_bytes() == before
 
 
 def test_swtpm_that_nobody_talks_to_is_stopped(place: VmPlace, two_tpms: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from haulier.errors import Refused
 from haulier.services import chain
-from haulier.services.attempts import take_port
+from haulier.services.allocations import take_port
 from haulier.services.migrations import cancel_migration
 from models import Allocation, Database, Migration, Phase
 from tests.unit.services.world import LEASE_S, World, between, neighbour, open_world

@@ -80,7 +80,6 @@ def test_method_of_a_local_volume(role: Role, method: Method, *, replica: bool) 
 @pytest.mark.parametrize(
     ("facts", "code"),
     [
-        (VolumeFacts("tpmstate0", Role.TPMSTATE, shared=True), "shared_tpm_unsupported"),
         (VolumeFacts("before.scsi0", Role.DISK, snapshot_only=True), "snapshot_only"),
         (VolumeFacts("ide2", Role.CDROM), "cdrom_local"),
         (VolumeFacts("ide2", Role.CDROM, replica_on_target=True), "cdrom_local"),
@@ -92,10 +91,12 @@ def test_refused_volume(facts: VolumeFacts, code: str) -> None:
     assert refusal.code == code
 
 
-@pytest.mark.parametrize("role", [role for role in Role if role is not Role.TPMSTATE])
+@pytest.mark.parametrize("role", Role)
 def test_nothing_of_a_shared_volume_crosses(role: Role) -> None:
+    """Of a TPM's state neither, but its swtpms have an order."""
     choice = choose_method(VolumeFacts("dev0", role, shared=True))
-    assert (choice.method, choice.refusal) == (Method.NONE, None)
+    assert choice.method is (Method.TPM_SYNC if role is Role.TPMSTATE else Method.NONE)
+    assert choice.refusal is None
 
 
 def test_saved_ram_of_a_snapshot_is_copied() -> None:

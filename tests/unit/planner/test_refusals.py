@@ -42,9 +42,9 @@ TARGET = TargetFacts(
     needed_by_storage={"local": 100 * MIB}, free_by_storage={"local": (100 + 16) * MIB}, has_tpm=True,
     source_libtpms="0.9.6",
 )  # fmt: skip
-SHARED, ISO = (
+OLD_DISK, ISO = (
     choose_method(facts)
-    for facts in (VolumeFacts("tpmstate0", Role.TPMSTATE, shared=True), VolumeFacts("ide2", Role.CDROM))
+    for facts in (VolumeFacts("before.scsi1", Role.DISK, snapshot_only=True), VolumeFacts("ide2", Role.CDROM))
 )
 
 
@@ -73,7 +73,7 @@ FILING_RULES: list[tuple[dict[str, Any], str]] = [
     ({"target_state": "maintenance"}, "node_in_maintenance"),
     ({"source_silent_s": 9.0}, "node_silent"),
     ({"target_silent_s": float("inf")}, "node_silent"),
-    ({"choices": (SHARED,)}, "shared_tpm_unsupported"),
+    ({"choices": (OLD_DISK,)}, "snapshot_only"),
     ({"choices": (*FILING.choices, ISO)}, "cdrom_local"),
 ]
 
@@ -85,10 +85,10 @@ def test_filing_rule_alone(changes: dict[str, Any], code: str) -> None:
 
 def test_all_filing_rules_at_once() -> None:
     changes = {key: value for each, _ in FILING_RULES for key, value in each.items()} | {"offline": False}
-    facts = dataclasses.replace(FILING, **(changes | {"choices": (SHARED, ISO)}))
+    facts = dataclasses.replace(FILING, **(changes | {"choices": (OLD_DISK, ISO)}))
     assert codes(refuse_filing(facts)) == [
         "migration_open", "already_there", "vm_not_running", "node_in_maintenance", "node_silent", "node_silent",
-        "shared_tpm_unsupported", "cdrom_local",
+        "snapshot_only", "cdrom_local",
     ]  # fmt: skip
 
 

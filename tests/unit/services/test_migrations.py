@@ -27,6 +27,7 @@ from models import (
     Vm,
     VmState,
     Volume,
+    VolumeRole,
     VolumeTransfer,
 )
 from tests.unit.services.world import Halves, World
@@ -83,10 +84,10 @@ def test_explain_of_a_vm_that_does_not_run_is_about_an_offline_migration(world: 
 
 def test_explain_tells_all_refusals_at_once(world: World) -> None:
     world.change(Node, Node.name == "beta", state=NodeState.MAINTENANCE)
-    world.change(Storage, shared=True)
+    world.change(Volume, Volume.device == "ide2", role=VolumeRole.CDROM)
     world.silence("beta")
     refusals = explain(world)["refusals"]
-    assert [each["code"] for each in refusals] == ["node_in_maintenance", "node_silent", "shared_tpm_unsupported"]
+    assert [each["code"] for each in refusals] == ["node_in_maintenance", "node_silent", "cdrom_local"]
     assert all(set(each) == {"code", "message", "hint"} for each in refusals)
 
 

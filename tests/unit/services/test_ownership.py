@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from haulier.clock import now
 from haulier.definition import VmDefinition
-from haulier.services.attempts import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
+from haulier.services.allocations import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.chain import Claim
 from haulier.services.migrations import cancel_migration
 from haulier.services.ownership import old_replicas, record_proof, record_settled

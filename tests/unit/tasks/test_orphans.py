@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from haulier.clock import now
-from haulier.services.attempts import take_memory, take_port, take_volume
+from haulier.services.allocations import take_memory, take_port, take_volume
 from models import Allocation, AllocationKind, Attempt, Event, Storage, Volume
 from tasks.orphans import collect_orphans
 from tests.unit.services.world import LONG_AGO, World

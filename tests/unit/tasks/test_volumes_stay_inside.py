@@ -13,7 +13,7 @@ import pytest
 from haulier.clock import now
 from haulier.errors import HaulierError, StepFailed
 from haulier.hypervisor.layout import NodeLayout
-from haulier.services.attempts import allocated_volumes, take_volume
+from haulier.services.allocations import allocated_volumes, take_volume
 from haulier.services.vm_rows import load_vm
 from models import LedgerRole, Phase, Storage, TpmLedger, Volume, VolumeTransfer
 from tasks import copy_cold, open_target, quarantine, reserve, retire_source, sync_tpm, vm

@@ -1,0 +1,143 @@
+"""What is taken on a node for one attempt: files, ports, RAM. The row comes before the thing, and goes after it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Refused
+from haulier.services.attempts import NodeView
+from haulier.services.context import Context
+from models import Allocation, AllocationKind, Replica, Storage, Volume
+
+# How often another port is tried when the first is taken by somebody outside Haulier.
+_PORT_TRIES = 40
+
+
+def take_volume(context: Context, attempt_id: int, node: NodeView, path: Path) -> None:
+    """Write down that a file is about to be made here for this attempt. Safe to call twice."""
+    with context.database.write() as session:
+        if not _open_allocation(session, attempt_id, AllocationKind.VOLUME, str(path)):
+            session.add(
+                Allocation(
+                    attempt_id=attempt_id,
+                    node_id=node.id,
+                    kind=AllocationKind.VOLUME,
+                    purpose="target volume",
+                    path=str(path),
+                    taken_at=now(),
+                )
+            )
+
+
+def take_memory(context: Context, attempt_id: int, node: NodeView, ram_bytes: int) -> None:
+    """Write down that the guest's RAM is promised to this attempt. Safe to call twice."""
+    with context.database.write() as session:
+        if not _open_allocation(session, attempt_id, AllocationKind.MEMORY, None):
+            session.add(
+                Allocation(
+                    attempt_id=attempt_id,
+                    node_id=node.id,
+                    kind=AllocationKind.MEMORY,
+                    purpose="guest RAM",
+                    bytes=ram_bytes,
+                    taken_at=now(),
+                )
+            )
+
+
+def _open_allocation(session: Session, attempt_id: int, kind: AllocationKind, path: str | None) -> bool:
+    wanted = select(Allocation.id).where(
+        Allocation.attempt_id == attempt_id,
+        Allocation.kind == kind,
+        Allocation.path == path if path is not None else Allocation.path.is_(None),
+        Allocation.freed_at.is_(None),
+    )
+    return session.scalar(wanted) is not None
+
+
+def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tuple[Path, ...]:
+    """The files that this attempt made, or was about to make, on a node and has not given back."""
+    with context.database.read() as session:
+        paths = session.scalars(
+            select(Allocation.path).where(
+                Allocation.attempt_id == attempt_id,
+                Allocation.node_id == node.id,
+                Allocation.kind == AllocationKind.VOLUME,
+                Allocation.freed_at.is_(None),
+            )
+        )
+        return tuple(Path(path) for path in paths if path)
+
+
+def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
+    """Every file of a node that is some VM's volume or a replica now: nothing that frees may touch one of them."""
+    kinds = (select(Storage.path, kind.name).join(kind).where(Storage.node_id == node_id) for kind in (Volume, Replica))
+    with context.database.read() as session:
+        return frozenset(Path(folder) / name for query in kinds for folder, name in session.execute(query))
+
+
+def storage_folders(context: Context, node_id: int) -> tuple[Path, ...]:
+    """The folders of a node's storages: an allocation's row names a file and not the storage it lies on."""
+    with context.database.read() as session:
+        return tuple(Path(path) for path in session.scalars(select(Storage.path).where(Storage.node_id == node_id)))
+
+
+def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *, avoid: frozenset[int]) -> int:
+    """Promise a port of the node's range to this attempt. No two open promises have the same address and port.
+
+    Where in the range the search begins is left to chance, so that other programs of the host are met rarely. Raises
+    Refused
+    `no_port` when the range is used up.
+    """
+    first, last = node.ports
+    with context.database.read() as session:
+        promised = session.scalars(
+            select(Allocation.port).where(Allocation.address == node.address, Allocation.freed_at.is_(None))
+        ).all()
+    ports = list(set(range(first, last + 1)) - avoid - set(promised))
+    random.shuffle(ports)
+    # Somebody else may take one between the look and the row; then the next one is tried.
+    for port in ports[:_PORT_TRIES]:
+        try:
+            with context.database.write() as session:
+                session.add(
+                    Allocation(
+                        attempt_id=attempt_id,
+                        node_id=node.id,
+                        kind=AllocationKind.PORT,
+                        purpose=purpose,
+                        address=node.address,
+                        port=port,
+                        taken_at=now(),
+                    )
+                )
+        except IntegrityError:
+            continue
+        return port
+    raise Refused("no_port", f"no port of {first}-{last} is free on {node.name}", "Widen HAULIER_PORTS on that node.")
+
+
+def free_allocations(
+    context: Context,
+    attempt_id: int,
+    *,
+    kind: AllocationKind | None = None,
+    purpose: str | None = None,
+    path: Path | None = None,
+) -> None:
+    """Write down that what the attempt had taken is given back; without a filter all of it. Safe to call twice."""
+    wanted = [Allocation.attempt_id == attempt_id, Allocation.freed_at.is_(None)]
+    if kind is not None:
+        wanted.append(Allocation.kind == kind)
+    if purpose is not None:
+        wanted.append(Allocation.purpose == purpose)
+    if path is not None:
+        wanted.append(Allocation.path == str(path))
+    with context.database.write() as session:
+        session.execute(update(Allocation).where(*wanted).values(freed_at=now()))
