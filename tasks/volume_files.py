@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from haulier.errors import Problem
 from haulier.hypervisor.images import image_info
@@ -14,12 +15,18 @@ from tasks.runner import Notes
 
 def source_problems(view: AttemptView) -> Iterator[Problem]:
     """What stands in the way of the volumes on the source."""
+    by_file: dict[tuple[int, int], str] = {}
     for volume in view.transfers:
         if problem := problem_of_path(volume.source_path, volume.source_folder):
             yield problem
         elif not volume.source_path.exists():
             yield Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")
-        elif not volume.stays and volume.role is not VolumeRole.TPMSTATE:
+        elif volume.stays:
+            continue
+        elif (other := by_file.setdefault(_number(volume.source_path), volume.device)) != volume.device:
+            words = f"{volume.device} and {other} are one file under two names"
+            yield Problem("one_file_two_names", words, "Two copies of it would go on as two disks.")
+        elif volume.role is not VolumeRole.TPMSTATE:
             yield from _image_problems(volume)
 
 
@@ -45,7 +52,7 @@ def seen_files(view: AttemptView) -> Notes:
     copied = view.by_method(TransferMethod.COPY)
     return {
         "file_bytes": {volume.device: volume.source_path.stat().st_size for volume in copied},
-        "inodes": {volume.device: volume.source_path.stat().st_ino for volume in view.staying},
+        "inodes": {volume.device: _number(volume.source_path)[1] for volume in view.staying},
     }
 
 
@@ -62,4 +69,10 @@ def target_problems(view: AttemptView) -> Iterator[Problem]:
 
 def _is_file(volume: TransferView, inode: int) -> bool:
     """Whether it is the file of that number: also NFS and cluster file systems tell the same one to every host."""
-    return volume.target_path.exists() and volume.target_path.stat().st_ino == inode
+    return volume.target_path.exists() and _number(volume.target_path)[1] == inode
+
+
+def _number(path: Path) -> tuple[int, int]:
+    """What a file is called by its host's kernel, whatever its names: of its file system, and in that."""
+    found = path.stat()
+    return found.st_dev, found.st_ino

@@ -36,6 +36,10 @@ class Situation(StrEnum):
     SHARED = "on a storage that both nodes share"
 
 
+# Their names are known elsewhere: cloud-init's is made of the VM's number, that of saved RAM stands in its snapshot.
+KEEPS_NAME = frozenset({Role.CLOUDINIT, Role.VMSTATE})
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One cell of the table: a method and why it is this one. A refusal has no method, but a code and a hint."""

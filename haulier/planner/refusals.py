@@ -64,6 +64,7 @@ class FilingFacts:
     open_operation: str | None = None
     missing_storages: tuple[str, ...] = ()
     unused_maps: tuple[str, ...] = ()
+    names_taken: tuple[str, ...] = ()
 
 
 def refuse_filing(facts: FilingFacts) -> tuple[Problem, ...]:
@@ -105,6 +106,9 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         yield Problem(
             "storage_map_unused", f"VM {facts.vm} has nothing on the storage {storage}", f"haulier vm show {facts.vm}"
         )
+    for name in facts.names_taken:
+        words = f"{name} is another VM's on {facts.target}, and this one cannot have another name"
+        yield Problem("name_taken", words, "Put it onto another storage with --storage-map.")
     yield from (choice.refusal for choice in facts.choices if choice.refusal)
 
 

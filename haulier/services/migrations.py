@@ -158,6 +158,7 @@ def _filing_facts(
             select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
         ),
         missing_storages=tuple(sorted({each.to for each in crossings if each.storage is None})),
+        names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
         unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
     )
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from haulier.definition import Role, VmDefinition, sections
 from haulier.errors import Refused
-from haulier.planner.methods import Choice, VolumeFacts, choose_method
+from haulier.planner.methods import KEEPS_NAME, Choice, VolumeFacts, choose_method
 from haulier.services.context import Unit
 from models import (
     Attempt,
@@ -47,8 +47,10 @@ def read_storage_map(words: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """One volume on its way, as planned; `storage` is None if the target has none of the name `to`. One that `stays` is
-    a file that both nodes see.
+    """One volume on its way, as planned; `storage` is None if the target has none of the name `to`.
+
+    One that `stays` is a file that both nodes see. `name_is_taken`: it must keep its name, and somebody else's volume
+    has that on the target.
     """
 
     volume: Volume
@@ -56,6 +58,7 @@ class Crossing:
     to: str
     storage: Storage | None
     stays: bool
+    name_is_taken: bool
 
 
 def plan_crossings(
@@ -87,7 +90,9 @@ def plan_crossings(
             offline=offline,
             snapshot_only=volume.device in in_snapshots,
         )
-        crossings.append(Crossing(volume, choose_method(facts), to, storage, stays))
+        keeps = facts.role in KEEPS_NAME and not stays
+        taken = keeps and storage is not None and volume.name in _others(session, storage)
+        crossings.append(Crossing(volume, choose_method(facts), to, storage, stays, taken))
     return tuple(crossings)
 
 
@@ -124,22 +129,20 @@ def _free_name(session: Session, storage: Storage, name: str, *, given: set[str]
     """The volume's own name, or one beside it where a replica, another VM, a quarantined state or another volume of
     this migration has that already.
     """
-    taken = {
-        *given,
-        *session.scalars(select(Volume.name).where(Volume.storage_id == storage.id)),
-        *session.scalars(select(Replica.name).where(Replica.storage_id == storage.id)),
-        *(
-            str(Path(path).relative_to(storage.path))
-            for path in session.scalars(
-                select(TpmLedger.path).where(
-                    TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED
-                )
-            )
-            if Path(path).is_relative_to(storage.path)
-        ),
-    }
+    replicas = session.scalars(select(Replica.name).where(Replica.storage_id == storage.id))
+    taken = {*given, *replicas, *_others(session, storage)}
     path, number = Path(name), 0
     while name in taken:
         number += 1
         name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
     return name
+
+
+def _others(session: Session, storage: Storage) -> set[str]:
+    """The names on a storage that VMs' volumes and states of TPMs have."""
+    kept = (TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED)
+    states = (Path(path) for path in session.scalars(select(TpmLedger.path).where(*kept)))
+    return {
+        *session.scalars(select(Volume.name).where(Volume.storage_id == storage.id)),
+        *(str(path.relative_to(storage.path)) for path in states if path.is_relative_to(storage.path)),
+    }

@@ -73,6 +73,9 @@ FILING_RULES: list[tuple[dict[str, Any], str]] = [
     ({"target_state": "maintenance"}, "node_in_maintenance"),
     ({"source_silent_s": 9.0}, "node_silent"),
     ({"target_silent_s": float("inf")}, "node_silent"),
+    ({"missing_storages": ("fast",)}, "storage_missing"),
+    ({"unused_maps": ("fast",)}, "storage_map_unused"),
+    ({"names_taken": ("local:9/ci.raw",)}, "name_taken"),
     ({"choices": (OLD_DISK,)}, "snapshot_only"),
     ({"choices": (*FILING.choices, ISO)}, "cdrom_local"),
 ]
@@ -88,7 +91,7 @@ def test_all_filing_rules_at_once() -> None:
     facts = dataclasses.replace(FILING, **(changes | {"choices": (OLD_DISK, ISO)}))
     assert codes(refuse_filing(facts)) == [
         "migration_open", "already_there", "vm_not_running", "node_in_maintenance", "node_silent", "node_silent",
-        "snapshot_only", "cdrom_local",
+        "storage_missing", "storage_map_unused", "name_taken", "snapshot_only", "cdrom_local",
     ]  # fmt: skip
 
 

@@ -365,6 +365,22 @@ def test_two_volumes_of_one_name_do_not_meet_on_one_storage(world: World) -> Non
     assert transfers(world)["ide2"] == "local:web/disk-1.qcow2"
 
 
+@pytest.mark.parametrize(("device", "code"), [("scsi0", "nothing"), ("ide2", "name_taken")])
+def test_name_that_another_vm_has_on_the_target(world: World, device: str, code: str) -> None:
+    """A disk gets one beside it; cloud-init's is known elsewhere."""
+    world.add_vm("other")
+    with world.context.database.write() as session:
+        (beta,) = session.scalars(select(Storage).join(Node).where(Node.name == "beta"))
+        mine, its = (
+            session.scalars(select(Volume).join(Vm).where(Vm.name == name, Volume.device == device)).one()
+            for name in ("web", "other")
+        )
+        its.storage_id, its.name = beta.id, mine.name
+    assert code_of(lambda: migrations.file_migration(world.context, "web", target="beta")) == code
+    if code == "nothing":
+        assert transfers(world)["scsi0"] == "local:web/disk-1.qcow2"
+
+
 @pytest.mark.parametrize(
     ("mapped", "code"),
     [({"local": "nowhere"}, "storage_missing"), ({"wibble": "local"}, "storage_map_unused")],

@@ -1,0 +1,91 @@
+"""What `check` sees in the volumes' files, on real folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from haulier.hypervisor.images import ImageInfo
+from haulier.services.attempts import AttemptView
+from models import Phase, Side, Storage, TransferMethod
+from tasks import volume_files
+from tests.unit.services.world import World
+
+
+@pytest.fixture
+def view(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AttemptView:
+    """A migration whose volumes are there, on the source alone, each as long as it should be."""
+    world.change(Storage, path=str(tmp_path / "there"))
+    world.change(Storage, Storage.id == 1, path=str(tmp_path / "here"))
+    world.file()
+    view = world.view()
+    sizes = {each.source_path: each.size_bytes for each in view.transfers}
+    for path in sizes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(volume_files, "image_info", lambda path, format: ImageInfo(format, sizes[path], 0, None, 0))
+    return view
+
+
+def codes(view: AttemptView) -> list[str]:
+    return [problem.code for problem in volume_files.source_problems(view)]
+
+
+def stay(view: AttemptView, device: str, *, target: Path) -> AttemptView:
+    """One of the volumes is one that both nodes see."""
+    shared = {"method": TransferMethod.NONE, "stays": True, "target_path": target, "target_folder": target.parent}
+    transfers = tuple(
+        dataclasses.replace(each, **shared) if each.device == device else each  # type: ignore[arg-type]
+        for each in view.transfers
+    )
+    view = dataclasses.replace(view, transfers=transfers)
+    seen = volume_files.seen_files(view)
+    return dataclasses.replace(view, notes={(Phase.CHECK, Side.SOURCE): seen})
+
+
+def test_nothing_against_it(view: AttemptView) -> None:
+    assert codes(view) == []
+    assert list(volume_files.target_problems(stay(view, "none of them", target=Path("/")))) == []
+
+
+def test_volume_that_is_not_there(view: AttemptView) -> None:
+    view.transfers[0].source_path.unlink()
+    assert codes(view) == ["volume_missing"]
+
+
+@pytest.mark.parametrize("how", [os.link, os.symlink])
+def test_one_file_under_two_names(view: AttemptView, how: object) -> None:
+    """Two copies of it would go on as two disks."""
+    first, second, _ = view.transfers
+    second.source_path.unlink()
+    assert callable(how)
+    how(first.source_path, second.source_path)
+    (problem,) = volume_files.source_problems(view)
+    assert problem.code == "one_file_two_names"
+    assert problem.message.startswith(f"{second.device} and {first.device}")
+
+
+def test_image_that_two_drives_may_read(view: AttemptView) -> None:
+    first, second, _ = view.transfers
+    second.source_path.unlink()
+    second.source_path.hardlink_to(first.source_path)
+    assert codes(stay(view, second.device, target=first.source_path)) == []
+
+
+def test_length_of_what_is_copied(view: AttemptView) -> None:
+    (copied,) = view.by_method(TransferMethod.COPY)
+    copied.source_path.write_bytes(b"x" * 1234)
+    assert volume_files.seen_files(view) == {"file_bytes": {copied.device: 1234}, "inodes": {}}
+
+
+def test_shared_file_is_the_same_one(view: AttemptView, tmp_path: Path) -> None:
+    source = view.transfers[0].source_path
+    other = tmp_path / "there" / "other"
+    other.parent.mkdir(exist_ok=True)
+    other.touch()
+    for target, expected in ((source, []), (other, ["not_shared"]), (other.with_name("nothing"), ["not_shared"])):
+        moving = stay(view, view.transfers[0].device, target=target)
+        assert [problem.code for problem in volume_files.target_problems(moving)] == expected
