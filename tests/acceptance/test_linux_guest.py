@@ -1,4 +1,4 @@
-"""A real operating system with its own TPM and disk drivers crosses, and comes back."""
+"""A real operating system, booted by UEFI, with its own TPM and disk drivers crosses, and comes back."""
 
 from __future__ import annotations
 
@@ -24,15 +24,24 @@ def linux() -> LinuxGuest:
         pytest.skip(str(error))
 
 
+# The firmware's variables in a volume of their exact size, which QEMU has open as flash memory.
+FIRMWARE = ("bios: ovmf", "efidisk0: local:{name}/efi.raw,efitype=4m,size=528K")
+EFIDISK_BYTES = 528 << 10
+
+
 def test_linux_guest_crosses_and_comes_back(stack: Stack, linux: LinuxGuest) -> None:
     boot = f'-kernel {linux.kernel} -initrd {linux.initrd} -append "{linux.append}"'
-    guest = Guest(stack, "linux", boot, (DISK, TPM), memory_mib=128)
+    guest = Guest(stack, "linux", boot, (*FIRMWARE, DISK, TPM), memory_mib=192)
     guest.define()
     guest.start()
     for target in ("beta", "alpha"):
-        guest.move(target)
+        document = guest.move(target)
+        assert {volume["device"]: volume["method"] for volume in document["volumes"]}["efidisk0"] == "mirror"
+        assert guest.volumes()["efidisk0"].stat().st_size == EFIDISK_BYTES
         guest.wait_ticks(1000)
     assert_all_is_well(stack, guest)
     verdict = guest.verdict()
     assert verdict.tpm is not None and verdict.tpm > 0
     assert len(verdict.boots) == 1
+    # OVMF has found no variables and made the store anew.
+    assert guest.volumes()["efidisk0"].read_bytes().strip(b"\0")

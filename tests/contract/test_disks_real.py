@@ -79,6 +79,7 @@ def test_mirror_brings_the_disk_over(make_place: Callable[[str], VmPlace]) -> No
     run(work())
     (target,) = (make_place("target").logs).glob("disk.raw")
     assert target.read_bytes()[: len(content)] == content
+    assert target.stat().st_blocks * 512 < 2 * len(content), "holes stay holes"
 
 
 async def left_over(monitor: Monitor) -> list[str]:
