@@ -10,7 +10,11 @@ take it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
@@ -32,6 +36,9 @@ from tasks.runner import Notes, StepRun, execute, reporting
 
 # A nudge that was lost costs so much, and nothing else.
 _TAKE_OVER_S = 1.0
+_TRY_AGAIN_S = 0.1
+# A pause of this length is one in which something is wrong, or much is left to be brought over.
+_LONG_PAUSE_S = 0.2
 
 
 async def run(work: StepRun) -> Notes:
@@ -62,10 +69,12 @@ async def run(work: StepRun) -> Notes:
             max_bandwidth_bytes_per_s=min(at_most, FIRST_PACE.bytes_per_s),
             downtime_limit_ms=FIRST_PACE.downtime_limit_ms,
         )
-        async with cut_on_failure(monitor), reporting(lambda: _report(work, monitor)):
-            await _wait_for_pause(work, monitor, pacer)
-            await _switch_over(work, monitor)
-        await _note(work, was_running=pacer.guest_runs)
+        async with contextlib.AsyncExitStack() as pause:
+            async with cut_on_failure(monitor), reporting(lambda: _report(work, monitor)):
+                await _wait_for_pause(work, monitor, pacer)
+                await pause.enter_async_context(_short_leases(work))
+                await _switch_over(work, monitor)
+            await _note(work, was_running=pacer.guest_runs)
         await fault_point("move_memory.noted")
         # The end of this step needs the database and a core, and so does the target now, with the guest paused.
         await bell.wait(_TAKE_OVER_S)
@@ -79,10 +88,21 @@ async def run(work: StepRun) -> Notes:
 
 
 async def _note(work: StepRun, *, was_running: bool) -> None:
-    """Let the target go on: our QEMU knows that it has loaded, and this is the TPM's last digest."""
+    """Let the target go on: our QEMU knows that it has loaded, and this is the TPM's last digest.
+
+    Nothing else is left to be done. A database that is away for a moment is waited for, as long as the lease lasts.
+    """
     tpm = work.view.tpm
     notes = {"digest": read_state(tpm.source_path).digest if tpm else None, "was_running": was_running}
-    if not note_source_done(work.context, work.claim, notes, work.marks):
+    while True:
+        try:
+            noted = note_source_done(work.context, work.claim, notes, work.marks)
+        except SQLAlchemyError:
+            work.mark("note_tried")
+            await asyncio.sleep(_TRY_AGAIN_S)
+        else:
+            break
+    if not noted:
         raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
 
 
@@ -145,12 +165,29 @@ async def _switch_over(work: StepRun, monitor: Monitor) -> None:
     QEMU says `device` at once and `completed` when the target has loaded all of it.
     """
     await fault_point("move_memory.paused")
-    said = asyncio.to_thread(begin_pause, work.context, work.claim, paused_at=work.marks["paused"])
-    await asyncio.gather(finish_mirrors(monitor, mirrors_of(work.view, tls=work.tls)), said)
+    await finish_mirrors(monitor, mirrors_of(work.view, tls=work.tls))
     work.mark("mirrors_finished")
     await stream.go_on(monitor)
     work.marks["stream_done"] = (await stream.wait_for_status(monitor, "completed")).at
     await fault_point("move_memory.completed")
+
+
+@contextlib.asynccontextmanager
+async def _short_leases(work: StepRun) -> AsyncIterator[None]:
+    """In a pause that lasts, who dies is to be noticed soon; one that is as short as usual does not pay for that."""
+
+    async def shorten() -> None:
+        await asyncio.sleep(_LONG_PAUSE_S)
+        with contextlib.suppress(SQLAlchemyError):
+            await asyncio.to_thread(begin_pause, work.context, work.claim, paused_at=work.marks["paused"])
+
+    task = asyncio.create_task(shorten())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _report(work: StepRun, monitor: Monitor) -> None:
