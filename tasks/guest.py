@@ -59,6 +59,7 @@ def machine_spec(
         for volume in definition.volumes
         if volume.is_opened
     )
+    variables = next((volume.size_bytes for volume in definition.volumes if volume.role is Role.EFIDISK), None)
     return MachineSpec(
         definition=dataclasses.replace(definition, machine=pinned["machine"], cpu=pinned["cpu"]),
         program=settings.qemu,
@@ -71,5 +72,5 @@ def machine_spec(
         tpm_socket=place.tpm_socket if definition.tpm_version else None,
         incoming=incoming,
         network=settings.network,
-        firmware_code=find_firmware(definition.firmware),
+        firmware_code=find_firmware(definition.firmware, variables_bytes=variables),
     )

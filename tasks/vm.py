@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.hypervisor import machine
 from haulier.hypervisor.command_line import MachineSpec
-from haulier.hypervisor.images import create_image, image_info, remove_image
+from haulier.hypervisor.images import create_image, fill_image, image_info, remove_image
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import manufacture, stop_swtpm
@@ -96,8 +96,11 @@ def _made_or_found(volume: VolumeView, made: list[VolumeView]) -> int:
         raise Refused(
             "volume_missing", f"{volume.device}: {volume.path} is not there", "Give it a size to have it made."
         )
+    variables = machine.find_variables(volume.size_bytes) if volume.role is VolumeRole.EFIDISK else None
     create_image(volume.path, format=volume.format, size_bytes=volume.size_bytes)
     made.append(volume)
+    if variables:
+        fill_image(volume.path, format=volume.format, content=variables)
     return volume.size_bytes
 
 

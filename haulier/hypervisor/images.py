@@ -88,6 +88,11 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
         raise
 
 
+def fill_image(path: Path, *, format: str, content: Path) -> None:
+    """Write what is in a file to the front of an image that is as large or larger. Raises StepFailed."""
+    _qemu_img("convert", "-n", "-f", "raw", "-O", format, os.fspath(content), os.fspath(path))
+
+
 def remove_image(path: Path) -> None:
     """Remove an image. Safe to call twice."""
     path.unlink(missing_ok=True)

@@ -103,11 +103,29 @@ def said_last(place: VmPlace, *, since: int = 0) -> str:
     return last_words(place.qemu.log, since=since)
 
 
-def find_firmware(name: str) -> Path | None:
-    """The code image of a firmware that is not QEMU's default; None where QEMU's own is meant."""
-    if name != "ovmf":
-        return None
-    for path in (Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_CODE.fd")):
-        if path.exists():
-            return path
-    raise StepFailed("firmware_missing", "OVMF is not installed on this node", "Install the package ovmf.")
+# OVMF's code and its empty store of variables, by the size of the store: the one works with no other than its own.
+_OVMF = {528 << 10: ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"), 128 << 10: ("OVMF_CODE.fd", "OVMF_VARS.fd")}
+_OVMF_FOLDER = Path("/usr/share/OVMF")
+
+
+def find_firmware(name: str, *, variables_bytes: int | None) -> Path | None:
+    """The code image of a firmware that is not QEMU's default, for a store of variables of this size (None: the VM has
+    none, or one of unknown size); None where QEMU's own is meant. Raises StepFailed where it is not installed.
+    """
+    return _find_ovmf(variables_bytes or 528 << 10)[0] if name == "ovmf" else None
+
+
+def find_variables(size_bytes: int) -> Path:
+    """The empty store of UEFI variables of this size. Raises StepFailed where it is not installed.
+
+    A volume of zeroes is no flash memory to OVMF: it would keep in RAM what it is told to remember.
+    """
+    return _find_ovmf(size_bytes)[1]
+
+
+def _find_ovmf(variables_bytes: int) -> tuple[Path, Path]:
+    code, variables = (_OVMF_FOLDER / name for name in _OVMF.get(variables_bytes, ("", "")))
+    if not (code.is_file() and variables.is_file()):
+        words = f"OVMF with {variables_bytes >> 10} KiB of variables is not installed on this node"
+        raise StepFailed("firmware_missing", words, "Install the package ovmf.")
+    return code, variables
