@@ -92,8 +92,7 @@ def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *
     """Promise a port of the node's range to this attempt. No two open promises have the same address and port.
 
     Where in the range the search begins is left to chance, so that other programs of the host are met rarely. Raises
-    Refused
-    `no_port` when the range is used up.
+    Refused `no_port` when the range is used up.
     """
     first, last = node.ports
     with context.database.read() as session:

@@ -58,7 +58,7 @@ def explain(
         terms = Terms(offline=vm.state not in STARTED, storage_map=storage_map)
         crossings = plan_crossings(session, vm, node, offline=terms.offline, storage_map=storage_map)
         refusals = refuse_filing(_filing_facts(context, session, vm, node, crossings, terms))
-        moved = sum(volume.size_bytes or 0 for volume in vm.volumes)
+        moved = sum(crossing.volume.size_bytes or 0 for crossing in crossings if not crossing.stays)
         ram = 0 if terms.offline else int(vm.pinned.get("ram_kib", 0)) * 1024
         rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
         return {

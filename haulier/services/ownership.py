@@ -121,8 +121,9 @@ def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
     here = (_VM.c.id == view.vm_id, _VM.c.epoch == view.epoch, _VM.c.node_id == view.source.id)
     there = {"node_id": view.target.id, "epoch": view.epoch + 1, "pid": home.pid, "qmp": home.qmp}
     state = view.vm_state if view.offline else VmState.PAUSED
-    definition = moved(view.definition, dict(_moves(view))).as_dict()
-    yield update(_VM).where(*here).values(state=state, definition=definition, **there)
+    definition = moved(view.definition, dict(_moves(view)))
+    names = {} if definition == view.definition else {"definition": definition.as_dict()}
+    yield update(_VM).where(*here).values(state=state, **names, **there)
 
 
 def _moves(view: AttemptView) -> Iterator[tuple[Place, Place]]:

@@ -54,7 +54,7 @@ def define_vm(
     if devices := [key for key, value in definition.ignored.items() if _is_host_device(key, value)]:
         raise Refused("host_device", f"{', '.join(devices)}: devices of the host are not supported", "Take them out.")
     specs = _read_storages(storages)
-    definition = pin_addresses(dataclasses.replace(definition, name=chosen))
+    definition = _name_volumes(pin_addresses(dataclasses.replace(definition, name=chosen)))
     with context.unit() as unit:
         host = find_node(unit.session, node)
         require_worker(context, host)
@@ -87,6 +87,19 @@ def pin_addresses(definition: VmDefinition) -> VmDefinition:
     )
 
 
+def _name_volumes(definition: VmDefinition) -> VmDefinition:
+    """Give each volume that is to be made a name where its owner wrote none: it may be moved, and must be found."""
+    return dataclasses.replace(
+        definition,
+        volumes=tuple(
+            spec
+            if spec.name or spec.is_empty_drive
+            else dataclasses.replace(spec, name=f"{definition.name}/{spec.device}.{spec.format}")
+            for spec in definition.volumes
+        ),
+    )
+
+
 def _with_mac(nic: Nic) -> Nic:
     # 52:54:00 is the prefix that QEMU's users know; it has the bit for locally administered addresses.
     return dataclasses.replace(nic, mac=":".join(["52:54:00", *(f"{byte:02X}" for byte in secrets.token_bytes(3))]))
@@ -99,7 +112,7 @@ def _read_storages(path: Path | None) -> dict[str, StorageSpec]:
 
 def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Volume:
     storage = _storage(session, node, spec, storages)
-    name = spec.name or f"{vm.name}/{spec.device}.{spec.format}"
+    name = str(spec.name)
     taken = session.scalar(
         select(Vm.name).join(Volume).join(Storage, Volume.storage_id == Storage.id)
         .where(_same_place(storage), Volume.name == name, Volume.role != "cdrom")

@@ -128,6 +128,16 @@ def test_definition_names_the_new_places(world: World, halves: Halves) -> None:
     assert after.ignored == {"[before]": "scsi0: fast:web/disk-1.qcow2,size=1G", "note": text}
 
 
+def test_definition_is_not_written_when_nothing_has_another_name(world: World, halves: Halves) -> None:
+    """Every byte of that statement is written with the guest paused."""
+    _, hand = halves
+    written: list[str] = []
+    event.listen(world.context.database.engine, "before_cursor_execute", lambda *seen: written.append(str(seen[2])))
+    assert world.commit(hand)
+    assert [statement for statement in written if "UPDATE vm" in statement]
+    assert not [statement for statement in written if "definition" in statement and "UPDATE vm" in statement]
+
+
 def test_nothing_moves_when_a_part_fails(world: World, hand: Claim) -> None:
     """The ledger refuses an active copy without an identity: then volumes and epoch stay, too."""
     view = world.view()

@@ -231,6 +231,13 @@ def test_one_iso_may_be_in_two_vms(served: World, tmp_path: Path) -> None:
     assert code_of(lambda: define(served, tmp_path, "name: two\nmemory: 64\n" + iso)) == "nothing"
 
 
+def test_volume_without_a_name_gets_one_that_is_kept(served: World, tmp_path: Path) -> None:
+    define(served, tmp_path, "name: db\nmemory: 64\nscsi0: local:1\nide2: none,media=cdrom\n")
+    names = [spec.name for spec in VmDefinition.from_dict(served.vm("db").definition).volumes]
+    assert names == ["db/scsi0.raw", None]
+    assert [volume.name for volume in served.vm("db").volumes] == ["db/scsi0.raw"]
+
+
 # -- pinned addresses -------------------------------------------------------------------------------------------------
 
 
