@@ -45,14 +45,18 @@ class PhaseRule:
     beside: tuple[tuple[Phase, Side], ...] = ()
 
 
-# The rows stand in the order of the chain; undoing goes through them backwards.
-LIVE_CHAIN: tuple[PhaseRule, ...] = (
+_UNTIL_COPIED: tuple[PhaseRule, ...] = (
     PhaseRule(Phase.CHECK, Side.CONTROL),
     PhaseRule(Phase.CHECK, Side.SOURCE, ((Phase.CHECK, Side.CONTROL),)),
     PhaseRule(Phase.CHECK, Side.TARGET, ((Phase.CHECK, Side.SOURCE),)),
     PhaseRule(Phase.RESERVE, Side.TARGET, ((Phase.CHECK, Side.TARGET),)),
     PhaseRule(Phase.SYNC_TPM, Side.SOURCE, ((Phase.RESERVE, Side.TARGET),)),
     PhaseRule(Phase.COPY_COLD, Side.SOURCE, ((Phase.SYNC_TPM, Side.SOURCE),)),
+)
+
+# The rows stand in the order of the chain; undoing goes through them backwards.
+LIVE_CHAIN: tuple[PhaseRule, ...] = (
+    *_UNTIL_COPIED,
     PhaseRule(Phase.OPEN_TARGET, Side.TARGET, ((Phase.COPY_COLD, Side.SOURCE),)),
     PhaseRule(Phase.MIRROR_DISKS, Side.SOURCE, ((Phase.OPEN_TARGET, Side.TARGET),)),
     # No guest is paused before somebody is there to take it.
@@ -65,12 +69,7 @@ LIVE_CHAIN: tuple[PhaseRule, ...] = (
 
 # A VM that does not run has no RAM to move and nobody who writes: all its volumes are cold.
 OFFLINE_CHAIN: tuple[PhaseRule, ...] = (
-    PhaseRule(Phase.CHECK, Side.CONTROL),
-    PhaseRule(Phase.CHECK, Side.SOURCE, ((Phase.CHECK, Side.CONTROL),)),
-    PhaseRule(Phase.CHECK, Side.TARGET, ((Phase.CHECK, Side.SOURCE),)),
-    PhaseRule(Phase.RESERVE, Side.TARGET, ((Phase.CHECK, Side.TARGET),)),
-    PhaseRule(Phase.SYNC_TPM, Side.SOURCE, ((Phase.RESERVE, Side.TARGET),)),
-    PhaseRule(Phase.COPY_COLD, Side.SOURCE, ((Phase.SYNC_TPM, Side.SOURCE),)),
+    *_UNTIL_COPIED,
     PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.COPY_COLD, Side.SOURCE),)),
     PhaseRule(Phase.RETIRE_SOURCE, Side.SOURCE, ((Phase.HAND_OVER, Side.TARGET),)),
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,7 +31,7 @@ from haulier.services.ownership import taken_topic
 from models import MigrationState, Phase, Side
 from tasks.celery import app
 from tasks.mirror_disks import mirrors_of
-from tasks.runner import Notes, StepRun, execute, reporting
+from tasks.runner import Notes, StepRun, beside, execute, reporting
 
 # A nudge that was lost costs so much, and nothing else.
 _TAKE_OVER_S = 1.0
@@ -72,12 +71,12 @@ async def run(work: StepRun) -> Notes:
         async with contextlib.AsyncExitStack() as pause:
             async with cut_on_failure(monitor), reporting(lambda: _report(work, monitor)):
                 await _wait_for_pause(work, monitor, pacer)
-                await pause.enter_async_context(_short_leases(work))
+                await pause.enter_async_context(beside(_shorten_leases(work)))
                 await _switch_over(work, monitor)
             await _note(work, was_running=pacer.guest_runs)
-        await fault_point("move_memory.noted")
-        # The end of this step needs the database and a core, and so does the target now, with the guest paused.
-        await bell.wait(_TAKE_OVER_S)
+            await fault_point("move_memory.noted")
+            # The end of this step needs the database and a core, and so does the target now, with the guest paused.
+            await bell.wait(_TAKE_OVER_S)
         if view.shares_tpm:
             while migration_state(work.context, view.migration_id) is MigrationState.RUNNING:
                 await bell.wait(_TAKE_OVER_S)
@@ -172,22 +171,11 @@ async def _switch_over(work: StepRun, monitor: Monitor) -> None:
     await fault_point("move_memory.completed")
 
 
-@contextlib.asynccontextmanager
-async def _short_leases(work: StepRun) -> AsyncIterator[None]:
+async def _shorten_leases(work: StepRun) -> None:
     """In a pause that lasts, who dies is to be noticed soon; one that is as short as usual does not pay for that."""
-
-    async def shorten() -> None:
-        await asyncio.sleep(_LONG_PAUSE_S)
-        with contextlib.suppress(SQLAlchemyError):
-            await asyncio.to_thread(begin_pause, work.context, work.claim, paused_at=work.marks["paused"])
-
-    task = asyncio.create_task(shorten())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await asyncio.sleep(_LONG_PAUSE_S)
+    with contextlib.suppress(SQLAlchemyError):
+        await asyncio.to_thread(begin_pause, work.context, work.claim, paused_at=work.marks["paused"])
 
 
 async def _report(work: StepRun, monitor: Monitor) -> None:

@@ -187,8 +187,9 @@ async def _from_point_to_point(work: StepRun, act: Act) -> Notes | None:
     return notes
 
 
-@contextlib.asynccontextmanager
-async def reporting(report: Callable[[], Awaitable[None]], *, every_s: float = 0.5) -> AsyncIterator[None]:
+def reporting(
+    report: Callable[[], Awaitable[None]], *, every_s: float = 0.5
+) -> contextlib.AbstractAsyncContextManager[None]:
     """Call `report` now and then while the block works: for people, nothing waits for it."""
 
     async def loop() -> None:
@@ -197,7 +198,13 @@ async def reporting(report: Callable[[], Awaitable[None]], *, every_s: float = 0
                 await report()
             await asyncio.sleep(every_s)
 
-    task = asyncio.create_task(loop())
+    return beside(loop())
+
+
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do `work` while the block works; it ends with the block, wherever it is."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from haulier.fakes.qemu import FakeQemu
+from haulier.fakes.qemu import FakeQemu, StreamState
 from models import Phase
 from tests.model.invariants import Truth, look_at_end
 from tests.model.world import Beginnings, Model, settle
-from tests.unit.services.world import TARGET
+from tests.unit.services.world import SOURCE, TARGET
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -16,10 +16,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def until(model: Model, query: str) -> None:
     """In good order, effect by effect, until there is an answer to a question about the rows."""
     while not model.ask(query):
-        if model.deliverable:
-            model.deliver(model.deliverable[0])
-        moves = [*model.effects(), *model.pair.moves()]
-        moves[0].make() if moves else model.let_time_pass(1.0)
+        go_on(model)
+
+
+def go_on(model: Model) -> None:
+    """One effect in good order, or a little time where nothing is to be done."""
+    if model.deliverable:
+        model.deliver(model.deliverable[0])
+    moves = [*model.effects(), *model.pair.moves()]
+    moves[0].make() if moves else model.let_time_pass(0.1)
 
 
 def test_guest_that_died_on_its_new_host_leaves_no_note_that_it_was_given(model: Model, beginnings: Beginnings) -> None:
@@ -49,5 +54,22 @@ def test_no_reservation_in_the_ledger_outlives_a_worker_that_died_right_after_it
     model.restore(beginnings[Phase.RESERVE, False])
     until(model, "SELECT id FROM tpm_ledger WHERE role = 'reserved'")
     model.kill_worker(model.workers[f"node.{TARGET}"])
+    settle(model)
+    look_at_end(model, Truth())
+
+
+def test_database_that_is_away_when_the_source_notes_ends_nothing(model: Model, beginnings: Beginnings) -> None:
+    """It failed the step, which could not be written down either: the guest stood still until the lease was over."""
+    model.restore(beginnings[Phase.HAND_OVER, False])
+    (source,) = model.pair.running(FakeQemu, SOURCE)
+    while source.stream is not StreamState.COMPLETED:
+        go_on(model)
+    model.database.is_away, away_until = True, model.clock.time + 5.0
+    while model.clock.time < away_until:
+        go_on(model)
+    model.database.is_away = False
+    until(model, "SELECT id FROM migration WHERE state <> 'running'")
+    assert model.clock.time < away_until + 2.0
+    assert model.ask("SELECT state FROM migration") == [("handed_over",)]
     settle(model)
     look_at_end(model, Truth())
