@@ -40,7 +40,10 @@ class Node(Base):
 
 
 class Storage(Base):
-    """A place for volumes on one node. `shared` says that other nodes see the same files under the same name."""
+    """A place for volumes on one node. `shared` says that other nodes see the same files under the same name.
+
+    `kind` is `folder`, or `mount` for a folder in another file system, which must be mounted before it is used.
+    """
 
     __tablename__ = "storage"
     __table_args__ = (UniqueConstraint("node_id", "name"),)

@@ -21,7 +21,7 @@ from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import manufacture, stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
-from haulier.hypervisor.volume_paths import require_inside
+from haulier.hypervisor.volume_paths import require_inside, require_mounted
 from haulier.planner.guest_ram import guest_ram_kib
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
 from haulier.services.operations import Order, end_operation, is_hurried, take_operation
@@ -89,6 +89,7 @@ def _unmake(volume: VolumeView) -> None:
 
 def _made_or_found(volume: VolumeView, made: list[VolumeView]) -> int:
     """The size of a volume in bytes; it is made if it is not there."""
+    require_mounted(volume.mount)
     require_inside(volume.path, volume.folder)
     if volume.path.exists():
         return _found(volume)

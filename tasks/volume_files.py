@@ -7,7 +7,7 @@ from pathlib import Path
 
 from haulier.errors import Problem
 from haulier.hypervisor.images import image_info
-from haulier.hypervisor.volume_paths import problem_of_path
+from haulier.hypervisor.volume_paths import problem_of_mount, problem_of_path
 from haulier.services.attempts import AttemptView, TransferView
 from models import Phase, Side, TransferMethod, VolumeRole
 from tasks.runner import Notes
@@ -59,6 +59,8 @@ def seen_files(view: AttemptView) -> Notes:
 def target_problems(view: AttemptView) -> Iterator[Problem]:
     """What stands in the way on the target: paths that lead astray, and a shared storage that is none."""
     inodes = view.notes[Phase.CHECK, Side.SOURCE]["inodes"]
+    mounts = dict.fromkeys(volume.target_mount for volume in view.transfers)
+    yield from (problem for mount in mounts if (problem := problem_of_mount(mount)))
     for volume in view.transfers:
         if problem := problem_of_path(volume.target_path, volume.target_folder):
             yield problem

@@ -33,6 +33,20 @@ class StorageSpec:
     options: dict[str, str] = field(default_factory=dict)
 
     @property
+    def is_folder(self) -> bool:
+        """Whether volumes are files in a folder, which may have to be mounted."""
+        return self.kind == "dir" or self.is_mounted
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether the folder is another file system's, and the wrong one as long as that is not mounted.
+
+        Proxmox VE also takes a folder above it for `is_mountpoint`; that is not looked at.
+        """
+        said = self.options.get("is_mountpoint", "0")
+        return self.kind in _MOUNTED_KINDS or said in ("1", "yes", "on", "true", self.path)
+
+    @property
     def is_disabled(self) -> bool:
         return self.options.get("disable", "0") not in ("0", "no", "off", "false")
 

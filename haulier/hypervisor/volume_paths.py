@@ -30,6 +30,19 @@ def problem_of_path(path: Path, folder: Path) -> Problem | None:
     )
 
 
+def problem_of_mount(mount: Path | None) -> Problem | None:
+    """What is wrong with the file system that a storage is in: without it, its folder is another one."""
+    if mount is None or mount.is_mount():
+        return None
+    return Problem("storage_not_mounted", f"nothing is mounted on {mount}", "Mount it, or look at /proc/mounts.")
+
+
+def require_mounted(mount: Path | None) -> None:
+    """Raise Refused (`storage_not_mounted`) where something must be mounted and is not."""
+    if problem := problem_of_mount(mount):
+        raise Refused(problem.code, problem.message, problem.hint)
+
+
 def require_inside(path: Path, folder: Path, *, error: type[HaulierError] = Refused) -> None:
     """Raise `error` (`volume_path_outside_storage`) unless the path leads to a place below the storage's folder."""
     if problem := problem_of_path(path, folder):

@@ -13,7 +13,7 @@ from haulier.definition import VmDefinition
 from haulier.errors import StepFailed
 from haulier.services.chain import Claim
 from haulier.services.context import Context
-from haulier.services.nodes import silent_s
+from haulier.services.nodes import mount_of, silent_s
 from models import (
     Attempt,
     Base,
@@ -74,6 +74,7 @@ class TransferView:
     target_storage_id: int
     target_name: str
     target_shared: bool
+    target_mount: Path | None
     stays: bool
     digest_source: str | None
 
@@ -210,6 +211,7 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         target_storage_id=transfer.target_storage_id,
         target_name=transfer.target_name,
         target_shared=transfer.target_storage.shared,
+        target_mount=mount_of(transfer.target_storage),
         stays=_stays(transfer),
         digest_source=transfer.digest_source,
     )

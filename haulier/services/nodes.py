@@ -41,11 +41,13 @@ def register_node(context: Context, name: str, *, facts: dict[str, Any], images:
         return node.id
 
 
-def ensure_storage(session: Session, node: Node, name: str, *, path: Path, shared: bool = False) -> Storage:
+def ensure_storage(
+    session: Session, node: Node, name: str, *, path: Path, shared: bool = False, kind: str = "folder"
+) -> Storage:
     """The storage's row on this node, made if it is not there. Raises Refused when it is there with another path."""
     storage = session.scalar(select(Storage).where(Storage.node_id == node.id, Storage.name == name))
     if storage is None:
-        storage = Storage(node_id=node.id, name=name, kind="folder", path=str(path), shared=shared)
+        storage = Storage(node_id=node.id, name=name, kind=kind, path=str(path), shared=shared)
         session.add(storage)
         session.flush()
     if storage.path != str(path):
@@ -55,6 +57,11 @@ def ensure_storage(session: Session, node: Node, name: str, *, path: Path, share
             "A storage keeps its folder as long as volumes may lie there.",
         )
     return storage
+
+
+def mount_of(storage: Storage) -> Path | None:
+    """What must be mounted before the storage is used; its folder is the one for images in that."""
+    return Path(storage.path).parent if storage.kind == "mount" else None
 
 
 def beat(context: Context, node_id: int, **fresh_facts: object) -> None:

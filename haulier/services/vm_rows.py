@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from haulier.definition import VmDefinition
 from haulier.services.context import Context
+from haulier.services.nodes import mount_of
 from models import Migration, Operation, Vm, VmState, Volume, VolumeRole
 from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
@@ -24,7 +25,10 @@ _UNATTENDED = (
 
 @dataclass(frozen=True, slots=True)
 class VolumeView:
-    """One volume on this node, in its storage's `folder`; `size_bytes` is unknown until the node has looked at it."""
+    """One volume on this node, in its storage's `folder`; `size_bytes` is unknown until the node has looked at it.
+
+    `mount` is the mount point that the folder is below, if it must be one.
+    """
 
     id: int
     device: str
@@ -33,6 +37,7 @@ class VolumeView:
     path: Path
     format: str
     size_bytes: int | None
+    mount: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def _view(session: Session, vm: Vm) -> VmView:
                 Path(volume.storage.path) / volume.name,
                 volume.format,
                 volume.size_bytes,
+                mount_of(volume.storage),
             )
             for volume in vm.volumes
         ),

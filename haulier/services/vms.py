@@ -169,25 +169,25 @@ def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str,
             f"{spec.device}: node {node.name} has no storage {spec.storage}",
             "Give its storage.cfg with --storages.",
         )
-    if described.kind != "dir" or described.path is None:
-        raise Refused(
-            "storage_kind", f"storage {spec.storage} is of kind {described.kind}", "Only `dir` is supported so far."
-        )
+    if not described.is_folder or described.path is None:
+        words = f"storage {spec.storage} is of kind {described.kind}"
+        raise Refused("storage_kind", words, "Folders are supported so far: `dir`, and what is mounted.")
     if described.nodes and node.name not in described.nodes:
         raise Refused("storage_elsewhere", f"storage {spec.storage} is not on node {node.name}", "See its `nodes`.")
     # Where PVE keeps images of a `dir` storage.
     path = Path(described.path) / "images"
+    kind = "mount" if described.is_mounted else "folder"
     if described.shared:
-        _share(session, described, path)
-    return ensure_storage(session, node, spec.storage, path=path, shared=described.shared)
+        _share(session, described, path, kind)
+    return ensure_storage(session, node, spec.storage, path=path, shared=described.shared, kind=kind)
 
 
-def _share(session: Session, described: StorageSpec, path: Path) -> None:
+def _share(session: Session, described: StorageSpec, path: Path, kind: str) -> None:
     """A storage that is shared is one of every node that it is not kept from; what a node has already stays."""
     known = set(session.scalars(select(Storage.node_id).where(Storage.name == described.name)))
     for node in session.scalars(select(Node).where(Node.id.not_in(known))):
         if not described.nodes or node.name in described.nodes:
-            ensure_storage(session, node, described.name, path=path, shared=True)
+            ensure_storage(session, node, described.name, path=path, shared=True, kind=kind)
 
 
 def start_vm(context: Context, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from haulier.errors import Refused
-from haulier.hypervisor.volume_paths import problem_of_path, require_inside
+from haulier.hypervisor.volume_paths import problem_of_path, require_inside, require_mounted
 
 
 @pytest.fixture
@@ -78,3 +78,12 @@ def test_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_any_file_of_the_host_is_inside_its_root(images: Path) -> None:
     """What a definition gives by an absolute path, links and all, was allowed when it was defined."""
     assert problem_of_path(images / "file", Path("/")) is None
+
+
+def test_file_system_that_must_be_mounted(tmp_path: Path) -> None:
+    """Without it the folder is another one, and what is put there is in nobody's way until it is mounted."""
+    require_mounted(None)
+    require_mounted(Path("/proc"))
+    for missing in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(Refused, match="storage_not_mounted"):
+            require_mounted(missing)

@@ -202,6 +202,7 @@ def storage_cfg(folder: Path, text: str) -> Path:
         ("dir: fast\n\tpath /mnt/fast\n\tnodes beta\n", "storage_elsewhere"),
         ("lvmthin: fast\n\tthinpool data\n\tvgname pve\n", "storage_kind"),
         ("dir: slow\n\tpath /mnt/slow\n", "unknown_storage"),
+        ("btrfs: fast\n\tpath /mnt/fast\n", "storage_kind"),
     ],
 )
 def test_other_storages(served: World, tmp_path: Path, text: str, code: str) -> None:
@@ -210,6 +211,25 @@ def test_other_storages(served: World, tmp_path: Path, text: str, code: str) -> 
     assert code_of(lambda: define(served, tmp_path, disk, storages=storages)) == code
     if code == "nothing":
         assert vms.show_vm(served.context, "db")["volumes"][1]["path"] == "/mnt/fast/images/9/x.raw"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("nfs: fast\n\tserver filer\n\texport /srv\n\tpath /mnt/fast\n", "mount"),
+        ("dir: fast\n\tpath /mnt/fast\n\tis_mountpoint yes\n", "mount"),
+        ("dir: fast\n\tpath /mnt/fast\n", "folder"),
+    ],
+)
+def test_storage_that_must_be_mounted(served: World, tmp_path: Path, text: str, kind: str) -> None:
+    define(served, tmp_path, FILE + "scsi1: fast:9/x.raw,size=1M\n", storages=storage_cfg(tmp_path, text))
+    (vm_id,) = (vm.id for vm in (served.vm("db"),))
+    mounts = {volume.device: volume.mount for volume in vm_rows.load_vm(served.context, vm_id).volumes}
+    assert mounts["scsi1"] == (Path("/mnt/fast") if kind == "mount" else None)
+    with served.context.database.read() as session:
+        row = session.scalars(select(Storage).where(Storage.name == "fast")).first()
+        assert row is not None
+        assert row.kind == kind
 
 
 @pytest.mark.parametrize(("nodes", "expected"), [("", {"alpha", "beta"}), ("\tnodes alpha\n", {"alpha"})])

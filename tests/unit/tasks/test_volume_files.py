@@ -81,6 +81,14 @@ def test_length_of_what_is_copied(view: AttemptView) -> None:
     assert volume_files.seen_files(view) == {"file_bytes": {copied.device: 1234}, "inodes": {}}
 
 
+def test_storage_of_the_target_that_is_not_mounted(view: AttemptView, tmp_path: Path) -> None:
+    view = stay(view, "none of them", target=Path("/"))
+    for mount, expected in ((Path("/proc"), []), (tmp_path / "mnt", ["storage_not_mounted"])):
+        transfers = tuple(dataclasses.replace(each, target_mount=mount) for each in view.transfers)
+        moving = dataclasses.replace(view, transfers=transfers)
+        assert [problem.code for problem in volume_files.target_problems(moving)] == expected
+
+
 def test_shared_file_is_the_same_one(view: AttemptView, tmp_path: Path) -> None:
     source = view.transfers[0].source_path
     other = tmp_path / "there" / "other"
