@@ -24,7 +24,7 @@ from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import innermost, require_inside
 from haulier.services.allocations import free_allocations, storage_folders
-from haulier.services.attempts import SourceNote, source_note, tpm_was_let_go
+from haulier.services.attempts import SourceNote, migration_state, source_note, tpm_was_let_go
 from haulier.services.chain import stand_by
 from haulier.services.ownership import (
     HandOver,
@@ -35,10 +35,12 @@ from haulier.services.ownership import (
     taken_topic,
 )
 from haulier.signals import AsyncBell
-from models import AllocationKind, Phase, Side, TransferMethod, VmState
+from models import AllocationKind, MigrationState, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
 from tasks.open_target import on_some_port, prove_copy, stop_target
 from tasks.runner import Notes, StepRun, execute
+
+_TRY_AGAIN_S = 0.1
 
 
 async def run(work: StepRun) -> Notes:
@@ -123,11 +125,28 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> Source
     if work.place.qemu.pid() is None:
         # The source's note may have been long in coming, and the source can still let the guest run.
         raise StepFailed("target_failed", "the target's QEMU ended", "The source keeps the guest.")
-    if not change.commit(arrived):
+    if not await _commit(work, change, arrived):
         raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
     work.mark("committed")
     await fault_point("hand_over.committed")
     return sent
+
+
+async def _commit(work: StepRun, change: HandOver, arrived: str | None) -> bool:
+    """Take the guest, by a database that may be away for a moment: as long as the lease lasts. Says whether it is ours.
+
+    What became of a try that failed is unknown, so the next one asks: nobody but us can have handed it over.
+    """
+    failed = False
+    while True:
+        try:
+            if change.commit(arrived):
+                return True
+            return failed and migration_state(work.context, work.view.migration_id) is MigrationState.HANDED_OVER
+        except SQLAlchemyError:
+            failed = True
+            work.mark("commit_tried")
+            await asyncio.sleep(_TRY_AGAIN_S)
 
 
 async def _listen(work: StepRun) -> socket.socket:

@@ -58,11 +58,18 @@ def test_no_reservation_in_the_ledger_outlives_a_worker_that_died_right_after_it
     look_at_end(model, Truth())
 
 
-def test_database_that_is_away_when_the_source_notes_ends_nothing(model: Model, beginnings: Beginnings) -> None:
-    """It failed the step, which could not be written down either: the guest stood still until the lease was over."""
+@pytest.mark.parametrize("effects", range(12))
+def test_database_that_is_away_for_a_moment_of_the_pause_ends_nothing(
+    model: Model, beginnings: Beginnings, effects: int
+) -> None:
+    """The source's note or the target's commit failed, and so did what should have written that down: the guest stood
+    still until the lease was over.
+    """
     model.restore(beginnings[Phase.HAND_OVER, False])
     (source,) = model.pair.running(FakeQemu, SOURCE)
     while source.stream is not StreamState.COMPLETED:
+        go_on(model)
+    for _ in range(effects):
         go_on(model)
     model.database.is_away, away_until = True, model.clock.time + 5.0
     while model.clock.time < away_until:
@@ -70,6 +77,6 @@ def test_database_that_is_away_when_the_source_notes_ends_nothing(model: Model, 
     model.database.is_away = False
     until(model, "SELECT id FROM migration WHERE state <> 'running'")
     assert model.clock.time < away_until + 2.0
-    assert model.ask("SELECT state FROM migration") == [("handed_over",)]
+    assert model.ask("SELECT state FROM migration") in ([("handed_over",)], [("done",)])
     settle(model)
     look_at_end(model, Truth())
