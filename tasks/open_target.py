@@ -73,7 +73,8 @@ def prove_copy(work: StepRun) -> str | None:
         identity = read_identity(arrived.container, swtpm=work.context.settings.swtpm, scratch=work.place.run)
     if identity != sent["identity"]:
         raise StepFailed("tpm_identity_differs", "the TPM's copy answers as another TPM", "Keep the source; ask us.")
-    update_transfer(work.context, tpm.id, digest_target=arrived.digest, identity_target=identity)
+    digest = identity and arrived.digest
+    update_transfer(work.context, tpm.id, digest_target=digest, identity_target=identity)
     return arrived.digest
 
 

@@ -41,7 +41,7 @@ async def run(work: StepRun) -> Notes:
     update_transfer(
         work.context,
         tpm.id,
-        digest_source=state.digest,
+        digest_source=identity and state.digest,  # of nothing there is nothing to compare
         identity_source=identity,
         bytes=length,
         bytes_total=length,

@@ -78,6 +78,8 @@ def test_vm_that_has_never_run(stack: Stack, make_guest: Callable[..., Guest]) -
     """It has no TPM yet, and gets one at its first start, wherever that is."""
     guest = make_guest(start=False)
     move(guest, "beta")
+    (document, *_) = stack.haulier("migration", "list").done()
+    assert document["tpm"] == {"digest_source": None, "digest_target": None, "identity_same": None}
     guest.start()
     assert_all_is_well(stack, guest)
 
