@@ -58,9 +58,12 @@ def move_migration(unit: Unit, migration: Migration, to: MigrationState, **value
 
 
 def remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
-    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail."""
+    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail, and what
+    fails because the time was over tells nothing.
+    """
     found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
-    migration.problems = sorted(found, key=lambda problem: problem["code"] != "target_failed")
+    rank = {"timed_out": 0, "target_failed": 1}
+    migration.problems = sorted(found, key=lambda problem: rank.get(problem["code"], len(rank)))
 
 
 def roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:

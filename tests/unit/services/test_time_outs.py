@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from haulier.clock import now
-from haulier.errors import Refused
+from haulier.errors import Problem, Refused
 from haulier.services import chain
 from haulier.services.migrations import Terms, file_migration, retry_migration
 from haulier.settings import LONGEST_S
@@ -89,3 +89,13 @@ def test_next_try_has_the_same_limits_and_its_own_time(world: World) -> None:
     assert (again.timeout_s, again.stall_s) == (60.0, 5.0)
     world.sweep()
     assert world.state(again.id) == "running"
+
+
+def test_what_fails_because_the_time_is_over_is_not_the_reason(world: World) -> None:
+    """The target's QEMU ends when the stream is cut, and says so before its step is given up."""
+    file(world, timeout_s=3.0)
+    held = world.go(Phase.RESERVE)
+    let_pass(world, seconds=4.0)
+    world.sweep()
+    chain.fail(world.context, held, (Problem("target_failed", "it ended", "h"),))
+    assert [problem["code"] for problem in world.migration().problems] == ["timed_out", "target_failed"]
