@@ -38,9 +38,7 @@ from haulier.signals import AsyncBell
 from models import AllocationKind, MigrationState, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
 from tasks.open_target import on_some_port, prove_copy, stop_target
-from tasks.runner import Notes, StepRun, execute
-
-_TRY_AGAIN_S = 0.1
+from tasks.runner import Notes, StepRun, execute, patiently
 
 
 async def run(work: StepRun) -> Notes:
@@ -137,16 +135,14 @@ async def _commit(work: StepRun, change: HandOver, arrived: str | None) -> bool:
 
     What became of a try that failed is unknown, so the next one asks: nobody but us can have handed it over.
     """
-    failed = False
-    while True:
-        try:
-            if change.commit(arrived):
-                return True
-            return failed and migration_state(work.context, work.view.migration_id) is MigrationState.HANDED_OVER
-        except SQLAlchemyError:
-            failed = True
-            work.mark("commit_tried")
-            await asyncio.sleep(_TRY_AGAIN_S)
+
+    def take() -> bool:
+        if change.commit(arrived):
+            return True
+        state = migration_state(work.context, work.view.migration_id)
+        return "commit_tried" in work.marks and state is MigrationState.HANDED_OVER
+
+    return await patiently(work, take, tried="commit_tried")
 
 
 async def _listen(work: StepRun) -> socket.socket:
@@ -200,7 +196,7 @@ async def _wait_for_tpm(work: StepRun, bell: AsyncBell) -> None:
     if not work.view.shares_tpm:
         return
     work.context.signals.ring(taken_topic(work.view.attempt_id))
-    while not tpm_was_let_go(work.context, work.view):
+    while not await patiently(work, lambda: tpm_was_let_go(work.context, work.view), tried="let_go_asked"):
         await bell.wait(0.05)
     work.mark("tpm_let_go")
 

@@ -31,11 +31,10 @@ from haulier.services.ownership import taken_topic
 from models import MigrationState, Phase, Side
 from tasks.celery import app
 from tasks.mirror_disks import mirrors_of
-from tasks.runner import Notes, StepRun, beside, execute, reporting
+from tasks.runner import Notes, StepRun, beside, execute, patiently, reporting
 
 # A nudge that was lost costs so much, and nothing else.
 _TAKE_OVER_S = 1.0
-_TRY_AGAIN_S = 0.1
 # A pause of this length is one in which something is wrong, or much is left to be brought over.
 _LONG_PAUSE_S = 0.2
 
@@ -93,15 +92,9 @@ async def _note(work: StepRun, *, was_running: bool) -> None:
     """
     tpm = work.view.tpm
     notes = {"digest": read_state(tpm.source_path).digest if tpm else None, "was_running": was_running}
-    while True:
-        try:
-            noted = note_source_done(work.context, work.claim, notes, work.marks)
-        except SQLAlchemyError:
-            work.mark("note_tried")
-            await asyncio.sleep(_TRY_AGAIN_S)
-        else:
-            break
-    if not noted:
+    if not await patiently(
+        work, lambda: note_source_done(work.context, work.claim, notes, work.marks), tried="note_tried"
+    ):
         raise StepFailed("given_up", "the migration is being undone", "See the other steps.")
 
 

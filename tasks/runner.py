@@ -14,10 +14,10 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 from haulier.fault_points import fault_point
@@ -32,8 +32,11 @@ from tasks.lease import Lease
 from tasks.surroundings import ThisNode, context, this_node
 
 log = structlog.get_logger()
+# A database that is back tells nobody.
+_TRY_AGAIN_S = 0.1
 
 Notes = dict[str, Any]
+Found = TypeVar("Found")
 Act = Callable[["StepRun"], Coroutine[Any, Any, Notes | None]]
 
 
@@ -185,6 +188,19 @@ async def _from_point_to_point(work: StepRun, act: Act) -> Notes | None:
     notes = await act(work)
     await fault_point(f"{name}.ends")
     return notes
+
+
+async def patiently(work: StepRun, ask: Callable[[], Found], *, tried: str) -> Found:
+    """Ask the database something in the pause. One that is away for a moment ends nothing as long as the lease lasts.
+
+    A try that failed is marked as `tried`; what became of it is unknown.
+    """
+    while True:
+        try:
+            return ask()
+        except SQLAlchemyError:
+            work.mark(tried)
+            await asyncio.sleep(_TRY_AGAIN_S)
 
 
 def reporting(

@@ -77,10 +77,10 @@ def _moved_line(line: str, places: Mapping[Place, Place]) -> str:
     key, place, options = match.groups()
     storage, colon, name = place.partition(":")
     found = places.get((storage, name) if colon else (None, place))
-    return line if found is None else f"{key}: {written(found)}{options}"
+    return line if found is None else f"{key}: {_written(found)}{options}"
 
 
-def written(place: Place) -> str:
+def _written(place: Place) -> str:
     """As a guest file names it."""
     storage, name = place
     return name if storage is None else f"{storage}:{name}"
