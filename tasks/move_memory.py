@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -77,7 +78,8 @@ async def run(work: StepRun) -> Notes:
             # The end of this step needs the database and a core, and so does the target now, with the guest paused.
             await bell.wait(_TAKE_OVER_S)
         if view.shares_tpm:
-            while migration_state(work.context, view.migration_id) is MigrationState.RUNNING:
+            state = partial(migration_state, work.context, view.migration_id)
+            while await patiently(work, state, tried="taken_asked") is MigrationState.RUNNING:
                 await bell.wait(_TAKE_OVER_S)
             await fault_point("move_memory.handed_over")
             _let_go_of_tpm(work)

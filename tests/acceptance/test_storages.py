@@ -40,14 +40,18 @@ def define(guest: Guest, node: str = "alpha") -> None:
     guest.define(node, "--storages", str(guest.stack.state / "storage.cfg"))
 
 
+def started(make_guest: Callable[..., Guest], *conf: str) -> Guest:
+    guest = make_guest(*conf, define=False)
+    define(guest)
+    guest.start()
+    return guest
+
+
 @pytest.fixture
 def sharing(pool: Path, make_guest: Callable[..., Guest]) -> Guest:
     """A guest whose disk and ISO image are on the shared storage, and whose TPM is not."""
     del pool
-    guest = make_guest(*SHARED_DISK, define=False)
-    define(guest)
-    guest.start()
-    return guest
+    return started(make_guest, *SHARED_DISK)
 
 
 def test_shared_disk_stays_where_it_is(stack: Stack, pool: Path, sharing: Guest) -> None:
@@ -82,10 +86,7 @@ def test_shared_disk_survives_a_target_that_fails(stack: Stack, faults: Faults, 
 def shared(pool: Path, make_guest: Callable[..., Guest]) -> Guest:
     """A guest of which nothing is on a node's own storage."""
     del pool
-    guest = make_guest(SHARED_DISK[0], TPM.replace("local:", "pool:"), define=False)
-    define(guest)
-    guest.start()
-    return guest
+    return started(make_guest, SHARED_DISK[0], TPM.replace("local:", "pool:"))
 
 
 def test_shared_tpm_state_stays_where_it_is(stack: Stack, pool: Path, shared: Guest) -> None:
@@ -170,9 +171,7 @@ def test_volumes_go_onto_the_storage_that_is_wished(stack: Stack, pool: Path, ma
     assert pool.is_dir()
     other = make_guest("virtio0: fast:other/disk0.raw,size=1M", define=False)
     define(other, "beta")
-    guest = make_guest(SHARED_DISK[0], "efidisk0: local:{name}/efi.raw,size=528K", TPM, define=False)
-    define(guest)
-    guest.start()
+    guest = started(make_guest, SHARED_DISK[0], "efidisk0: local:{name}/efi.raw,size=528K", TPM)
     before = guest.volumes()
     assert guest.migrate("beta", "--storage-map", "pool:nowhere").document["code"] == "storage_missing"
     document = guest.migrate("beta", "--storage-map", "pool:fast", "--storage-map", "local:fast").done()
