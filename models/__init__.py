@@ -14,9 +14,9 @@ from models.enums import (
     VmState,
     VolumeRole,
 )
-from models.inventory import Node, Replica, Storage, Vm, Volume
+from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
-from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, Phase, PhaseRule, Side, chain_of
+from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, SYNC_CHAIN, Phase, PhaseRule, Side, chain_of
 from models.session import Database, make_engine
 from models.work import Allocation, Attempt, Migration, Operation, Step, VolumeTransfer
 
@@ -24,6 +24,7 @@ __all__ = [
     "LIVE_CHAIN",
     "OFFLINE_CHAIN",
     "PAUSE_MARKS",
+    "SYNC_CHAIN",
     "Allocation",
     "AllocationKind",
     "Attempt",
@@ -42,6 +43,7 @@ __all__ = [
     "Phase",
     "PhaseRule",
     "Replica",
+    "Replication",
     "Side",
     "Step",
     "StepState",

@@ -6,10 +6,14 @@ from enum import StrEnum
 
 
 class NodeState(StrEnum):
-    """Whether a node takes VMs. Whether its worker is alive is a matter of the heartbeat, not of this word."""
+    """Whether a node takes VMs. Whether its worker is alive is a matter of the heartbeat, not of this word.
+
+    `lost` is the word of a person: the host is off, and whatever ran there does not run any more.
+    """
 
     ONLINE = "online"
     MAINTENANCE = "maintenance"
+    LOST = "lost"
 
 
 class VmState(StrEnum):
@@ -104,6 +108,8 @@ class OperationKind(StrEnum):
     CREATE = "create"
     START = "start"
     STOP = "stop"
+    RECOVER = "recover"
+    DROP_REPLICA = "drop_replica"
 
 
 class OperationState(StrEnum):

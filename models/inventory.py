@@ -117,20 +117,60 @@ class Volume(Base):
     replicas: Mapped[list[Replica]] = relationship(back_populates="volume")
 
 
+class Replication(Base):
+    """The wish to have a replica of a VM on another node: of all its volumes, all of one moment (a generation).
+
+    `generation` counts the moments that were brought over whole; `synced_at` is when the newest was. `every_s` is how
+    often a new one is made, None for by hand; `due_at` is when, None while that is not known. `failures` counts the
+    syncs in a row that came to nothing. `ended_at`: nobody wants it any more, and there is no replica of it.
+    """
+
+    __tablename__ = "replication"
+    __table_args__ = (
+        only_where("uq_replication_one", "vm_id", "target_id", where="ended_at IS NULL"),
+        CheckConstraint("every_s > 0", name="every"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id"))
+    target_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    every_s: Mapped[float | None]
+    generation: Mapped[int] = mapped_column(default=0)
+    synced_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+    vm: Mapped[Vm] = relationship()
+    target: Mapped[Node] = relationship()
+    replicas: Mapped[list[Replica]] = relationship(back_populates="replication", order_by="Replica.id")
+
+
 class Replica(Base):
-    """An older copy of a volume on another node, with the generation it holds;
-    all of a VM's volumes reach one together.
+    """An older copy of a volume on another node, with the generation it holds; all of a VM's reach one together.
+
+    `overlay` is the name of a qcow2 over the file `name`, as long as there is one: the two together are the copy then.
+    `seen` is what the source's file looked like, of a volume that is copied as a whole.
     """
 
     __tablename__ = "replica"
-    __table_args__ = (UniqueConstraint("volume_id", "storage_id"), UniqueConstraint("storage_id", "name"))
+    __table_args__ = (
+        UniqueConstraint("volume_id", "storage_id"),
+        UniqueConstraint("storage_id", "name"),
+        UniqueConstraint("storage_id", "overlay"),
+    )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
+    replication_id: Mapped[int] = mapped_column(ForeignKey("replication.id"))
     volume_id: Mapped[int] = mapped_column(ForeignKey("volume.id"))
     storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
     name: Mapped[str]
+    overlay: Mapped[str | None]
+    seen: Mapped[dict[str, Any] | None]
     generation: Mapped[int]
     synced_at: Mapped[datetime]
 
+    replication: Mapped[Replication] = relationship(back_populates="replicas")
     volume: Mapped[Volume] = relationship(back_populates="replicas")
     storage: Mapped[Storage] = relationship()

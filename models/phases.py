@@ -1,4 +1,5 @@
-"""The phase tables: which phases a migration has, live and offline, where each runs, and what must be done before it.
+"""The phase tables: which phases a migration has, live and offline, and which the sync of a replica; where each runs,
+and what must be done before it.
 
 A phase is a verb, and the one word is the enum value, the module in tasks/, the task's name, the log's `action` and the
 label in the command line. These tables are the chains: nothing else says what follows on what.
@@ -11,7 +12,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """The nine phases of a migration, in their order."""
+    """The nine phases of a migration in their order, and the two that only a sync has."""
 
     CHECK = "check"
     RESERVE = "reserve"
@@ -22,6 +23,8 @@ class Phase(StrEnum):
     MOVE_MEMORY = "move_memory"
     HAND_OVER = "hand_over"
     RETIRE_SOURCE = "retire_source"
+    SEND_GENERATION = "send_generation"
+    TAKE_GENERATION = "take_generation"
 
 
 class Side(StrEnum):
@@ -45,11 +48,15 @@ class PhaseRule:
     beside: tuple[tuple[Phase, Side], ...] = ()
 
 
-_UNTIL_COPIED: tuple[PhaseRule, ...] = (
+_UNTIL_RESERVED: tuple[PhaseRule, ...] = (
     PhaseRule(Phase.CHECK, Side.CONTROL),
     PhaseRule(Phase.CHECK, Side.SOURCE, ((Phase.CHECK, Side.CONTROL),)),
     PhaseRule(Phase.CHECK, Side.TARGET, ((Phase.CHECK, Side.SOURCE),)),
     PhaseRule(Phase.RESERVE, Side.TARGET, ((Phase.CHECK, Side.TARGET),)),
+)
+
+_UNTIL_COPIED: tuple[PhaseRule, ...] = (
+    *_UNTIL_RESERVED,
     PhaseRule(Phase.SYNC_TPM, Side.SOURCE, ((Phase.RESERVE, Side.TARGET),)),
     PhaseRule(Phase.COPY_COLD, Side.SOURCE, ((Phase.SYNC_TPM, Side.SOURCE),)),
 )
@@ -75,8 +82,18 @@ OFFLINE_CHAIN: tuple[PhaseRule, ...] = (
 )
 
 
-def chain_of(*, offline: bool) -> tuple[PhaseRule, ...]:
-    """The chain of a migration."""
+# A sync moves no guest: the target takes the generation when all of it has arrived.
+SYNC_CHAIN: tuple[PhaseRule, ...] = (
+    *_UNTIL_RESERVED,
+    PhaseRule(Phase.SEND_GENERATION, Side.SOURCE, ((Phase.RESERVE, Side.TARGET),)),
+    PhaseRule(Phase.TAKE_GENERATION, Side.TARGET, ((Phase.SEND_GENERATION, Side.SOURCE),)),
+)
+
+
+def chain_of(*, offline: bool, sync: bool = False) -> tuple[PhaseRule, ...]:
+    """The chain of a migration, or of a sync, which is the same whether the VM runs or not."""
+    if sync:
+        return SYNC_CHAIN
     return OFFLINE_CHAIN if offline else LIVE_CHAIN
 
 

@@ -20,7 +20,7 @@ from models.enums import (
     TransferMethod,
     VolumeRole,
 )
-from models.inventory import Node, Storage, Vm, Volume
+from models.inventory import Node, Replication, Storage, Vm, Volume
 from models.phases import Phase, Side
 from models.transitions import OPEN_MIGRATION
 
@@ -30,6 +30,9 @@ _OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in OPEN_MIGRATIO
 class Migration(Base):
     """One wish to have a VM on another node. Its state is the decision who may run the guest (see
     models/transitions.py).
+
+    One of a `replication` is a sync: it brings a new generation of the volumes there and no guest; `handed_over` says
+    of it that the generation is the replica's.
 
     `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
     `epoch` is the VM's when the migration was filed: the hand-over counts it up, and only if it is still the same.
@@ -61,11 +64,13 @@ class Migration(Base):
     timeout_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     storage_map: Mapped[dict[str, Any] | None]
+    replication_id: Mapped[int | None] = mapped_column(ForeignKey("replication.id"))
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
     vm: Mapped[Vm] = relationship()
+    replication: Mapped[Replication | None] = relationship()
     source: Mapped[Node] = relationship(foreign_keys=[source_id])
     target: Mapped[Node] = relationship(foreign_keys=[target_id])
     attempts: Mapped[list[Attempt]] = relationship(back_populates="migration", order_by="Attempt.number")
@@ -133,7 +138,8 @@ class Step(Base):
 class VolumeTransfer(Base):
     """How one volume crosses in one attempt: the method with its reason, where it goes, what went over the wire.
 
-    Both places are written down when it is planned: the volume's own row names the target from the hand-over on.
+    Both places are written down when it is planned: the volume's own row names the target from the hand-over on. The
+    target's file of a delta is an overlay over `base_name`, a file of the volume's own format.
 
     Digests are those of the TPM state's blobs (docs/tpm.md); only a tpmstate volume has them.
     """
@@ -158,6 +164,7 @@ class VolumeTransfer(Base):
     source_name: Mapped[str]
     target_storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
     target_name: Mapped[str]
+    base_name: Mapped[str | None]
     bytes: Mapped[int] = mapped_column(default=0)
     bytes_total: Mapped[int]
     seconds: Mapped[float | None]

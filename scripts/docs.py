@@ -23,10 +23,10 @@ from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Tab
 from sqlalchemy import Enum as SqlEnum
 
 from haulier.definition import proxmox, toml_file
-from haulier.planner.methods import TABLE, Cell
+from haulier.planner.methods import SYNC_TABLE, TABLE, Cell
 from haulier.planner.recovery import PROGRAM_RULES, STEP_RULES, Rule
 from haulier.settings import Settings
-from models import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, Base, Phase, PhaseRule
+from models import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, SYNC_CHAIN, Base, Phase, PhaseRule
 from models.transitions import LEDGER, MIGRATION, OPERATION, STEP
 from scripts import docs_words as words
 from scripts import reliability
@@ -64,20 +64,33 @@ def _first_sentence(text: str) -> str:
 def _phase(phase: Phase) -> tuple[str, str]:
     """What a phase does and what its undo does, in the words of its module."""
     module = ast.parse((ROOT / "tasks" / f"{phase}.py").read_text())
-    does = re.sub(rf"^Phase \d+, {phase}(?: \(\w+\))?: ", "", _sentences(module))
+    does = re.sub(rf"^(?:Phase \d+, )?{phase}(?: \(\w+\))?(?:, of a sync)?: ", "", _sentences(module))
     undos = [node for node in module.body if isinstance(node, ast.AsyncFunctionDef) and node.name == "undo"]
     return _first_sentence(does), _first_sentence(_sentences(undos[0])) if undos else "–"
 
 
-def phases() -> str:
-    """The phase table: one row a phase."""
-    rows = []
-    for number, phase in enumerate(Phase, start=1):
-        does, undo = _phase(phase)
-        sides = ", ".join(rule.side for rule in LIVE_CHAIN if rule.phase is phase)
-        offline = "yes" if any(rule.phase is phase for rule in OFFLINE_CHAIN) else "–"
-        rows.append((str(number), f"`{phase}`", sides, offline, does, undo))
-    return table(("#", "phase", "runs on", "offline", "does", "undo"), rows)
+_CHAINS = {"live": LIVE_CHAIN, "offline": OFFLINE_CHAIN, "sync": SYNC_CHAIN}
+
+
+def phases(*chains: str) -> str:
+    """The phase table: one row a phase of these chains, and a column for each of them that has not all."""
+    chosen = [phase for phase in Phase if any(_has(name, phase) for name in chains)]
+    columns = [name for name in chains if not all(_has(name, phase) for phase in chosen)]
+    rows = [
+        (
+            str(number),
+            f"`{phase}`",
+            ", ".join(dict.fromkeys(rule.side for name in chains for rule in _CHAINS[name] if rule.phase is phase)),
+            *("yes" if _has(name, phase) else "–" for name in columns),
+            *_phase(phase),
+        )
+        for number, phase in enumerate(chosen, start=1)
+    ]
+    return table(("#", "phase", "runs on", *columns, "does", "undo"), rows)
+
+
+def _has(chain: str, phase: Phase) -> bool:
+    return any(rule.phase is phase for rule in _CHAINS[chain])
 
 
 def chain(rules: Sequence[PhaseRule]) -> str:
@@ -243,6 +256,12 @@ def methods() -> str:
     return table(("role", "situation", "method", "because"), rows)
 
 
+def replicas() -> str:
+    """How volumes reach their replicas."""
+    rows = [(f"`{role}`", _method(cell), cell.reason) for role, cell in SYNC_TABLE.items()]
+    return table(("role", "method", "because"), rows)
+
+
 def _method(cell: Cell) -> str:
     return f"refused: `{cell.code}`" if cell.code else f"`{cell.method}`"
 
@@ -254,9 +273,12 @@ def recovery(rules: Iterable[Rule[Any]]) -> str:
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
-    "phases": phases,
+    "phases": lambda: phases("live", "offline"),
+    "phases-all": lambda: phases("live", "offline", "sync"),
     "chain": lambda: chain(LIVE_CHAIN),
     "chain-offline": lambda: chain(OFFLINE_CHAIN),
+    "chain-sync": lambda: chain(SYNC_CHAIN),
+    "replicas": replicas,
     "marks": marks,
     "states-migration": lambda: states(MIGRATION),
     "states-step": lambda: states(STEP),

@@ -16,6 +16,8 @@ app = Celery(
         "tasks.move_memory",
         "tasks.hand_over",
         "tasks.retire_source",
+        "tasks.send_generation",
+        "tasks.take_generation",
         "tasks.vm",
         "tasks.reconcile",
         "tasks.node_worker",

@@ -6,7 +6,9 @@ there is none, the target at itself.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from haulier.errors import Problem, Refused, StepFailed
 from haulier.hypervisor import facts
 from haulier.hypervisor.images import free_bytes
 from haulier.hypervisor.machine import status
-from haulier.hypervisor.monitor import open_monitor
-from haulier.planner.refusals import SourceFacts, TargetFacts, refuse_source, refuse_target, still_there
+from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.planner.refusals import SourceFacts, TargetFacts, foreign_job, refuse_source, refuse_target, still_there
+from haulier.services.attempts import AttemptView, TransferView
+from haulier.services.generations import newest_generation
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.runner import Notes, StepRun, execute
@@ -24,8 +28,8 @@ from tasks.volume_files import seen_files, source_problems, target_problems
 
 async def run(work: StepRun) -> Notes:
     """Look at this side. Raises Refused with all its reasons; nothing was touched then."""
-    sides = {Side.CONTROL: _check_control, Side.SOURCE: _check_source, Side.TARGET: _check_target}
-    return await sides[work.claim.side](work)
+    sync = work.view.replication_id is not None
+    return await (_SYNC if sync else _MIGRATION)[work.claim.side](work)
 
 
 async def _check_control(work: StepRun) -> Notes:
@@ -55,20 +59,47 @@ def _at_rest(work: StepRun) -> _Seen:
     """Nothing may have the volumes open."""
     # Looked at, not made.
     place = work.node.layout.vm(work.view.vm)
-    daemons = {"QEMU": place.qemu, "swtpm": place.swtpm}
+    daemons = {"QEMU": place.qemu, "swtpm": place.swtpm, "qemu-storage-daemon": place.reader}
     running = {name: pid for name, daemon in daemons.items() if (pid := daemon.pid())}
     return _Seen(None, tuple(still_there(work.view.vm, program=name, pid=pid) for name, pid in running.items()))
 
 
-async def _running(work: StepRun) -> _Seen:
+async def _fix_generation(work: StepRun) -> Notes:
+    """Of a sync: what it brings over is the generation after the newest one."""
+    return {"generation": newest_generation(work.context, work.view.replication_id or 0) + 1}
+
+
+async def _check_sync_source(work: StepRun) -> Notes:
+    """The disks are to be read, whoever has them open; a guest in any state will do."""
     view = work.view
+    seen = _at_rest(work) if view.offline else await _answering(work)
+    if problems := (*seen.problems, *source_problems(view)):
+        raise Refused.because(problems)
+    return {"status": seen.status, **seen_files(view)}
+
+
+async def _answering(work: StepRun) -> _Seen:
+    async with _monitor_of(work) as monitor:
+        jobs = await monitor.execute("query-block-jobs")
+        return _Seen(await status(monitor), tuple(foreign_job(work.view.vm, job["device"]) for job in jobs))
+
+
+@contextlib.asynccontextmanager
+async def _monitor_of(work: StepRun) -> AsyncIterator[Monitor]:
     try:
         async with open_monitor(work.place.control) as monitor:
-            guest = await status(monitor)
-            jobs = await monitor.execute("query-block-jobs")
-            blocked = (await monitor.execute("query-migrate")).get("blocked-reasons", [])
+            yield monitor
     except StepFailed as error:
-        raise Refused("guest_gone", f"the QEMU of {view.vm} does not answer: {error.problem.message}") from error
+        words = f"the QEMU of {work.view.vm} does not answer: {error.problem.message}"
+        raise Refused("guest_gone", words) from error
+
+
+async def _running(work: StepRun) -> _Seen:
+    view = work.view
+    async with _monitor_of(work) as monitor:
+        guest = await status(monitor)
+        jobs = await monitor.execute("query-block-jobs")
+        blocked = (await monitor.execute("query-migrate")).get("blocked-reasons", [])
     problems = refuse_source(
         SourceFacts(
             vm=view.vm,
@@ -90,23 +121,23 @@ async def _check_target(work: StepRun) -> Notes:
     needed: dict[str, int] = defaultdict(int)
     free: dict[str, int] = {}
     for volume in view.crossing:
-        copied = volume.method is TransferMethod.COPY
-        needed[volume.target_storage] += view.file_bytes(volume) if copied else volume.size_bytes
+        needed[volume.target_storage] += _room_for(view, volume)
         free[volume.target_storage] = free_bytes(volume.target_path.parent)
     # Looked at, not made: a target that refuses was not touched.
     place = work.node.layout.vm(view.vm)
     daemons = {"qemu": place.qemu, "swtpm": place.swtpm, "qemu-storage-daemon": place.carrier}
+    at_rest = view.offline or view.replication_id is not None
     problems = refuse_target(
         TargetFacts(
             node=view.target.name,
             facts=view.target.facts,
             machine=view.pinned.get("machine"),
-            accel=None if view.offline else view.pinned["accel"],
-            ram_kib=0 if view.offline else view.pinned["ram_kib"],
+            accel=None if at_rest else view.pinned["accel"],
+            ram_kib=0 if at_rest else view.pinned["ram_kib"],
             ram_free_bytes=facts.memory()["ram_free_bytes"],
             needed_by_storage=needed,
             free_by_storage=free,
-            taken_paths=tuple(str(volume.target_path) for volume in view.crossing if volume.target_path.exists()),
+            taken_paths=tuple(str(path) for path in _to_be_made(view) if path.exists()),
             has_tpm=view.tpm is not None,
             source_libtpms=view.source.facts.get("libtpms_version"),
             bridges_missing=_missing_bridges(work),
@@ -118,11 +149,30 @@ async def _check_target(work: StepRun) -> Notes:
     return {}
 
 
+def _to_be_made(view: AttemptView) -> Iterator[Path]:
+    for volume in view.crossing:
+        yield volume.target_path
+        if volume.base_path and volume.replica is None:
+            yield volume.base_path
+
+
+def _room_for(view: AttemptView, volume: TransferView) -> int:
+    """The bytes that a volume may take on the target."""
+    if volume.method is TransferMethod.COPY:
+        return view.file_bytes(volume)
+    # How much was written since is known only when the disks are open; an overlay for which there is no room is undone.
+    return 0 if volume.base_path and volume.replica else volume.size_bytes
+
+
 def _missing_bridges(work: StepRun) -> tuple[str, ...]:
-    if work.view.target.network != "bridge":
+    if work.view.target.network != "bridge" or work.view.replication_id is not None:
         return ()
     bridges = {nic.bridge for nic in work.view.definition.nics if nic.bridge}
     return tuple(sorted(bridge for bridge in bridges if not Path("/sys/class/net", bridge).exists()))
+
+
+_MIGRATION = {Side.CONTROL: _check_control, Side.SOURCE: _check_source, Side.TARGET: _check_target}
+_SYNC = {Side.CONTROL: _fix_generation, Side.SOURCE: _check_sync_source, Side.TARGET: _check_target}
 
 
 @app.task(name=f"haulier.{Phase.CHECK}")

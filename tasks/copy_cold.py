@@ -10,7 +10,7 @@ import time
 from haulier.hypervisor.images import NbdServer, RemoteExport, send_file
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import update_transfer
-from models import Phase, Side, TransferMethod
+from models import Phase, Side
 from tasks.celery import app
 from tasks.runner import Notes, StepRun, execute
 
@@ -20,8 +20,14 @@ async def run(work: StepRun) -> Notes:
 
     Raises StepFailed with qemu-img's words; the target's volumes are then worth nothing.
     """
+    await copy_volumes(work)
+    return {}
+
+
+async def copy_volumes(work: StepRun) -> None:
+    """Copy what is to be copied of an attempt into the target's carrier. Raises StepFailed with qemu-img's words."""
     view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
-    for volume in view.by_method(TransferMethod.COPY):
+    for volume in view.copied:
         require_inside(volume.source_path, volume.source_folder)
         begun, length = time.monotonic(), view.file_bytes(volume)
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
@@ -34,7 +40,6 @@ async def run(work: StepRun) -> Notes:
         )
         took = time.monotonic() - begun
         update_transfer(work.context, volume.id, bytes=length, bytes_total=length, seconds=took)
-    return {}
 
 
 async def undo(work: StepRun) -> None:

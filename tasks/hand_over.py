@@ -16,27 +16,27 @@ from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import stop_serving
-from haulier.hypervisor.images import NbdServer, remove_image, stop_carrier
+from haulier.hypervisor.images import NbdServer, stop_carrier
 from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
 from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.sockets import listen_on
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
-from haulier.hypervisor.volume_paths import innermost, require_inside
-from haulier.services.allocations import free_allocations, storage_folders
+from haulier.services.allocations import free_allocations
 from haulier.services.attempts import SourceNote, migration_state, source_note, tpm_was_let_go
 from haulier.services.chain import stand_by
 from haulier.services.ownership import (
     HandOver,
     NewHome,
-    old_replicas,
     record_proof,
     record_settled,
     taken_topic,
 )
+from haulier.services.replicas import turn_round
 from haulier.signals import AsyncBell
-from models import AllocationKind, MigrationState, Phase, Side, TransferMethod, VmState
+from models import MigrationState, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
+from tasks.old_replicas import remove_old_replicas
 from tasks.open_target import on_some_port, prove_copy, stop_target
 from tasks.runner import Notes, StepRun, execute, patiently
 
@@ -254,12 +254,8 @@ def _afterwards(work: StepRun) -> None:
 
 def _clear(work: StepRun) -> None:
     """What the VM does not need where it lives now: old replicas, the key."""
-    view = work.view
-    folders = storage_folders(work.context, view.target.id)
-    for path in old_replicas(work.context, view):
-        require_inside(path, innermost(path, folders), error=NeedsOperator)
-        remove_image(path)
-        free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
+    turn_round(work.context, work.view)
+    remove_old_replicas(work)
     if keys := work.keys():
         keys.remove()
 

@@ -126,7 +126,7 @@ def _programs(layout: NodeLayout) -> Iterator[Seen]:
     """The VMs of which something runs on this host."""
     for folder in sorted((layout.root / "vms").glob("*")):
         place = layout.vm(folder.name)
-        daemons = (("qemu", place.qemu), ("swtpm", place.swtpm), ("carrier", place.carrier))
+        daemons = (("qemu", place.qemu), ("swtpm", place.swtpm), ("carrier", place.carrier), ("reader", place.reader))
         found = tuple((name, daemon, pid) for name, daemon in daemons if (pid := daemon.pid()) is not None)
         if found:
             yield Seen(folder.name, place, found, place.epoch() if found[0][0] == "qemu" else None)

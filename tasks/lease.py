@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 # They carry bytes and report how many, so that one that stands still is seen.
-_CARRYING = (Phase.SYNC_TPM, Phase.COPY_COLD, Phase.MIRROR_DISKS, Phase.MOVE_MEMORY)
+_CARRYING = (Phase.SYNC_TPM, Phase.COPY_COLD, Phase.MIRROR_DISKS, Phase.MOVE_MEMORY, Phase.SEND_GENERATION)
 
 
 @dataclass(slots=True)

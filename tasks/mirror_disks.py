@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from haulier.hypervisor.disks import Mirror, drop_mirrors, read_progress, start_mirror, wait_until_ready
+from haulier.hypervisor.disks import Mirror, drop_jobs, read_progress, start_mirror, wait_until_ready
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.stream import drop_key, ensure_key
@@ -56,7 +56,7 @@ async def undo(work: StepRun) -> None:
     """Cancel the mirrors, drop their nodes and the key; a QEMU that is gone has none."""
     if work.place.qemu.pid() is not None:
         async with open_monitor(work.place.control) as monitor:
-            await drop_mirrors(monitor)
+            await drop_jobs(monitor)
             await drop_key(monitor)
     if keys := work.keys():
         keys.remove()

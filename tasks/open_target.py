@@ -56,12 +56,13 @@ async def run(work: StepRun) -> Notes:
     return {"pid": pid, "nbd_port": served and served.port, "log_from": log_from}
 
 
-def prove_copy(work: StepRun) -> str | None:
-    """Read the TPM's copy back, before any swtpm has it open. Returns its digest, None for a VM without a TPM.
+def prove_copy(work: StepRun, *, phase: Phase = Phase.SYNC_TPM) -> str | None:
+    """Read the TPM's copy back, before any swtpm has it open, and compare it with what the source's `phase` noted.
+    Returns its digest, None for a VM without a TPM.
 
     Raises StepFailed when it is not what was sent, or does not answer as the TPM that was sent.
     """
-    view, tpm, sent = work.view, work.view.tpm, work.view.notes[Phase.SYNC_TPM, Side.SOURCE]
+    view, tpm, sent = work.view, work.view.tpm, work.view.notes[phase, Side.SOURCE]
     if tpm is None:
         return None
     arrived = read_state(tpm.target_path)

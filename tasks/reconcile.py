@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from haulier.services.operations import sweep_operations
 from haulier.services.recovery import sweep
+from haulier.services.replications import sweep_replications
 from tasks.celery import app
 from tasks.surroundings import context
 
 
 @app.task(name="haulier.reconcile")
 def reconcile() -> None:
-    """Nudge what waits because its message was lost, and decide what was left by a worker that died."""
+    """Nudge what waits because its message was lost, decide what was left by a worker that died, file what is due."""
     sweep(context())
     sweep_operations(context())
+    sweep_replications(context())

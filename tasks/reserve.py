@@ -7,6 +7,8 @@ them open.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from haulier.errors import NeedsOperator, StepFailed
@@ -15,6 +17,7 @@ from haulier.hypervisor.images import (
     CarrierExport,
     NbdServer,
     create_image,
+    create_overlay,
     destroy_image,
     remove_image,
     start_carrier,
@@ -41,11 +44,11 @@ CARRIED = (TransferMethod.TPM_SYNC, TransferMethod.COPY)
 async def run(work: StepRun) -> Notes:
     """Make room on the target. Raises StepFailed when a volume cannot be made; `undo` frees what was."""
     view = work.view
-    if not view.offline:
+    if not (view.offline or view.replication_id):
         take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
     for volume in view.crossing:
         _make(work, volume)
-    carried = tuple(volume for volume in view.crossing if volume.method in CARRIED)
+    carried = tuple(volume for volume in view.crossing if volume.method in CARRIED or view.replication_id)
     if not carried:
         return {}
     return {"carrier_port": _open_carrier(work, carried).port}
@@ -53,26 +56,45 @@ async def run(work: StepRun) -> Notes:
 
 def _make(work: StepRun, volume: TransferView) -> None:
     view = work.view
-    require_inside(volume.target_path, volume.target_folder)
-    # The row goes first: if we end right here, an undo finds a row without a file, never a file without a row. It goes
-    # before the ledger's too, which is given back with it.
-    take_volume(work.context, view.attempt_id, view.target, volume.target_path)
     if volume.role is VolumeRole.TPMSTATE:
-        reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=view.epoch + 1)
+        # A volume's row goes before the ledger's too, which is given back with it.
+        _take(work, volume, volume.target_path)
+        epoch = view.epoch if view.replication_id else view.epoch + 1
+        reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=epoch)
+    if volume.base_path is not None:
+        base, form = volume.base_path, volume.format
+        if volume.replica is None:
+            _create(work, volume, base, partial(create_image, format=form, size_bytes=volume.size_bytes))
+        _create(work, volume, volume.target_path, partial(create_overlay, base=base, base_format=form))
+    elif volume.method is TransferMethod.COPY:
+        making = partial(create_image, format="raw", size_bytes=view.file_bytes(volume))
+        _create(work, volume, volume.target_path, making)
+    else:
+        making = partial(create_image, format=volume.format, size_bytes=volume.size_bytes)
+        _create(work, volume, volume.target_path, making)
+
+
+def _create(work: StepRun, volume: TransferView, path: Path, making: Callable[[Path], None]) -> None:
+    _take(work, volume, path)
     try:
-        if volume.method is TransferMethod.COPY:
-            create_image(volume.target_path, format="raw", size_bytes=view.file_bytes(volume))
-        else:
-            create_image(volume.target_path, format=volume.format, size_bytes=volume.size_bytes)
+        making(path)
     except StepFailed as error:
         if error.code == VOLUME_EXISTS:
             # It came between `check` and now and is somebody else's: an undo, which frees what has a row, leaves it.
-            _forget(work, volume.target_path)
+            _forget(work, path)
         raise
 
 
+def _take(work: StepRun, volume: TransferView, path: Path) -> None:
+    """The row goes first: if we end right here, an undo finds a row without a file, never a file without a row."""
+    require_inside(path, volume.target_folder)
+    take_volume(work.context, work.view.attempt_id, work.view.target, path)
+
+
 def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
-    exports = [CarrierExport(volume.export, volume.target_path) for volume in carried]
+    exports = [
+        CarrierExport(volume.export, volume.target_path, is_overlay=volume.base_path is not None) for volume in carried
+    ]
     tried: frozenset[int] = frozenset()
     while True:
         server = work.listen_on(work.view.target, "carrier", avoid=tried)

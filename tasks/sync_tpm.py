@@ -30,13 +30,13 @@ async def run(work: StepRun) -> Notes:
     require_inside(tpm.source_path, tpm.source_folder)
     begun = time.monotonic()
     state = read_state(tpm.source_path)
-    identity = _recognise(work, state)
+    identity = recognise(work, state)
     if view.offline and identity is not None:
         # A VM that has never been started has no row for its TPM yet, and a quarantine knows only what has one.
         copy_here = TpmCopy(view.vm_id, view.source.id, tpm.source_path)
         record_active(work.context, copy_here, epoch=view.epoch, digest=state.digest, identity=identity)
     if not tpm.stays:
-        await _send(work, tpm, state)
+        await send_state(work, tpm, state)
     length = 0 if tpm.stays else len(state.container)
     update_transfer(
         work.context,
@@ -50,8 +50,9 @@ async def run(work: StepRun) -> Notes:
     return {"digest": state.digest, "identity": identity}
 
 
-async def _send(work: StepRun, tpm: TransferView, state: TpmState) -> None:
-    view, copy = work.view, _copy(work)
+async def send_state(work: StepRun, tpm: TransferView, state: TpmState) -> None:
+    """Copy a reading of the state into the target's carrier. Raises StepFailed with qemu-img's words."""
+    view, copy = work.view, scratch_copy(work)
     try:
         copy.touch(mode=0o600)
         # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
@@ -63,8 +64,11 @@ async def _send(work: StepRun, tpm: TransferView, state: TpmState) -> None:
         destroy_image(copy)
 
 
-def _recognise(work: StepRun, state: TpmState) -> str | None:
-    """Who the TPM is; None if there is none yet, of a VM that has never been started."""
+def recognise(work: StepRun, state: TpmState) -> str | None:
+    """Who the TPM is; None if there is none yet, of a VM that has never been started.
+
+    Raises StepFailed when the state is blank, unreadable or not the recorded TPM's.
+    """
     view = work.view
     if state.is_blank and view.offline and view.tpm_identity is None:
         return None
@@ -78,13 +82,14 @@ def _recognise(work: StepRun, state: TpmState) -> str | None:
     return identity
 
 
-def _copy(work: StepRun) -> Path:
+def scratch_copy(work: StepRun) -> Path:
+    """What is sent lies here meanwhile, for qemu-img to read; an undo destroys it."""
     return work.place.run / f"tpm-{work.view.key}"
 
 
 async def undo(work: StepRun) -> None:
     """The copy on the target is freed by `reserve`; here the key is left, and scratch copies of a killed worker."""
-    destroy_image(_copy(work))
+    destroy_image(scratch_copy(work))
     forget_scratch(work.place.run)
     if keys := work.keys():
         keys.remove()

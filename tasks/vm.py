@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.hypervisor import machine
 from haulier.hypervisor.command_line import MachineSpec
-from haulier.hypervisor.images import create_image, fill_image, image_info, remove_image
+from haulier.hypervisor.images import create_image, destroy_image, fill_image, image_info, remove_image
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import manufacture, stop_swtpm
@@ -25,6 +25,7 @@ from haulier.hypervisor.volume_paths import require_inside, require_mounted
 from haulier.planner.guest_ram import guest_ram_kib
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
 from haulier.services.operations import Order, end_operation, is_hurried, take_operation
+from haulier.services.replicas import record_dropped, record_ended, replicas_of
 from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
@@ -243,3 +244,19 @@ def _stop(order: Order, vm: VmView) -> None:
         )
     place.clear()
     record_state(context(), vm.id, VmState.STOPPED, pid=None, qmp=None, run_state=None)
+
+
+@app.task(name=f"haulier.vm.{OperationKind.DROP_REPLICA}")
+def drop_replica(operation_id: int) -> None:
+    """Remove a replica that is kept no longer: each file before its row, so that none is forgotten."""
+    _carry_out(operation_id, _drop_replica)
+
+
+def _drop_replica(order: Order, vm: VmView) -> None:
+    replication_id = int(order.arguments["replication"])
+    for replica in replicas_of(context(), replication_id):
+        for path in replica.paths:
+            require_inside(path, replica.folder)
+            (destroy_image if replica.is_secret else remove_image)(path)
+        record_dropped(context(), replica.id)
+    record_ended(context(), replication_id)

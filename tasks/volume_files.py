@@ -48,12 +48,23 @@ def _image_problems(volume: TransferView) -> Iterator[Problem]:
 
 
 def seen_files(view: AttemptView) -> Notes:
-    """For later phases: how long the files are that will be copied, and which files they are that both nodes share."""
+    """For later phases: how long the files are that will be copied, which files they are that both nodes share, and
+    which look as they did when their replica was made.
+    """
     copied = view.by_method(TransferMethod.COPY)
+    looks = {volume.device: _looks(volume.source_path) for volume in copied}
     return {
-        "file_bytes": {volume.device: volume.source_path.stat().st_size for volume in copied},
+        "file_bytes": {device: look["bytes"] for device, look in looks.items()},
         "inodes": {volume.device: _number(volume.source_path)[1] for volume in view.staying},
+        "looks": looks,
+        "unchanged": [each.device for each in copied if each.replica and each.replica.seen == looks[each.device]],
     }
+
+
+def _looks(path: Path) -> dict[str, int]:
+    """By what a file that was written to is told from the one it was."""
+    found = path.stat()
+    return {"bytes": found.st_size, "inode": found.st_ino, "changed_ns": found.st_mtime_ns}
 
 
 def target_problems(view: AttemptView) -> Iterator[Problem]:

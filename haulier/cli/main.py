@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
-from haulier.cli import events, migration, node, vm
+from haulier.cli import events, migration, node, replication, vm
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
@@ -34,8 +34,10 @@ app.command("haulier.cli.stack:doctor", name="doctor", help="Look whether this m
 app.command(events.events)
 app.command(migration.explain)
 app.command(migration.migrate)
+app.command(replication.replicate)
 app.command(vm.app)
 app.command(migration.app)
+app.command(replication.app)
 app.command(node.app)
 
 

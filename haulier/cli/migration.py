@@ -12,6 +12,7 @@ from haulier.cli.output import complain, show, show_text, size, table
 from haulier.cli.progress import live_migration
 from haulier.errors import Problem
 from haulier.services import migrations
+from haulier.services.filing import Terms
 from haulier.services.transfers import read_storage_map
 
 app = App(name="migration", help="Show, list, cancel and retry migrations.")
@@ -79,7 +80,7 @@ def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishe
     """
     around = context()
     limits = {"timeout_s": wishes.timeout_s, "stall_s": wishes.stall_timeout_s}
-    terms = migrations.Terms(wishes.offline, read_storage_map(wishes.storage_map), **limits)
+    terms = Terms(wishes.offline, read_storage_map(wishes.storage_map), **limits)
     migration_id = migrations.file_migration(around, name, target=to, terms=terms)
     until = migrations.is_over if wait else migrations.is_past_check
     with live_migration(wanted=wait) as look:

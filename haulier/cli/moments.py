@@ -1,4 +1,4 @@
-"""Moments as people write them."""
+"""Moments and intervals as people write them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from haulier.clock import now
 from haulier.errors import Refused
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -20,3 +21,11 @@ def moment_of(text: str) -> str:
     except (ValueError, OverflowError) as error:
         raise Refused("bad_moment", f"{text!r} is no moment", "Write 15m, 2h, or 2026-05-01T12:00:00+00:00.") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+
+
+def interval_of(text: str) -> float:
+    """An interval such as `90s`, `15m`, `2h` or `1d` in seconds. Raises Refused `bad_interval`."""
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None:
+        raise Refused("bad_interval", f"{text!r} is no interval", "Write 90s, 15m, 2h or 1d.")
+    return float(int(match[1]) * _SECONDS[match[2]])

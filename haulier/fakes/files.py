@@ -80,7 +80,7 @@ class FakePath(PurePosixPath):
 
     def stat(self) -> SimpleNamespace:
         look()
-        return SimpleNamespace(st_size=1 << 20, st_dev=0, st_ino=id(self.disk.contents[self]))
+        return SimpleNamespace(st_size=1 << 20, st_dev=0, st_ino=id(self.disk.contents[self]), st_mtime_ns=0)
 
     def touch(self, mode: int = 0o666) -> None:
         del mode

@@ -88,23 +88,31 @@ async def stop_serving(monitor: Monitor) -> None:
     await monitor.execute("nbd-server-stop")
 
 
-async def start_mirror(monitor: Monitor, mirror: Mirror, *, max_bytes_per_s: int = 0) -> None:
-    """On the source: connect to the target's export and begin to copy the whole disk onto it (0: as fast as it
-    goes). Raises StepFailed when the target does not answer.
+async def connect_export(monitor: Monitor, node: str, export: str, *, server: NbdServer, tls: bool) -> None:
+    """On the source: open an export of the target as a block node.
+
+    Raises StepFailed when the target does not answer.
     """
-    await require_answer(mirror.server)
+    await require_answer(server)
     await monitor.execute_raw(
         "blockdev-add",
         {
             "driver": "nbd",
-            "node-name": mirror.job,
-            "server": {"type": "inet", "host": mirror.server.address, "port": str(mirror.server.port)},
-            "export": mirror.device,
+            "node-name": node,
+            "server": {"type": "inet", "host": server.address, "port": str(server.port)},
+            "export": export,
             # Without it a run of zeroes fills the target's holes (QEMU 10; 7.2 leaves them out).
             "discard": "unmap",
-            **({"tls-creds": OBJECT_ID} if mirror.tls else {}),
+            **({"tls-creds": OBJECT_ID} if tls else {}),
         },
     )
+
+
+async def start_mirror(monitor: Monitor, mirror: Mirror, *, max_bytes_per_s: int = 0) -> None:
+    """On the source: connect to the target's export and begin to copy the whole disk onto it (0: as fast as it
+    goes). Raises StepFailed when the target does not answer.
+    """
+    await connect_export(monitor, mirror.job, mirror.device, server=mirror.server, tls=mirror.tls)
     await monitor.execute(
         "blockdev-mirror",
         job_id=mirror.job,
@@ -131,10 +139,13 @@ async def wait_until_ready(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
 
 
 async def read_progress(monitor: Monitor) -> tuple[MirrorProgress, ...]:
-    """How far the mirrors are."""
-    return tuple(
-        MirrorProgress(job["device"].removeprefix(PREFIX), job["offset"], job["len"]) for job in await _jobs(monitor)
-    )
+    """How far the mirrors or backups are."""
+    return tuple(MirrorProgress(_device_of(job["device"]), job["offset"], job["len"]) for job in await _jobs(monitor))
+
+
+def _device_of(job: str) -> str:
+    """A backup that was begun again has a number behind its device."""
+    return job.removeprefix(PREFIX).partition(".")[0]
 
 
 async def finish_mirrors(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
@@ -143,32 +154,51 @@ async def finish_mirrors(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
     Cancelling a ready mirror without force drains it and keeps the source on its own disk. Raises StepFailed when one
     did not end well; the target's disk is then worth nothing.
     """
-    waiting = {mirror.job for mirror in mirrors}
-    for job in waiting:
+    jobs = [mirror.job for mirror in mirrors]
+    for job in jobs:
         await monitor.execute("block-job-cancel", device=job)
-    while waiting:
-        event = await monitor.wait_for(
-            lambda event: event.name in _ENDINGS and event.data.get("device") in waiting,
-        )
-        if event.name != "BLOCK_JOB_COMPLETED" or event.data.get("error"):
-            raise _failed(event)
-        waiting.discard(event.data["device"])
+    await wait_until_done(monitor, jobs)
 
 
-async def drop_mirrors(monitor: Monitor) -> None:
-    """On the source: end whatever mirror of ours still runs and remove the nodes. Safe to call twice."""
+async def end_jobs(monitor: Monitor, *, cut: bool = False) -> None:
+    """On the source: end whatever mirror or backup of ours still runs. Safe to call twice.
+
+    A job waits for what is under way to the target, over a dead link for ever, unless the links are `cut`.
+    """
     running = {job["device"] for job in await _jobs(monitor)}
-    # A job that is only cancelled waits for what is under way to the target, over a dead link for ever.
-    await cut_links(monitor)
+    if cut:
+        await cut_links(monitor)
     for job in running:
         with suppress(StepFailed):  # it has just ended by itself
             await monitor.execute("block-job-cancel", device=job, force=True)
     while running:
         ended = await monitor.wait_for(lambda event: event.name in _ENDINGS and event.data.get("device") in running)
         running.discard(ended.data["device"])
+
+
+async def drop_jobs(monitor: Monitor) -> None:
+    """The same over links that are cut, and their nodes are removed, too. Safe to call twice."""
+    await end_jobs(monitor, cut=True)
     for node in await monitor.execute("query-named-block-nodes", flat=True):
         if node["node-name"].startswith(PREFIX):
             await monitor.execute("blockdev-del", node_name=node["node-name"])
+
+
+async def wait_until_done(monitor: Monitor, jobs: Sequence[str]) -> dict[str, int]:
+    """Wait until every one of these jobs has ended well. Returns how many bytes each has been through, by its device.
+
+    Raises StepFailed when one has not, with QEMU's words. They must have been started in this very conversation: it has
+    not missed their ends then.
+    """
+    waiting, done = set(jobs), {}
+    while waiting:
+        event = await monitor.wait_for(lambda event: event.name in _ENDINGS and event.data.get("device") in waiting)
+        if event.name != "BLOCK_JOB_COMPLETED" or event.data.get("error"):
+            raise _failed(event)
+        job = event.data["device"]
+        waiting.discard(job)
+        done[_device_of(job)] = int(event.data.get("offset", 0))
+    return done
 
 
 _ENDINGS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
@@ -183,6 +213,7 @@ async def _jobs(monitor: Monitor) -> list[dict[str, Any]]:
 
 
 def _failed(event: Event) -> StepFailed:
-    device = str(event.data.get("device", "")).removeprefix(PREFIX)
+    device = _device_of(str(event.data.get("device", "")))
     words = event.data.get("error") or event.name
-    return StepFailed("mirror_failed", f"the mirror of {device} ended: {words}", "Is the target's storage full?")
+    kind = event.data.get("type", "mirror")
+    return StepFailed(f"{kind}_failed", f"the {kind} of {device} ended: {words}", "Is the target's storage full?")

@@ -47,10 +47,14 @@ class NbdServer:
 
 @dataclass(frozen=True, slots=True)
 class CarrierExport:
-    """One file that the carrier receives as it is: the export's name, and where it is put."""
+    """One file that the carrier receives: the export's name, and where it is put.
+
+    A file is received as it is, in whatever format; an overlay is not, because its senders know the disk alone.
+    """
 
     name: str
     path: Path
+    is_overlay: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,18 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
     """Make an image that is not there yet, 0600. Raises StepFailed if it exists or cannot be made;
     then nothing is left of it.
     """
+    _create(path, "-f", format, os.fspath(path), str(size_bytes))
+
+
+def create_overlay(path: Path, *, base: Path, base_format: str) -> None:
+    """Make a qcow2 over a base, which is as the overlay says from now on and must not change under it.
+
+    Raises as `create_image`.
+    """
+    _create(path, "-f", "qcow2", "-b", os.fspath(base), "-F", base_format, os.fspath(path))
+
+
+def _create(path: Path, *words: str) -> None:
     folder_was_there = path.parent.is_dir()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,13 +95,53 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
             "volume_not_made", f"{path} cannot be made: {error.strerror}", "Look at the storage."
         ) from error
     try:
-        _qemu_img("create", "-q", "-f", format, os.fspath(path), str(size_bytes))
+        _qemu_img("create", "-q", *words)
     except StepFailed:
         path.unlink(missing_ok=True)
         if not folder_was_there:
             with suppress(OSError):  # somebody else has put something there
                 path.parent.rmdir()
         raise
+
+
+async def merge_overlay(path: Path) -> None:
+    """Write what an overlay holds into its base. The overlay still covers all that is new when it fails or is killed,
+    so that it can be done again. Raises StepFailed with qemu-img's words.
+    """
+    # `-d`: emptying the overlay would uncover the base; whoever is done removes it.
+    words = ("qemu-img", "commit", "-q", "-d", "-f", "qcow2", os.fspath(path))
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = await _end_of(process)
+    if process.returncode != 0:
+        raise StepFailed("merge_failed", f"{path.name} could not be merged: {said}", "Is the storage full?")
+
+
+async def _end_of(process: asyncio.subprocess.Process) -> str:
+    """Wait for the end of a program, and kill it if we are told to end before. Returns what it said."""
+    try:
+        said, _ = await process.communicate()
+        return said.decode(errors="replace").strip()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def flush(path: Path) -> None:
+    """Have a file on the disk for certain, with its name. Raises StepFailed."""
+    for each in (path, path.parent):
+        try:
+            handle = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise StepFailed(
+                "not_flushed", f"{each} cannot be flushed: {error.strerror}", "Is the disk broken?"
+            ) from error
 
 
 def fill_image(path: Path, *, format: str, content: Path) -> None:
@@ -167,8 +223,9 @@ def start_carrier(
         listen += f",tls-creds={OBJECT_ID}"
     words += ["--nbd-server", listen]
     for export in exports:
-        file = {"driver": "file", "filename": os.fspath(export.path)}
-        node = {"driver": "raw", "node-name": f"node-{export.name}", "file": file}
+        file = {"driver": "file", "filename": os.fspath(export.path), "discard": "unmap"}
+        form = "qcow2" if export.is_overlay else "raw"
+        node = {"driver": form, "node-name": f"node-{export.name}", "file": file, "discard": "unmap"}
         words += ["--blockdev", json.dumps(node)]
         words += ["--export", f"type=nbd,id={export.name},node-name=node-{export.name},name={export.name},writable=on"]
     words += ["--pidfile", os.fspath(place.carrier.pid_file), "--daemonize"]
@@ -200,22 +257,21 @@ async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], Non
     process = await asyncio.create_subprocess_exec(
         *words, os.fspath(path), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    saying = asyncio.ensure_future(process.communicate())
+    saying = asyncio.ensure_future(_end_of(process))
     try:
         while not saying.done():
             await asyncio.wait({saying}, timeout=_REPORT_S)
             if (done := _bytes_read(process.pid)) is not None:
                 report(done)
-        said, _ = saying.result()
+        said = saying.result()
     finally:
         saying.cancel()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        with suppress(asyncio.CancelledError):
+            await saying
     if process.returncode != 0:
         raise StepFailed(
             "copy_failed",
-            f"{path.name} could not be copied: {said.decode(errors='replace').strip()}",
+            f"{path.name} could not be copied: {said}",
             "Look at both nodes.",
         )
 

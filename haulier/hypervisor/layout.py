@@ -55,6 +55,15 @@ class VmPlace:
         """The storage daemon that receives volumes which no QEMU has open yet."""
         return Daemon(self.run / "carrier.pid", f"{self.run}/carrier.pid", self.logs / "carrier.log")
 
+    @property
+    def reader(self) -> Daemon:
+        """The storage daemon that opens the disks of a VM that does not run, for a sync."""
+        return Daemon(self.run / "reader.pid", f"{self.run}/reader.pid", self.logs / "reader.log")
+
+    @property
+    def reader_socket(self) -> Path:
+        return self.run / "reader.sock"
+
     def note_epoch(self, epoch: int) -> None:
         """Write down, before the guest runs here, under which of the VM's epochs it was given to this QEMU."""
         self._epoch.write_text(f"{epoch}\n")

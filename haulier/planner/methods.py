@@ -149,3 +149,34 @@ def choose_method(volume: VolumeFacts) -> Choice:
     reason = cell.reason.format(device=volume.device)
     refusal = Problem(cell.code, reason, cell.hint) if cell.code else None
     return Choice(volume.device, volume.role, cell.method, reason, refusal)
+
+
+# How a volume reaches its replica, by its role; a CD-ROM stays, and so does what both nodes see.
+SYNC_TABLE: Mapping[Role, Cell] = {
+    **dict.fromkeys(
+        (Role.DISK, Role.EFIDISK),
+        Cell(
+            Method.DELTA,
+            "what was written since the last generation, by a bitmap; all of it where there is none (any more)",
+        ),
+    ),
+    Role.TPMSTATE: Cell(
+        Method.TPM_SYNC, "only swtpm has it open: a stable reading of the moment that the disks are taken at"
+    ),
+    **dict.fromkeys(
+        (Role.CLOUDINIT, Role.UNUSED, Role.VMSTATE), Cell(Method.COPY, "its file is copied when it looks changed")
+    ),
+}
+_SYNC_OLD_DISK = Cell(
+    Method.COPY, "a disk of a snapshot, which QEMU has not open: its file is copied when it looks changed"
+)
+
+
+def choose_sync_method(volume: VolumeFacts) -> Choice | None:
+    """How a volume reaches its replica; None for one of which no replica is made."""
+    cell = SYNC_TABLE.get(volume.role)
+    if volume.shared or cell is None:
+        return None
+    if volume.snapshot_only and cell.method is Method.DELTA:
+        cell = _SYNC_OLD_DISK
+    return Choice(volume.device, volume.role, cell.method, cell.reason)

@@ -87,7 +87,9 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         yield Problem("vm_running", f"VM {facts.vm} is {facts.vm_state}", "Migrate it live, without --offline.")
     if not facts.offline and facts.vm_state not in STARTED:
         yield Problem("vm_not_running", f"VM {facts.vm} is {facts.vm_state}", "--offline moves it as it is.")
-    if facts.target_state != "online":
+    if facts.target_state == "lost":
+        yield Problem("node_lost", f"node {facts.target} was declared lost", f"haulier node show {facts.target}")
+    elif facts.target_state != "online":
         yield Problem(
             "node_in_maintenance",
             f"node {facts.target} is in maintenance",
@@ -148,9 +150,14 @@ def _source(facts: SourceFacts) -> Iterator[Problem]:
             "Stop and start the VM: it gets 8 KiB more then.",
         )
     for job in facts.foreign_jobs:
-        yield Problem("block_job_running", f"the block job {job} runs on a disk of {facts.vm}", "Let it end first.")
+        yield foreign_job(facts.vm, job)
     for reason in facts.blocked_reasons:
         yield Problem("qemu_blocks_migration", f"QEMU: {reason}", "Remove the device that blocks.")
+
+
+def foreign_job(vm: str, job: str) -> Problem:
+    """The problem of a block job that somebody else has started on a disk."""
+    return Problem("block_job_running", f"the block job {job} runs on a disk of {vm}", "Let it end first.")
 
 
 def still_there(vm: str, *, program: str, pid: int) -> Problem:

@@ -77,9 +77,13 @@ def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tupl
 
 def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
     """Every file of a node that is some VM's volume or a replica now: nothing that frees may touch one of them."""
-    kinds = (select(Storage.path, kind.name).join(kind).where(Storage.node_id == node_id) for kind in (Volume, Replica))
+    names = (Volume.name, Replica.name, Replica.overlay)
+    queries = (
+        select(Storage.path, name).join(name.class_).where(Storage.node_id == node_id, name.is_not(None))
+        for name in names
+    )
     with context.database.read() as session:
-        return frozenset(Path(folder) / name for query in kinds for folder, name in session.execute(query))
+        return frozenset(Path(folder) / str(name) for query in queries for folder, name in session.execute(query))
 
 
 def storage_folders(context: Context, node_id: int) -> tuple[Path, ...]:

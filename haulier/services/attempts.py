@@ -21,6 +21,7 @@ from models import (
     MigrationState,
     Node,
     Phase,
+    Replica,
     Side,
     Step,
     StepState,
@@ -50,11 +51,20 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """The copy of a volume that the target has already; `seen` is what the source's file looked like."""
+
+    generation: int
+    seen: dict[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class TransferView:
     """One volume on its way.
 
     Paths are those of the two nodes' own file systems, each in the folder of its storage there; `size_bytes` is the
-    guest-visible size. One that `stays` is a file that both nodes see.
+    guest-visible size. One that `stays` is a file that both nodes see. `base_path` is what the target's file is an
+    overlay over: the `replica`, or what is to become one.
     """
 
     id: int
@@ -77,6 +87,8 @@ class TransferView:
     target_mount: Path | None
     stays: bool
     digest_source: str | None
+    base_path: Path | None = None
+    replica: ReplicaView | None = None
 
     @property
     def export(self) -> str:
@@ -90,7 +102,7 @@ class AttemptView:
 
     `offline`: the VM does not run, and nothing starts it before the attempt is over.
     `settled`: after the hand-over the guest was let run, or left as it was; whoever pauses it from now on wants that.
-    `stall_s`: how long a phase may show no progress; 0 is for ever.
+    `stall_s`: how long a phase may show no progress; 0 is for ever. `replication_id`: it is a sync of that replication.
     """
 
     attempt_id: int
@@ -110,6 +122,7 @@ class AttemptView:
     handed_over: bool
     settled: bool
     stall_s: float
+    replication_id: int | None = None
     notes: Mapping[tuple[Phase, Side], dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -124,7 +137,24 @@ class AttemptView:
     @property
     def crossing(self) -> tuple[TransferView, ...]:
         """The volumes of which something crosses."""
-        return tuple(transfer for transfer in self.transfers if not transfer.stays)
+        return tuple(each for each in self.transfers if not each.stays and each.device not in self.unchanged)
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The devices whose files look as they did when their replica was made."""
+        found: list[str] = self.notes.get((Phase.CHECK, Side.SOURCE), {}).get("unchanged", [])
+        return tuple(found)
+
+    @property
+    def copied(self) -> tuple[TransferView, ...]:
+        """The volumes whose files are copied as they are."""
+        return tuple(each for each in self.crossing if each.method is TransferMethod.COPY)
+
+    @property
+    def generation(self) -> int:
+        """The generation that a sync brings over, as it was fixed when it began."""
+        found: int = self.notes[Phase.CHECK, Side.CONTROL]["generation"]
+        return found
 
     @property
     def staying(self) -> tuple[TransferView, ...]:
@@ -178,6 +208,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             source=_node(migration.source),
             target=_node(migration.target),
             transfers=tuple(_transfer(transfer) for transfer in attempt.transfers),
+            replication_id=migration.replication_id,
             tpm_identity=identity,
             offline=migration.offline,
             handed_over=migration.state is MigrationState.HANDED_OVER,
@@ -214,7 +245,15 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         target_mount=mount_of(transfer.target_storage),
         stays=_stays(transfer),
         digest_source=transfer.digest_source,
+        base_path=Path(transfer.target_storage.path) / transfer.base_name if transfer.base_name else None,
+        replica=next(
+            (_replica(each) for each in volume.replicas if each.storage_id == transfer.target_storage_id), None
+        ),
     )
+
+
+def _replica(replica: Replica) -> ReplicaView:
+    return ReplicaView(replica.generation, replica.seen)
 
 
 def _stays(transfer: VolumeTransfer) -> bool:

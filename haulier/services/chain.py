@@ -21,7 +21,7 @@ from haulier.errors import Problem
 from haulier.services.context import Context, Unit
 from haulier.services.recovery import end_overdue, look_after_partner
 from haulier.services.steps import advance_undo, locked_step, message_for, move_migration, remember, roll_back
-from models import Attempt, Migration, MigrationState, Phase, Side, Step, StepState, chain_of
+from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
 
 CONTROL_QUEUE = "control"
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
@@ -41,7 +41,7 @@ def start_attempt(unit: Unit, migration: Migration) -> Attempt:
         Side.SOURCE: f"node.{migration.source.name}",
         Side.TARGET: f"node.{migration.target.name}",
     }
-    for position, rule in enumerate(chain_of(offline=migration.offline)):
+    for position, rule in enumerate(_chain(migration)):
         step = Step(attempt_id=attempt.id, position=position, phase=rule.phase, side=rule.side, queue=queues[rule.side])
         unit.session.add(step)
         if not rule.after:
@@ -50,6 +50,10 @@ def start_attempt(unit: Unit, migration: Migration) -> Attempt:
             unit.send(message_for(step))
     unit.session.flush()
     return attempt
+
+
+def _chain(migration: Migration) -> tuple[PhaseRule, ...]:
+    return chain_of(offline=migration.offline, sync=migration.replication_id is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
         return Claim(step.id, step.attempt_id, migration.id, step.phase, step.side, step.fence, undo)
 
 
-def _held(session: Session, held: Claim, *, undo: bool) -> Step | None:
+def held_step(session: Session, held: Claim, *, undo: bool = False) -> Step | None:
     """The step's row if the claim still counts.
 
     The attempt's row is locked first: of two steps that end at the same moment, the second must see the first as done,
@@ -119,7 +123,7 @@ def _held(session: Session, held: Claim, *, undo: bool) -> Step | None:
 def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, Any] | None = None) -> bool:
     """Prolong the lease. False if the step is to be given up: the claim was lost, or the migration is being undone."""
     with context.unit() as unit:
-        step = _held(unit.session, held, undo=held.undo)
+        step = held_step(unit.session, held, undo=held.undo)
         if step is None:
             return False
         moment = now()
@@ -141,7 +145,7 @@ def begin_pause(context: Context, held: Claim, *, paused_at: float) -> None:
     May be left out or come late; then a guest waits longer for a worker that has died.
     """
     with context.unit() as unit:
-        step = _held(unit.session, held, undo=False)
+        step = held_step(unit.session, held)
         if step is None:
             return
         step.marks = {**step.marks, "paused": paused_at}
@@ -159,7 +163,7 @@ def _lease_s(context: Context, step: Step, usual_s: float) -> float:
 def complete(context: Context, held: Claim, *, notes: dict[str, Any], marks: dict[str, float] | None = None) -> bool:
     """Write down that the step is done and make ready what follows. False if the claim no longer counts."""
     with context.unit() as unit:
-        step = _held(unit.session, held, undo=False)
+        step = held_step(unit.session, held)
         if step is None:
             return False
         finish_step(unit, step, notes=notes, marks=marks)
@@ -192,7 +196,7 @@ def stand_by(context: Context, held: Claim) -> bool:
     False if the claim no longer counts.
     """
     with context.unit() as unit:
-        step = _held(unit.session, held, undo=False)
+        step = held_step(unit.session, held)
         if step is None:
             return False
         step.notes = {**step.notes, "stands_by": True}
@@ -211,7 +215,7 @@ def _release(unit: Unit, attempt: Attempt) -> None:
             done.add((step.phase, step.side))
         if step.state is StepState.RUNNING and step.notes.get("stands_by"):
             beside.add((step.phase, step.side))
-    rules = {(rule.phase, rule.side): rule for rule in chain_of(offline=attempt.migration.offline)}
+    rules = {(rule.phase, rule.side): rule for rule in _chain(attempt.migration)}
     for step in attempt.steps:
         rule = rules[step.phase, step.side]
         if step.state is StepState.WAITING and set(rule.after) <= done and set(rule.beside) <= beside | done:
@@ -234,7 +238,7 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
     `sweep`. So is an undo that failed.
     """
     with context.unit() as unit:
-        step = _held(unit.session, held, undo=held.undo)
+        step = held_step(unit.session, held, undo=held.undo)
         if step is None:
             return
         migration = step.attempt.migration
@@ -276,7 +280,7 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
 def complete_undo(context: Context, held: Claim) -> None:
     """Write down that a step's traces are gone, and go on with the one before it."""
     with context.unit() as unit:
-        step = _held(unit.session, held, undo=True)
+        step = held_step(unit.session, held, undo=True)
         if step is None:
             return
         step.state, step.undone_at, step.lease_until = StepState.UNDONE, now(), None

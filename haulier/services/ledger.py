@@ -36,6 +36,12 @@ def find_row(session: Session, copy: TpmCopy) -> TpmLedger | None:
     )
 
 
+def is_recorded(context: Context, copy: TpmCopy) -> bool:
+    """Whether a file is a copy of the VM's TPM state that is not destroyed."""
+    with context.database.read() as session:
+        return find_row(session, copy) is not None
+
+
 def recorded_identity(context: Context, vm_id: int) -> str | None:
     """Who the VM's TPM is, as far as was ever recorded."""
     with context.database.read() as session:

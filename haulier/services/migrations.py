@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -15,18 +15,16 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.planner.refusals import STARTED, FilingFacts, refuse_filing
-from haulier.services.chain import start_attempt
 from haulier.services.context import Context
+from haulier.services.filing import USUAL_TERMS, Terms, filing_facts, open_migration
 from haulier.services.lookup import find_migration, find_node, find_vm
-from haulier.services.nodes import silent_s
 from haulier.services.recovery import take_up_again
 from haulier.services.transfers import Crossing, file_transfers, plan_crossings
-from haulier.settings import LONGEST_S
+from haulier.services.way import make_way
 from models import (
     Migration,
     MigrationState,
     Node,
-    Operation,
     Phase,
     Step,
     StepState,
@@ -35,7 +33,7 @@ from models import (
     VolumeTransfer,
     chain_of,
 )
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models.transitions import OPEN_MIGRATION
 
 # The states of contract.md: the two that decide ownership are inner ones.
 _SHOWN_AS = {MigrationState.HANDED_OVER: "running", MigrationState.ROLLING_BACK: "running"}
@@ -75,32 +73,12 @@ def explain(
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How a VM is to be migrated.
-
-    `storage_map` names the target's storage for one of the source's; volumes on others go to the one of the same name.
-    `timeout_s` is how long all of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
-    limit, None is what the settings say. Raises Refused for what is neither and no time to wait.
-    """
-
-    offline: bool = False
-    storage_map: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float | None = None
-    stall_s: float | None = None
-
-    def __post_init__(self) -> None:
-        for what, seconds in (("time-out", self.timeout_s), ("stall time-out", self.stall_s)):
-            if seconds is not None and not 0 <= seconds <= LONGEST_S:
-                words = f"a {what} of {seconds:g} s is none"
-                raise Refused("bad_time_out", words, f"Give seconds, at most {LONGEST_S:.0f}; 0 is no limit.")
-
-
-def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms = Terms()) -> int:
-    """File a migration and start its chain. Returns its id.
+def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms = USUAL_TERMS) -> int:
+    """File a migration and start its chain. Returns its id. A sync of the VM makes way for it.
 
     Raises Refused with all reasons; nothing is written then.
     """
+    make_way(context, vm_name)
     try:
         return _file(context, vm_name, target=target, terms=terms)
     except IntegrityError as error:
@@ -111,52 +89,22 @@ def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms 
 
 
 def _file(context: Context, vm_name: str, *, target: str, terms: Terms) -> int:
-    settings = context.settings
     with context.unit() as unit:
         vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
         crossings = plan_crossings(unit.session, vm, node, offline=terms.offline, storage_map=terms.storage_map)
         if problems := refuse_filing(_filing_facts(context, unit.session, vm, node, crossings, terms)):
             raise Refused.because(problems)
-        migration = Migration(
-            vm_id=vm.id,
-            source_id=vm.node_id,
-            target_id=node.id,
-            epoch=vm.epoch,
-            offline=terms.offline,
-            storage_map=dict(terms.storage_map),
-            timeout_s=settings.migration_timeout_s if terms.timeout_s is None else terms.timeout_s,
-            stall_s=settings.stall_timeout_s if terms.stall_s is None else terms.stall_s,
-            created_at=now(),
-            state=MigrationState.QUEUED,
-        )
-        unit.session.add(migration)
-        unit.session.flush()
-        unit.note("migration.queued", vm=vm.name, migration=migration.id, source=vm.node.name, target=node.name)
-        attempt = start_attempt(unit, migration)
+        attempt = open_migration(context, unit, vm, node, terms)
         file_transfers(unit, attempt, crossings)
-        return migration.id
+        return attempt.migration_id
 
 
 def _filing_facts(
     context: Context, session: Session, vm: Vm, target: Node, crossings: tuple[Crossing, ...], terms: Terms
 ) -> FilingFacts:
-    limit_s = context.settings.node_silent_after_s
-    return FilingFacts(
-        vm=vm.name,
-        vm_state=vm.state,
-        vm_node=vm.node.name,
-        target=target.name,
-        offline=terms.offline,
-        open_migration=session.scalar(
-            select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(OPEN_MIGRATION))
-        ),
-        source_silent_s=silent_s(vm.node, limit_s=limit_s),
-        target_silent_s=silent_s(target, limit_s=limit_s),
-        target_state=target.state,
+    return dataclasses.replace(
+        filing_facts(context, session, vm, target, offline=terms.offline),
         choices=tuple(crossing.choice for crossing in crossings),
-        open_operation=session.scalar(
-            select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
-        ),
         missing_storages=tuple(sorted({each.to for each in crossings if each.storage is None})),
         names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
         unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
@@ -231,6 +179,8 @@ def retry_migration(context: Context, migration_id: int) -> int:
     with context.database.read() as session:
         migration = find_migration(session, migration_id)
         needs_operator = migration.needs_operator
+        if migration.replication_id is not None and not needs_operator:
+            raise Refused("not_to_be_retried", f"{migration_id} is a sync", "haulier replicate, once more.")
         ended = (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)
         if not needs_operator and migration.state not in ended:
             hint = "One that was undone, cancelled or refused is, and one that waits for an operator."
@@ -244,9 +194,10 @@ def retry_migration(context: Context, migration_id: int) -> int:
 
 
 def list_migrations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest migrations as contract.md shows them."""
+    """The newest migrations as contract.md shows them; syncs are not among them."""
     with context.database.read() as session:
-        rows = session.scalars(select(Migration).order_by(Migration.id.desc()).limit(limit))
+        guests = Migration.replication_id.is_(None)
+        rows = session.scalars(select(Migration).where(guests).order_by(Migration.id.desc()).limit(limit))
         return [_document(migration) for migration in rows]
 
 

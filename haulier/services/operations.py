@@ -49,11 +49,12 @@ def require_free(unit: Unit, vm: Vm) -> None:
         raise Refused("operation_open", f"VM {vm.name} is busy: {busy} is not over", "Wait for it.")
 
 
-def file_operation(unit: Unit, vm: Vm, kind: OperationKind, **arguments: object) -> Operation:
-    """File an operation and its message."""
-    operation = Operation(
-        vm_id=vm.id, node_id=vm.node_id, node=vm.node, kind=kind, arguments=arguments, created_at=now()
-    )
+def file_operation(
+    unit: Unit, vm: Vm, kind: OperationKind, *, node: Node | None = None, **arguments: object
+) -> Operation:
+    """File an operation and its message, on the VM's node unless another is given."""
+    where = node or vm.node
+    operation = Operation(vm_id=vm.id, node_id=where.id, node=where, kind=kind, arguments=arguments, created_at=now())
     unit.session.add(operation)
     unit.session.flush()
     unit.send(_message_for(operation))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, insert, select, update
@@ -22,7 +21,6 @@ from haulier.services.context import Context
 from haulier.services.nodes import HOST_FILES
 from models import (
     Allocation,
-    AllocationKind,
     Attempt,
     Base,
     LedgerRole,
@@ -30,12 +28,9 @@ from models import (
     Migration,
     MigrationState,
     Phase,
-    Replica,
     StepState,
-    Storage,
     Vm,
     VmState,
-    Volume,
     VolumeTransfer,
 )
 
@@ -224,42 +219,6 @@ def record_settled(
 def taken_topic(attempt_id: int) -> str:
     """What is rung when the guest has been taken over."""
     return f"attempt.{attempt_id}.taken"
-
-
-def old_replicas(context: Context, view: AttemptView) -> tuple[Path, ...]:
-    """Replicas that lie on the node where the VM lives now are no help to anybody: their rows go, their files are to
-    go.
-
-    The files are written down as this attempt's allocations first, so that they are found again if we end right here.
-    """
-    with context.database.write() as session:
-        rows = session.execute(
-            select(Replica, Storage)
-            .join(Storage, Replica.storage_id == Storage.id)
-            .join(Volume, Replica.volume_id == Volume.id)
-            .where(Volume.vm_id == view.vm_id, Storage.node_id == view.target.id)
-        ).all()
-        for replica, storage in rows:
-            session.add(
-                Allocation(
-                    attempt_id=view.attempt_id,
-                    node_id=view.target.id,
-                    kind=AllocationKind.VOLUME,
-                    purpose="old replica",
-                    path=str(Path(storage.path) / replica.name),
-                    taken_at=now(),
-                )
-            )
-            session.execute(delete(Replica).where(Replica.id == replica.id))
-        session.flush()
-        paths = session.scalars(
-            select(Allocation.path).where(
-                Allocation.attempt_id == view.attempt_id,
-                Allocation.purpose == "old replica",
-                Allocation.freed_at.is_(None),
-            )
-        )
-        return tuple(Path(path) for path in paths if path)
 
 
 def record_proof(

@@ -47,7 +47,7 @@ def move_migration(unit: Unit, migration: Migration, to: MigrationState, **value
     if moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
         return False
     unit.note(
-        f"migration.{to}",
+        f"{'sync' if migration.replication_id else 'migration'}.{to}",
         vm=migration.vm.name,
         migration=migration.id,
         source=migration.source.name,

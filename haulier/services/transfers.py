@@ -107,7 +107,7 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
             name = volume.name
         else:
             here = {name for at, name in given if at == storage.id}
-            name = _free_name(unit.session, storage, volume.name, given=here)
+            name = free_name(unit.session, storage, volume.name, given=here)
         given.add((storage.id, name))
         unit.session.add(
             VolumeTransfer(
@@ -125,12 +125,12 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         )
 
 
-def _free_name(session: Session, storage: Storage, name: str, *, given: set[str]) -> str:
-    """The volume's own name, or one beside it where a replica, another VM, a quarantined state or another volume of
-    this migration has that already.
+def free_name(session: Session, storage: Storage, name: str, *, given: set[str]) -> str:
+    """The wanted name, or one beside it where a replica, another VM, a quarantined state or another volume of this
+    migration has that already.
     """
-    replicas = session.scalars(select(Replica.name).where(Replica.storage_id == storage.id))
-    taken = {*given, *replicas, *_others(session, storage)}
+    replicas = session.execute(select(Replica.name, Replica.overlay).where(Replica.storage_id == storage.id))
+    taken = {*given, *(each for row in replicas for each in row if each), *_others(session, storage)}
     path, number = Path(name), 0
     while name in taken:
         number += 1

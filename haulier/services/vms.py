@@ -22,6 +22,7 @@ from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
 from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage
 from haulier.services.operations import await_operation, file_operation, hurry_stop, require_free, require_worker
+from haulier.services.way import make_way
 from haulier.settings import LONGEST_S, NAME
 from models import Locality, Node, OperationKind, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
 from models.enums import LedgerRole
@@ -192,6 +193,7 @@ def _share(session: Session, described: StorageSpec, path: Path, kind: str) -> N
 
 def start_vm(context: Context, name: str) -> dict[str, Any]:
     """Start a VM on its node and wait until it runs. Raises Refused, or StepFailed with QEMU's words."""
+    make_way(context, name)
     with context.unit() as unit:
         vm = find_vm(unit.session, name)
         if vm.state in (VmState.RUNNING, VmState.PAUSED):
@@ -212,6 +214,7 @@ def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[
     if not 0 <= grace_s <= LONGEST_S:
         hint = f"Give seconds, at most {LONGEST_S:.0f}; --now waits for nothing."
         raise Refused("bad_grace", f"{grace_s:g} s is no time to wait", hint)
+    make_way(context, name)
     with context.unit() as unit:
         vm = find_vm(unit.session, name)
         if vm.state is VmState.STOPPED:
@@ -225,7 +228,7 @@ def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[
     return show_vm(context, name)
 
 
-def _file_on_node(context: Context, unit: Unit, vm: Vm, kind: OperationKind, **arguments: object) -> int:
+def _file_on_node(context: Context, unit: Unit, vm: Vm, kind: OperationKind, **arguments: Any) -> int:  # noqa: ANN401 - as the row has them
     require_free(unit, vm)
     require_worker(context, vm.node)
     return file_operation(unit, vm, kind, **arguments).id

@@ -37,7 +37,27 @@ def _rows(stack: Stack) -> Iterator[str]:
         if len(active) != (1 if tpm and vm["pinned"] else 0):
             yield f"{vm['name']}: {len(active)} active rows in the ledger"
         yield from _ledger(stack, vm, active)
-    yield from (f"reserved for nobody: {row}" for row in stack.table("tpm_ledger", role="reserved"))
+    replicas = {str(path) for path in _replicas(stack)}
+    for row in stack.table("tpm_ledger", role="reserved"):
+        if row["path"] not in replicas:
+            yield f"reserved for nobody: {row}"
+    yield from _generations(stack)
+
+
+def _replicas(stack: Stack) -> Iterator[Path]:
+    """The files of all replicas."""
+    storages = {row["id"]: Path(row["path"]) for row in stack.table("storage")}
+    for row in stack.table("replica"):
+        yield from (storages[row["storage_id"]] / name for name in (row["name"], row["overlay"]) if name)
+
+
+def _generations(stack: Stack) -> Iterator[str]:
+    """A replica is one generation, of all volumes, with nothing left to be merged."""
+    for replication in stack.table("replication"):
+        rows = stack.table("replica", replication_id=replication["id"])
+        if rows and {row["generation"] for row in rows} != {replication["generation"]}:
+            yield f"more than one generation: {replication} {rows}"
+        yield from (f"not merged: {row}" for row in rows if row["overlay"])
 
 
 def _ledger(stack: Stack, vm: dict[str, object], active: list[dict[str, object]]) -> Iterator[str]:

@@ -7,10 +7,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import insert
-
-from haulier.clock import now
-from models import Replica
 from tests.acceptance.guest import DISK, TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
@@ -112,12 +108,6 @@ def test_vm_with_replicas_of_everything_migrates_live(stack: Stack, guest: Guest
 
 
 def add_replicas(stack: Stack, guest: Guest, *, node: str) -> None:
-    """Older copies of all volumes on another node under the volumes' own names, as a replication leaves them."""
-    (storage,) = [row for row in stack.table("storage", name="local") if f"/{node}/" in row["path"]]
-    for row in stack.table("volume", vm_id=guest.row()["id"]):
-        place = Path(storage["path"]) / row["name"]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(b"an older generation".ljust(row["size_bytes"], b"\0"))
-        values = {"volume_id": row["id"], "storage_id": storage["id"], "name": row["name"], "generation": 3}
-        with stack.database.write() as session:
-            session.execute(insert(Replica).values(**values, synced_at=now()))
+    """Have a replica of all its volumes on another node."""
+    document = stack.haulier("replicate", guest.name, "--to", node, "--wait").done()
+    assert (document["state"], document["generation"]) == ("current", 1)

@@ -71,10 +71,10 @@ def spec(place: VmPlace, *drives: Drive, **fields: Any) -> MachineSpec:
     return MachineSpec(**(usual | fields))
 
 
-def disk(place: VmPlace, content: bytes, *, format: str = "raw") -> Drive:
-    """A disk of 1 MiB that begins with `content`."""
+def disk(place: VmPlace, content: bytes, *, format: str = "raw", size_bytes: int = 1 << 20) -> Drive:
+    """A disk that begins with `content`."""
     path = place.logs / f"disk.{format}"
-    create_image(path, format=format, size_bytes=1 << 20)
+    create_image(path, format=format, size_bytes=size_bytes)
     if content:
         subprocess.run(["dd", "of=" + str(path), "conv=notrunc", "status=none"], input=content, check=True, timeout=30)
     return Drive("virtio0", Role.DISK, node_name("virtio0"), path, format, False)

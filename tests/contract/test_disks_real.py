@@ -73,7 +73,7 @@ def test_mirror_brings_the_disk_over(make_place: Callable[[str], VmPlace]) -> No
             await disks.finish_mirrors(source, [mirror])
             await disks.stop_serving(target)
             for _ in range(2):
-                await disks.drop_mirrors(source)
+                await disks.drop_jobs(source)
             assert await left_over(source) == []
 
     run(work())
@@ -91,12 +91,12 @@ def test_mirror_in_the_middle_is_dropped(make_place: Callable[[str], VmPlace]) -
     async def work() -> None:
         async with pair(make_place, b"data") as (source, _, mirror):
             await disks.start_mirror(source, mirror)
-            await disks.drop_mirrors(source)
+            await disks.drop_jobs(source)
             assert await left_over(source) == []
             assert await monitor_jobs(source) == []
             await disks.start_mirror(source, mirror)
             await disks.wait_until_ready(source, [mirror])
-            await disks.drop_mirrors(source)
+            await disks.drop_jobs(source)
 
     run(work())
 
@@ -116,7 +116,7 @@ def test_mirror_whose_target_dies(make_place: Callable[[str], VmPlace]) -> None:
             machine.stop_now(make_place("target"))
             with pytest.raises(StepFailed, match="mirror_failed"):
                 await disks.finish_mirrors(source, [mirror])
-            await disks.drop_mirrors(source)
+            await disks.drop_jobs(source)
             assert await left_over(source) == []
 
     run(work())
@@ -134,7 +134,7 @@ def test_mirror_whose_target_does_not_answer_any_more(make_place: Callable[[str]
             try:
                 await source.execute("block-job-set-speed", device=mirror.job, speed=0)
                 async with asyncio.timeout(20):
-                    await disks.drop_mirrors(source)
+                    await disks.drop_jobs(source)
                 assert await left_over(source) == []
                 assert await monitor_jobs(source) == []
             finally:

@@ -282,9 +282,9 @@ def test_mirror_ends_well_or_is_dropped(hosts: Hosts) -> None:
         async with mirroring(hosts) as (both, mirror):
             await disks.finish_mirrors(both.source, [mirror])
             for _ in range(2):
-                await disks.drop_mirrors(both.source)
+                await disks.drop_jobs(both.source)
             await disks.start_mirror(both.source, mirror)
-            await disks.drop_mirrors(both.source)
+            await disks.drop_jobs(both.source)
             await disks.stop_serving(both.target)
             with pytest.raises(StepFailed, match="target_unreachable"):
                 await disks.start_mirror(both.source, mirror)
@@ -298,7 +298,7 @@ def test_mirror_whose_target_dies(hosts: Hosts) -> None:
             processes.end(hosts.place("target").qemu)
             with pytest.raises(StepFailed, match="mirror_failed"):
                 await disks.finish_mirrors(both.source, [mirror])
-            await disks.drop_mirrors(both.source)
+            await disks.drop_jobs(both.source)
 
     hosts.run(work())
 

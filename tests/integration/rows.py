@@ -32,7 +32,8 @@ EXAMPLES: dict[str, Row] = {
     },
     "volume": {"vm_id": 1, "device": "scsi9", "role": "disk", "storage_id": 1, "name": "f", "format": "qcow2"}
     | {"size_bytes": 4096, "locality": "local"},
-    "replica": {"volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
+    "replication": {"vm_id": 2, "target_id": 2, "every_s": 900.0, "generation": 1, "failures": 0, "created_at": NOW},
+    "replica": {"replication_id": 1, "volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
     "migration": {"vm_id": 1, "source_id": 1, "target_id": 2, "state": "queued", "offline": False, "priority": 50}
     | {"epoch": 3, "cancel_asked": False, "needs_operator": False, "problems": [], "created_at": NOW},
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
@@ -62,7 +63,7 @@ def store(connection: Connection, table: str, **changes: object) -> None:
 
 def store_world(connection: Connection) -> None:
     """Two nodes with a storage each; two VMs with a disk and a closed migration each; a closed attempt of the first
-    migration; a third VM with a volume of every other role.
+    migration; a replication of the first VM; a third VM with a volume of every other role.
     """
     for node in (1, 2):
         store(connection, "node", id=node, name=f"node{node}", address=f"10.0.0.{node}")
@@ -71,6 +72,7 @@ def store_world(connection: Connection) -> None:
         store(connection, "vm", id=vm, name=f"vm{vm}")
         store(connection, "volume", id=vm, vm_id=vm, device="scsi0", name=f"disk{vm}")
         store(connection, "migration", id=vm, vm_id=vm, state="done")
+    store(connection, "replication", id=1, vm_id=1)
     store(connection, "attempt", id=1, number=1, finished_at=NOW)
     store(connection, "vm", id=3, name="vm3")
     for role, volume in VOLUME_OF.items():
@@ -81,5 +83,5 @@ def store_world(connection: Connection) -> None:
 
 
 def _count_on_after_given_keys(connection: Connection) -> None:
-    for table in ("node", "storage", "vm", "volume", "migration", "attempt"):
+    for table in ("node", "storage", "vm", "volume", "migration", "replication", "attempt"):
         connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 100)")

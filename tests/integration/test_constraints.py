@@ -402,6 +402,31 @@ NEVER = (
         {},
         "replica.storage_id, replica.name",
     ),
+    Never(
+        "one overlay of two replicas",
+        "replica",
+        "uq_replica_storage_id_overlay",
+        {"volume_id": 2, "name": "other", "overlay": "o"},
+        (({}, {"overlay": "other"}), ({}, {"overlay": None}), ({}, {"storage_id": 1})),
+        {"overlay": "o"},
+        "replica.storage_id, replica.overlay",
+    ),
+    Never(
+        "two replications of one VM to one node",
+        "replication",
+        "uq_replication_one",
+        {},
+        (*closed_beside("ended_at", NOW), ({}, {"target_id": 1}), ({}, {"vm_id": 3})),
+        {},
+        "replication.vm_id, replication.target_id",
+    ),
+    Never(
+        "a replication every no time at all",
+        "replication",
+        "ck_replication_every",
+        {"every_s": 0.0},
+        (({}, {"every_s": None}),),
+    ),
 )
 
 FORBIDDEN = pytest.mark.parametrize("never", NEVER, ids=lambda never: never.what)

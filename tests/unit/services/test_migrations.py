@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from haulier.clock import now
 from haulier.errors import HaulierError
 from haulier.services import chain, migrations
-from haulier.services.migrations import Terms
+from haulier.services.filing import Terms
 from haulier.services.transfers import read_storage_map
 from models import (
+    LIVE_CHAIN,
     Migration,
     MigrationState,
     Node,
     NodeState,
     Phase,
-    Replica,
     Side,
     Step,
     Storage,
@@ -65,7 +64,7 @@ def test_explain_tells_each_volume_and_touches_nothing(world: World) -> None:
     ]
     assert all(set(each) == {"device", "role", "method", "reason"} and each["reason"] for each in document["volumes"])
     assert document["refusals"] == []
-    assert document["phases"] == [phase.value for phase in Phase]
+    assert document["phases"] == list(dict.fromkeys(rule.phase.value for rule in LIVE_CHAIN))
     assert document["estimate_s"] > 2
     world.context.settings.max_bandwidth_bytes_per_s = 1 << 20
     slow = explain(world)["estimate_s"]
@@ -137,9 +136,7 @@ def test_planned_transfers(world: World) -> None:
 
 def test_name_that_is_taken_on_the_target_is_left_alone(world: World) -> None:
     """By a replica, and by a state in quarantine: both stay what they are."""
-    with world.context.database.write() as session:
-        there = session.scalars(select(Storage).where(Storage.path == "/beta/images")).one()
-        session.add(Replica(volume_id=1, storage_id=there.id, name="web/disk.qcow2", generation=1, synced_at=now()))
+    world.add_replica("beta", "web/disk.qcow2")
     world.file()
     view = world.view()
     assert str(view.transfers[0].target_path) == "/beta/images/web/disk-1.qcow2"

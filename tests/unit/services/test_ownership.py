@@ -12,17 +12,19 @@ from sqlalchemy.exc import IntegrityError
 from haulier.clock import now
 from haulier.definition import VmDefinition
 from haulier.services.allocations import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
+from haulier.services.attempts import AttemptView
 from haulier.services.chain import Claim
 from haulier.services.migrations import cancel_migration
-from haulier.services.ownership import old_replicas, record_proof, record_settled
+from haulier.services.ownership import record_proof, record_settled
+from haulier.services.replicas import old_files, turn_round
 from models import (
     Allocation,
     LedgerRole,
     Migration,
     Phase,
     Replica,
+    Replication,
     Step,
-    Storage,
     TpmLedger,
     Vm,
     VmState,
@@ -225,29 +227,40 @@ def test_old_files_are_nobodys_after_the_hand_over(world: World, hand: Claim) ->
     assert Path("/beta/images/web/disk.qcow2") in paths_in_use(world.context, view.target.id)
 
 
-def add_replica(world: World, node: str, name: str) -> None:
-    with world.context.database.write() as session:
-        storage = session.scalars(select(Storage).where(Storage.path == f"/{node}/images")).one()
-        session.add(Replica(volume_id=1, storage_id=storage.id, name=name, generation=1, synced_at=now()))
+def files_to_go(world: World, view: AttemptView) -> tuple[Path, ...]:
+    turn_round(world.context, view)
+    return tuple(old_files(world.context, view))
 
 
 def test_replicas_at_the_new_home_go_and_are_found_again(world: World, halves: Halves) -> None:
-    add_replica(world, "beta", "web/disk.old")
+    world.add_replica("beta", "web/disk.old")
     _, hand = halves
     view = world.view()
     world.commit(hand, view)
     expected = (Path("/beta/images/web/disk.old"),)
-    assert old_replicas(world.context, view) == expected
-    assert old_replicas(world.context, view) == expected, "a second try must find what the first did not free"
+    assert files_to_go(world, view) == expected
+    assert files_to_go(world, view) == expected, "a second try must find what the first did not free"
     assert world.count(Replica) == 0
     assert allocated_volumes(world.context, view.attempt_id, view.target) == expected
 
 
+def test_replication_turns_round_with_the_vm(world: World, halves: Halves) -> None:
+    world.add_replica("beta", "web/disk.old")
+    _, hand = halves
+    view = world.view()
+    world.commit(hand, view)
+    turn_round(world.context, view)
+    with world.context.database.read() as session:
+        (replication,) = session.scalars(select(Replication))
+        assert (replication.target_id, replication.synced_at) == (view.source.id, None)
+        assert replication.generation == 1, "no number comes twice: bitmaps are called by it"
+
+
 def test_replicas_elsewhere_stay(world: World, halves: Halves) -> None:
     _, hand = halves
-    add_replica(world, "alpha", "web/disk.old")
+    world.add_replica("alpha", "web/disk.old")
     world.commit(hand)
-    assert old_replicas(world.context, world.view()) == ()
+    assert files_to_go(world, world.view()) == ()
     assert world.count(Replica) == 1
 
 

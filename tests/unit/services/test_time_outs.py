@@ -9,7 +9,8 @@ import pytest
 from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.services import chain
-from haulier.services.migrations import Terms, file_migration, retry_migration
+from haulier.services.filing import Terms
+from haulier.services.migrations import file_migration, retry_migration
 from haulier.settings import LONGEST_S
 from models import Migration, Phase, StepState
 from tests.unit.services.world import LEASE_S, TARGET, Halves, World

@@ -23,8 +23,9 @@ from haulier.errors import Problem
 from haulier.services import chain, recovery
 from haulier.services.attempts import AttemptView, load_view
 from haulier.services.context import Context, Message
+from haulier.services.filing import Terms
 from haulier.services.ledger import TpmCopy, reserve_copy
-from haulier.services.migrations import Terms, file_migration, show_migration
+from haulier.services.migrations import file_migration, show_migration
 from haulier.services.operations import sweep_operations
 from haulier.services.ownership import HandOver, NewHome
 from haulier.settings import Settings
@@ -38,6 +39,8 @@ from models import (
     Migration,
     Node,
     Phase,
+    Replica,
+    Replication,
     Side,
     Step,
     StepState,
@@ -225,6 +228,16 @@ class World:
         hand = self.take_all()[Phase.HAND_OVER]
         assert chain.stand_by(self.context, hand)
         return self.take_all()[Phase.MOVE_MEMORY], hand
+
+    def add_replica(self, node: str, name: str) -> None:
+        """A replica of the first volume on a node, as a replication has left it."""
+        with self.context.database.write() as session:
+            storage = session.scalars(select(Storage).where(Storage.path == f"/{node}/images")).one()
+            replication = Replication(vm_id=1, target_id=storage.node_id, generation=1, created_at=now())
+            session.add(replication)
+            session.flush()
+            place = {"replication_id": replication.id, "volume_id": 1, "storage_id": storage.id, "name": name}
+            session.add(Replica(**place, generation=1, synced_at=now()))
 
     def reserve_tpm(self, view: AttemptView) -> None:
         """What the phase reserve writes into the ledger."""

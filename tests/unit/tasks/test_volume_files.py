@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from haulier.hypervisor.images import ImageInfo
-from haulier.services.attempts import AttemptView
+from haulier.services.attempts import AttemptView, ReplicaView
 from models import Phase, Side, Storage, TransferMethod
 from tasks import volume_files
 from tests.unit.services.world import World
@@ -78,7 +78,23 @@ def test_image_that_two_drives_may_read(view: AttemptView) -> None:
 def test_length_of_what_is_copied(view: AttemptView) -> None:
     (copied,) = view.by_method(TransferMethod.COPY)
     copied.source_path.write_bytes(b"x" * 1234)
-    assert volume_files.seen_files(view) == {"file_bytes": {copied.device: 1234}, "inodes": {}}
+    seen = volume_files.seen_files(view)
+    assert (seen["file_bytes"], seen["inodes"], seen["unchanged"]) == ({copied.device: 1234}, {}, [])
+
+
+def test_file_that_looks_as_it_did_when_its_replica_was_made(view: AttemptView) -> None:
+    (copied,) = view.by_method(TransferMethod.COPY)
+    copied.source_path.write_bytes(b"x" * 1234)
+    looks = volume_files.seen_files(view)["looks"][copied.device]
+
+    def unchanged() -> list[str]:
+        known = dataclasses.replace(copied, replica=ReplicaView(1, looks))
+        found: list[str] = volume_files.seen_files(dataclasses.replace(view, transfers=(known,)))["unchanged"]
+        return found
+
+    assert unchanged() == [copied.device]
+    copied.source_path.write_bytes(b"y" * 1234)
+    assert unchanged() == []
 
 
 def test_storage_of_the_target_that_is_not_mounted(view: AttemptView, tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Syncs: how a new generation of a VM's volumes is planned and filed, and how it becomes the replica's.
+
+A replica of a disk is a file of the disk's own format, the base. A sync writes into an overlay over it. The generation
+is taken by one transaction, from which on base and overlay together are the replica; then the overlay is merged into
+the base, which may be done again after any death. Other volumes are files of their own, which take each other's place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.definition import Role, VmDefinition, sections
+from haulier.errors import Refused
+from haulier.planner.methods import Choice, Method, VolumeFacts, choose_sync_method
+from haulier.planner.refusals import STARTED, refuse_filing
+from haulier.services.attempts import AttemptView, TransferView
+from haulier.services.chain import Claim, held_step
+from haulier.services.context import Context, Unit
+from haulier.services.filing import Terms, filing_facts, open_migration
+from haulier.services.ledger import TpmCopy, find_row
+from haulier.services.replicas import put_away
+from haulier.services.steps import move_migration
+from haulier.services.transfers import free_name
+from models import (
+    Allocation,
+    Attempt,
+    Migration,
+    MigrationState,
+    Replica,
+    Replication,
+    Storage,
+    TransferMethod,
+    Volume,
+    VolumeTransfer,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """One volume on its way to its replica: `replica` is the one that there is, `storage` None if there is no room."""
+
+    volume: Volume
+    choice: Choice
+    storage: Storage | None
+    replica: Replica | None
+
+
+def file_sync(context: Context, unit: Unit, replication: Replication) -> Migration:
+    """File the sync of the next generation. Raises Refused with all reasons; nothing is written then."""
+    vm, target = replication.vm, replication.target
+    terms = Terms(offline=vm.state not in STARTED)
+    sendings = _plan(unit.session, replication)
+    facts = dataclasses.replace(
+        filing_facts(context, unit.session, vm, target, offline=terms.offline),
+        choices=tuple(each.choice for each in sendings),
+        missing_storages=tuple(sorted({each.volume.storage.name for each in sendings if each.storage is None})),
+    )
+    if problems := refuse_filing(facts):
+        raise Refused.because(problems)
+    if not sendings:
+        raise Refused("nothing_to_replicate", f"VM {vm.name} has no volume of its node alone", "haulier vm show")
+    attempt = open_migration(context, unit, vm, target, terms, replication=replication)
+    replication.due_at = None
+    _file_transfers(unit.session, attempt, sendings, generation=replication.generation + 1)
+    return attempt.migration
+
+
+def _plan(session: Session, replication: Replication) -> list[_Sending]:
+    storages = {storage.name: storage for storage in replication.target.storages}
+    replicas = {replica.volume_id: replica for replica in replication.replicas}
+    in_snapshots = {
+        spec.device
+        for spec in VmDefinition.from_dict(replication.vm.definition).volumes
+        if spec.section not in (None, sections.PENDING)
+    }
+    planned = []
+    for volume in replication.vm.volumes:
+        facts = VolumeFacts(
+            volume.device,
+            Role(volume.role),
+            shared=volume.storage.shared,
+            snapshot_only=volume.device in in_snapshots,
+        )
+        if (choice := choose_sync_method(facts)) is not None:
+            replica = replicas.get(volume.id)
+            storage = replica.storage if replica else storages.get(volume.storage.name)
+            planned.append(_Sending(volume, choice, storage, replica))
+    return planned
+
+
+def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Sending], *, generation: int) -> None:
+    given: dict[int, set[str]] = {}
+    for each in sendings:
+        if each.storage is None:
+            raise Refused("storage_missing", f"{each.volume.device}: the target has no such storage", "haulier vm show")
+        taken = given.setdefault(each.storage.id, set())
+        base, wanted = None, _of_generation(each.volume.name, generation)
+        if each.choice.method is Method.DELTA:
+            base = (
+                each.replica.name if each.replica else free_name(session, each.storage, each.volume.name, given=taken)
+            )
+            taken.add(base)
+            wanted = f"{base}.g{generation}"
+        name = free_name(session, each.storage, wanted, given=taken)
+        taken.add(name)
+        session.add(
+            VolumeTransfer(
+                attempt_id=attempt.id,
+                volume_id=each.volume.id,
+                role=each.volume.role,
+                method=TransferMethod(each.choice.method),
+                reason=each.choice.reason,
+                source_storage_id=each.volume.storage_id,
+                source_name=each.volume.name,
+                target_storage_id=each.storage.id,
+                target_name=name,
+                base_name=base,
+                bytes_total=each.volume.size_bytes or 0,
+            )
+        )
+
+
+def _of_generation(name: str, generation: int) -> str:
+    path = Path(name)
+    # One that was a replica's itself has a number already.
+    stem = re.sub(r"\.g\d+$", "", path.stem)
+    return str(path.with_name(f"{stem}.g{generation}{path.suffix}"))
+
+
+def newest_generation(context: Context, replication_id: int) -> int:
+    """The generation that the replica holds; 0 for none yet."""
+    with context.database.read() as session:
+        return session.get_one(Replication, replication_id).generation
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What is known of a generation that has arrived whole.
+
+    `at` is its moment in seconds since 1970; `seen` is what the files that are copied whole looked like, by device.
+    """
+
+    generation: int
+    at: float
+    digest: str | None
+    identity: str | None
+    seen: dict[str, dict[str, int]]
+
+
+def commit_generation(context: Context, held: Claim, view: AttemptView, arrived: Arrived) -> bool:
+    """Make the generation the replica's, of all volumes in one transaction.
+
+    False if it is being undone, or is to be; nothing was changed then.
+    """
+    with context.unit() as unit:
+        step = held_step(unit.session, held)
+        migration = unit.session.get_one(Migration, view.migration_id)
+        if step is None or migration.state is not MigrationState.RUNNING or migration.cancel_asked:
+            return False
+        if not move_migration(unit, migration, MigrationState.HANDED_OVER):
+            return False
+        replication = unit.session.get_one(Replication, view.replication_id)
+        moment = datetime.fromtimestamp(arrived.at, UTC)
+        replication.generation, replication.synced_at, replication.failures = arrived.generation, moment, 0
+        for transfer in view.transfers:
+            _take(unit.session, view, replication, transfer, arrived)
+        unit.note(
+            "replication.generation",
+            vm=view.vm,
+            node=view.target.name,
+            generation=arrived.generation,
+            at=moment.isoformat(),
+        )
+        return True
+
+
+def _take(
+    session: Session, view: AttemptView, replication: Replication, transfer: TransferView, arrived: Arrived
+) -> None:
+    place = {"volume_id": transfer.volume_id, "storage_id": transfer.target_storage_id}
+    replica = session.scalar(select(Replica).filter_by(replication_id=replication.id, **place))
+    if replica is None:
+        replica = Replica(replication_id=replication.id, **place, name="")
+        session.add(replica)
+    replica.generation = arrived.generation
+    replica.synced_at = datetime.fromtimestamp(arrived.at, UTC)
+    if transfer.device in view.unchanged:
+        return
+    if transfer.base_path is not None:
+        replica.name, replica.overlay = (
+            str(transfer.base_path.relative_to(transfer.target_folder)),
+            transfer.target_name,
+        )
+    else:
+        if replica.name:
+            put_away(session, view, transfer.target_folder / replica.name)
+        replica.name, replica.seen = transfer.target_name, arrived.seen.get(transfer.device)
+    if view.tpm is not None and transfer.id == view.tpm.id:
+        row = find_row(session, TpmCopy(view.vm_id, view.target.id, transfer.target_path))
+        if row is not None:
+            row.digest, row.identity, row.changed_at = arrived.digest, arrived.identity, now()
+    # What was made for the attempt is the replica's now.
+    made = [str(path) for path in (transfer.target_path, transfer.base_path) if path]
+    session.execute(
+        update(Allocation)
+        .where(Allocation.attempt_id == view.attempt_id, Allocation.path.in_(made), Allocation.freed_at.is_(None))
+        .values(freed_at=now())
+    )

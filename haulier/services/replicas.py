@@ -1,0 +1,172 @@
+"""Replicas as they lie on their node: overlays that are to be merged, files that are replicas no more, what becomes of
+them when the VM itself comes to live there, or when nobody wants them any longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.services.allocations import free_allocations
+from haulier.services.attempts import AttemptView
+from haulier.services.context import Context
+from haulier.services.ledger import TpmCopy, move_copy
+from haulier.services.nodes import mount_of
+from models import (
+    Allocation,
+    AllocationKind,
+    LedgerRole,
+    Migration,
+    Replica,
+    Replication,
+    Storage,
+    VolumeRole,
+)
+
+OLD_REPLICA = "old replica"
+
+
+def put_away(session: Session, view: AttemptView, path: Path) -> None:
+    """Write down that a file is no replica's any more, before it goes: it is found then if we end right here."""
+    session.add(
+        Allocation(
+            attempt_id=view.attempt_id,
+            node_id=view.target.id,
+            kind=AllocationKind.VOLUME,
+            purpose=OLD_REPLICA,
+            path=str(path),
+            taken_at=now(),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """An overlay that is to be merged into its base."""
+
+    replica_id: int
+    path: Path
+    folder: Path
+    mount: Path | None
+
+
+def overlays_of(context: Context, view: AttemptView) -> list[Overlay]:
+    """The overlays of a replication that are still there."""
+    with context.database.read() as session:
+        rows = session.execute(
+            select(Replica, Storage)
+            .join(Storage, Replica.storage_id == Storage.id)
+            .join(Migration, Migration.replication_id == Replica.replication_id)
+            .where(Migration.id == view.migration_id, Replica.overlay.is_not(None))
+            .order_by(Replica.id)
+        )
+        return [
+            Overlay(replica.id, Path(storage.path) / str(replica.overlay), Path(storage.path), mount_of(storage))
+            for replica, storage in rows
+        ]
+
+
+def record_merged(context: Context, view: AttemptView, overlay: Overlay) -> None:
+    """The base alone is the replica again; its overlay is to go. Safe to call twice."""
+    with context.database.write() as session:
+        replica = session.get_one(Replica, overlay.replica_id)
+        if replica.overlay is not None:
+            replica.overlay = None
+            put_away(session, view, overlay.path)
+
+
+def old_files(context: Context, view: AttemptView) -> list[Path]:
+    """Files of the target that are no replica's any more and are to go."""
+    with context.database.read() as session:
+        paths = session.scalars(
+            select(Allocation.path).where(
+                Allocation.attempt_id == view.attempt_id,
+                Allocation.purpose == OLD_REPLICA,
+                Allocation.freed_at.is_(None),
+            )
+        )
+        return [Path(path) for path in paths if path]
+
+
+def record_gone(context: Context, view: AttemptView, path: Path) -> None:
+    """Such a file has gone. Safe to call twice."""
+    free_allocations(context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFiles:
+    """One volume's replica: its files, the newest first, and the folder of their storage. A TPM's state `is_secret`."""
+
+    id: int
+    folder: Path
+    paths: tuple[Path, ...]
+    is_secret: bool
+
+
+def replicas_of(context: Context, replication_id: int) -> list[ReplicaFiles]:
+    """The replicas of a replication."""
+    with context.database.read() as session:
+        replication = session.get_one(Replication, replication_id)
+        return [
+            ReplicaFiles(
+                replica.id,
+                Path(replica.storage.path),
+                tuple(Path(replica.storage.path) / name for name in (replica.overlay, replica.name) if name),
+                replica.volume.role is VolumeRole.TPMSTATE,
+            )
+            for replica in replication.replicas
+        ]
+
+
+def record_dropped(context: Context, replica_id: int) -> None:
+    """A replica's files are gone; so is its row, and that of its TPM state. Safe to call twice."""
+    with context.database.write() as session:
+        replica = session.get(Replica, replica_id)
+        if replica is None:
+            return
+        storage = replica.storage
+        copy = TpmCopy(replica.volume.vm_id, storage.node_id, Path(storage.path) / replica.name)
+        move_copy(session, copy, LedgerRole.DESTROYED)
+        session.delete(replica)
+
+
+def record_ended(context: Context, replication_id: int) -> None:
+    """There is nothing left of a replication."""
+    with context.unit() as unit:
+        replication = unit.session.get_one(Replication, replication_id)
+        replication.ended_at = now()
+        unit.note("replication.ended", vm=replication.vm.name, node=replication.target.name)
+
+
+def turn_round(context: Context, view: AttemptView) -> None:
+    """The VM lives now where its replica was: that goes, and from now on one is kept where the VM was. Safe to call
+    twice.
+
+    One that is kept there already stays as it is.
+    """
+    with context.unit() as unit:
+        session = unit.session
+        replication = _replication_to(session, view, view.target.id)
+        if replication is None or not replication.replicas:
+            return
+        for replica in replication.replicas:
+            for name in (replica.overlay, replica.name):
+                if name:
+                    put_away(session, view, Path(replica.storage.path) / name)
+            session.delete(replica)
+        if _replication_to(session, view, view.source.id) is None:
+            replication.target_id, replication.synced_at, replication.failures = view.source.id, None, 0
+            replication.due_at = now()
+            unit.note("replication.turned_round", vm=view.vm, node=view.source.name)
+
+
+def _replication_to(session: Session, view: AttemptView, node_id: int) -> Replication | None:
+    return session.scalar(
+        select(Replication).where(
+            Replication.vm_id == view.vm_id, Replication.target_id == node_id, Replication.ended_at.is_(None)
+        )
+    )

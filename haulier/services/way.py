@@ -1,0 +1,53 @@
+"""A sync makes way: who wants to start, stop or migrate a VM does not wait until its replica is up to date."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import select
+
+from haulier.clock import now
+from haulier.services.context import Context
+from haulier.services.lookup import find_vm
+from models import Migration, MigrationState
+from models.transitions import OPEN_MIGRATION
+
+_LOOK_S = 0.5
+_PATIENCE_S = 60.0
+
+
+def make_way(context: Context, vm_name: str) -> None:
+    """Cancel the VM's open sync, if there is one, and wait until it is over; its replica is the last generation then.
+
+    One that is not over after a minute is found by whatever comes next as the open migration that it is. Raises Refused
+    for an unknown VM.
+    """
+    sync_id = _cancel(context, vm_name)
+    if sync_id is None:
+        return
+    deadline = now() + timedelta(seconds=_PATIENCE_S)
+    with context.signals.listen(f"migration.{sync_id}") as bell:
+        while _is_open(context, sync_id) and now() < deadline:
+            bell.wait(_LOOK_S)
+
+
+def _cancel(context: Context, vm_name: str) -> int | None:
+    with context.unit() as unit:
+        vm = find_vm(unit.session, vm_name)
+        sync = unit.session.scalar(
+            select(Migration).where(
+                Migration.vm_id == vm.id, Migration.replication_id.is_not(None), Migration.state.in_(OPEN_MIGRATION)
+            )
+        )
+        if sync is None:
+            return None
+        # One that has been handed over is a moment from its end, and is only waited for.
+        if sync.state in (MigrationState.QUEUED, MigrationState.RUNNING) and not sync.cancel_asked:
+            sync.cancel_asked = True
+            unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
+        return sync.id
+
+
+def _is_open(context: Context, migration_id: int) -> bool:
+    with context.database.read() as session:
+        return session.get_one(Migration, migration_id).state in OPEN_MIGRATION

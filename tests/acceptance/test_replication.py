@@ -1,0 +1,202 @@
+"""A replica is always a whole generation: what the guest had on its disks and in its TPM at one moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.commands import Answer
+from tests.acceptance.faults import Faults
+from tests.acceptance.guest import DISK, SLOW, TPM, Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.stack import Stack
+from tests.acceptance.waiting import wait_until
+
+QCOW2 = "virtio1: local:{name}/disk1.qcow2,size=64M,format=qcow2"
+UNUSED = "unused0: local:{name}/old.raw,size=1M"
+
+
+@pytest.fixture
+def settings(faults: Faults) -> dict[str, str]:
+    return faults.settings
+
+
+def replicate(guest: Guest, *words: str) -> Any:
+    """Bring the replica up to date, and insist that it worked."""
+    document = ask(guest, *words).done()
+    assert document["state"] == "current", document
+    return document
+
+
+def ask(guest: Guest, *words: str) -> Answer:
+    return guest.stack.haulier("replicate", guest.name, "--to", "beta", "--wait", *words)
+
+
+def listed(stack: Stack, guest: Guest) -> Any:
+    (document,) = [each for each in stack.haulier("replication", "list").done() if each["vm"] == guest.name]
+    return document
+
+
+def wait_for_generation(stack: Stack, guest: Guest, generation: int) -> None:
+    wait_until(f"generation {generation}", lambda: listed(stack, guest)["generation"] >= generation, deadline_s=60)
+
+
+def transfers(stack: Stack, sync: int) -> dict[str, int]:
+    """How many bytes of each volume a sync has sent."""
+    (attempt,) = stack.table("attempt", migration_id=sync)
+    devices = {row["id"]: row["device"] for row in stack.table("volume")}
+    rows = stack.table("volume_transfer", attempt_id=attempt["id"])
+    return {devices[row["volume_id"]]: row["bytes"] for row in rows}
+
+
+def test_second_generation_sends_what_changed(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(DISK, QCOW2, UNUSED, TPM)
+    first = replicate(guest)
+    assert first["generation"] == 1
+    assert transfers(stack, first["sync"])["unused0"] == 1 << 20
+    guest.wait_ticks()
+    second = replicate(guest)
+    sent = transfers(stack, second["sync"])
+    assert second["generation"] == 2
+    assert sent["unused0"] == 0, "it looks as it did"
+    assert 0 < sent["virtio0"] <= 4 << 20
+    assert 0 < sent["virtio1"] <= 4 << 20
+    assert_all_is_well(stack, guest)
+
+
+def test_vm_that_does_not_run(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    """It never ran, it ran meanwhile, nothing happened meanwhile."""
+    guest = make_guest(DISK, QCOW2, TPM, start=False)
+    replicate(guest)
+    assert_all_is_well(stack)
+    guest.start()
+    replicate(guest)
+    guest.wait_ticks()
+    guest.stop()
+    third = replicate(guest)
+    assert transfers(stack, third["sync"])["virtio1"] <= 4 << 20, "the bitmap is in the image"
+    assert_all_is_well(stack)
+    for device, replica in replicas(stack, guest).items():
+        assert replica == guest.volumes()[device].read_bytes().rstrip(b"\0"), device
+    fourth = replicate(guest)
+    assert (fourth["generation"], transfers(stack, fourth["sync"])["virtio1"]) == (4, 0)
+
+
+def replicas(stack: Stack, guest: Guest) -> dict[str, bytes]:
+    """What lies in the replicas of raw volumes, byte for byte, without the zeroes at their ends."""
+    found = {}
+    for volume in stack.table("volume", vm_id=guest.row()["id"], format="raw"):
+        (replica,) = stack.table("replica", volume_id=volume["id"])
+        (storage,) = stack.table("storage", id=replica["storage_id"])
+        found[volume["device"]] = Path(storage["path"], replica["name"]).read_bytes().rstrip(b"\0")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("point", "side", "generation"),
+    [
+        ("reserve.run.ends", "beta", 1),
+        ("send_generation.run.begins", "alpha", 1),
+        ("send_generation.begun", "alpha", 1),
+        ("send_generation.run.ends", "alpha", 1),
+        ("take_generation.run.begins", "beta", 1),
+        ("take_generation.committed", "beta", 2),
+        ("take_generation.merged", "beta", 2),
+        ("take_generation.run.ends", "beta", 2),
+    ],
+)
+def test_worker_is_killed(
+    stack: Stack, faults: Faults, make_guest: Callable[..., Guest], point: str, side: str, generation: int
+) -> None:
+    """The replica is the last generation, or the new one, and the next sync makes up for it."""
+    guest = make_guest(DISK, QCOW2, TPM)
+    replicate(guest)
+    with faults.holding(point):
+        command = stack.begin("replicate", guest.name, "--to", "beta", "--wait")
+        faults.wait_held(point)
+        os.kill(stack.worker_pid(side), signal.SIGKILL)
+    answer = command.finish()
+    assert answer.status == (0 if generation == 2 else 1), answer
+    assert listed(stack, guest)["generation"] == generation
+    assert listed(stack, guest)["state"] == ("current" if generation == 2 else "failed")
+    assert_all_is_well(stack, guest)
+    again = replicate(guest)
+    assert again["generation"] == generation + 1
+    assert transfers(stack, again["sync"])["virtio0"] <= 4 << 20, "nothing was forgotten, and not all is sent again"
+    assert_all_is_well(stack, guest)
+
+
+@pytest.mark.parametrize("wish", [("vm", "stop", "--now"), ("migrate", "--to", "beta")])
+def test_sync_makes_way(stack: Stack, faults: Faults, make_guest: Callable[..., Guest], wish: tuple[str, ...]) -> None:
+    guest = make_guest(DISK, TPM)
+    replicate(guest)
+    with faults.holding("send_generation.begun"):
+        sync = stack.begin("replicate", guest.name, "--to", "beta", "--wait")
+        faults.wait_held("send_generation.begun")
+        command, *words = wish
+        wanted = [command, words.pop(0)] if command == "vm" else [command]
+        answer = stack.haulier(*wanted, guest.name, *words, *(["--wait"] if command == "migrate" else []))
+    answer.done()
+    assert sync.finish().status == 1
+    assert guest.row()["node"] == ("beta" if command == "migrate" else "alpha")
+    assert_all_is_well(stack)
+
+
+def test_beat_brings_it_up_to_date(stack: Stack, guest: Guest) -> None:
+    """Again and again; and it goes on after a failure, which it tells."""
+    replicate(guest, "--every", "2s")
+    wait_for_generation(stack, guest, 3)
+    stack.supervisor("stopProcess", "node-beta")
+    try:
+        wait_until("failure", lambda: listed(stack, guest)["failures"] > 0, deadline_s=60)
+        told = [row for row in stack.table("event", kind="replication.failed") if row["vm"] == guest.name]
+        assert told[-1]["data"]["problem"]["code"] == "node_silent"
+    finally:
+        stack.start_worker("beta")
+    wait_for_generation(stack, guest, listed(stack, guest)["generation"] + 1)
+    (before,) = stack.table("replication", vm_id=guest.row()["id"])
+    stack.haulier("replication", "end", guest.name, "--to", "beta").done()
+    assert guest.name not in {each["vm"] for each in stack.haulier("replication", "list").done()}
+    assert stack.table("replica", replication_id=before["id"]) == []
+    assert_all_is_well(stack, guest)
+
+
+def test_replication_turns_round_with_the_vm(stack: Stack, guest: Guest) -> None:
+    replicate(guest)
+    guest.move("beta")
+    document = listed(stack, guest)
+    assert (document["source"], document["target"], document["state"]) == ("beta", "alpha", "new")
+    assert stack.haulier("replicate", guest.name, "--to", "alpha", "--wait").done()["state"] == "current"
+    assert_all_is_well(stack, guest)
+
+
+def test_refusals(stack: Stack, guest: Guest) -> None:
+    before = stack.snapshot()
+    for words, code in (
+        (("--to", "alpha"), "already_there"),
+        (("--to", "nowhere"), "unknown_node"),
+        (("--to", "beta", "--every", "often"), "bad_interval"),
+        (("--to", "beta", "--every", "0s"), "bad_every"),
+    ):
+        answer = stack.haulier("replicate", guest.name, *words)
+        assert (answer.status, answer.document["code"]) == (2, code)
+    answer = stack.haulier("replication", "end", guest.name, "--to", "beta")
+    assert (answer.status, answer.document["code"]) == (2, "no_replication")
+    assert stack.snapshot() == before
+
+
+def test_sync_that_is_asked_for_twice_is_one(stack: Stack, faults: Faults, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(DISK, TPM, append=SLOW)
+    with faults.holding("send_generation.begun"):
+        first = stack.begin("replicate", guest.name, "--to", "beta", "--wait")
+        faults.wait_held("send_generation.begun")
+        second = stack.haulier("replicate", guest.name, "--to", "beta", "--every", "1h").done()
+        assert second["state"] == "syncing"
+    assert first.finish().done()["sync"] == second["sync"]
+    assert listed(stack, guest)["every_s"] == 3600
+    assert_all_is_well(stack, guest)
