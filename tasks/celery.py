@@ -19,6 +19,7 @@ app = Celery(
         "tasks.send_generation",
         "tasks.take_generation",
         "tasks.vm",
+        "tasks.replica",
         "tasks.reconcile",
         "tasks.node_worker",
         "tasks.guardian",

@@ -18,6 +18,7 @@ from haulier.hypervisor import facts
 from haulier.hypervisor.processes import hold
 from haulier.logs import configure_logs
 from haulier.services.nodes import beat, leave, register_node
+from haulier.services.operations import take_back_operations
 from haulier.services.recovery import take_back
 from tasks.host_watch import HostWatch
 from tasks.orphans import collect_orphans
@@ -47,6 +48,7 @@ def _take_back(**_: Any) -> None:  # noqa: ANN401
         log.error("node.taken", message=error.problem.message, hint=error.problem.hint)  # noqa: TRY400 - no traceback
         raise SystemExit(2) from error
     take_back(context(), f"node.{settings.node}")
+    take_back_operations(context(), settings.node)
 
 
 @worker_ready.connect

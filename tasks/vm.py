@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.hypervisor import machine
 from haulier.hypervisor.command_line import MachineSpec
-from haulier.hypervisor.images import create_image, destroy_image, fill_image, image_info, remove_image
+from haulier.hypervisor.images import create_image, fill_image, image_info, remove_image
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.swtpm import manufacture, stop_swtpm
@@ -25,7 +25,6 @@ from haulier.hypervisor.volume_paths import require_inside, require_mounted
 from haulier.planner.guest_ram import guest_ram_kib
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
 from haulier.services.operations import Order, end_operation, is_hurried, take_operation
-from haulier.services.replicas import record_dropped, record_ended, replicas_of
 from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
@@ -38,7 +37,7 @@ log = structlog.get_logger()
 _DEFAULT_CPU = {"tcg": "qemu64", "kvm": "kvm64"}
 
 
-def _carry_out(operation_id: int, work: Callable[[Order, VmView], None]) -> None:
+def carry_out(operation_id: int, work: Callable[[Order, VmView], None]) -> None:
     """Take an operation, do it, write down how it ended. A doubled message finds nothing to take."""
     around = context()
     order = take_operation(around, operation_id)
@@ -63,7 +62,7 @@ def _carry_out(operation_id: int, work: Callable[[Order, VmView], None]) -> None
 @app.task(name=f"haulier.vm.{OperationKind.CREATE}")
 def create(operation_id: int) -> None:
     """Make the volumes that are not there; on any refusal nothing of the VM is left."""
-    _carry_out(operation_id, _create)
+    carry_out(operation_id, _create)
 
 
 def _create(order: Order, vm: VmView) -> None:
@@ -117,10 +116,11 @@ def _found(volume: VolumeView) -> int:
 @app.task(name=f"haulier.vm.{OperationKind.START}")
 def start(operation_id: int) -> None:
     """Start the VM on this node: swtpm first, then QEMU, then the guest."""
-    _carry_out(operation_id, _start)
+    carry_out(operation_id, start_here)
 
 
-def _start(order: Order, vm: VmView) -> None:
+def start_here(order: Order, vm: VmView) -> None:
+    """Start the VM on this node. Raises Refused or StepFailed; nothing of it runs then."""
     place = this_node().place(vm.name)
     if vm.node != this_node().name:
         raise Refused("vm_elsewhere", f"VM {vm.name} is on {vm.node}", "It moved; start it again.")
@@ -223,7 +223,7 @@ def _prepare_tpm(vm: VmView, tpm: VolumeView, place: VmPlace) -> None:
 @app.task(name=f"haulier.vm.{OperationKind.STOP}")
 def stop(operation_id: int) -> None:
     """Stop the VM: ask the guest, wait as long as was allowed, end QEMU, then swtpm."""
-    _carry_out(operation_id, _stop)
+    carry_out(operation_id, _stop)
 
 
 def _is_hurried(operation_id: int) -> bool:
@@ -244,19 +244,3 @@ def _stop(order: Order, vm: VmView) -> None:
         )
     place.clear()
     record_state(context(), vm.id, VmState.STOPPED, pid=None, qmp=None, run_state=None)
-
-
-@app.task(name=f"haulier.vm.{OperationKind.DROP_REPLICA}")
-def drop_replica(operation_id: int) -> None:
-    """Remove a replica that is kept no longer: each file before its row, so that none is forgotten."""
-    _carry_out(operation_id, _drop_replica)
-
-
-def _drop_replica(order: Order, vm: VmView) -> None:
-    replication_id = int(order.arguments["replication"])
-    for replica in replicas_of(context(), replication_id):
-        for path in replica.paths:
-            require_inside(path, replica.folder)
-            (destroy_image if replica.is_secret else remove_image)(path)
-        record_dropped(context(), replica.id)
-    record_ended(context(), replication_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from haulier.cli.around import context
 from haulier.cli.output import show, size, table
-from haulier.services import nodes
+from haulier.services import lost_nodes, nodes
 
 app = App(name="node", help="Show and change nodes.")
 _COLUMNS = {
@@ -85,3 +85,18 @@ def maintenance(name: str, state: Literal["on", "off"], /) -> None:
     """
     document = nodes.change_node(context(), name, nodes.NodeChange(maintenance=state == "on"))
     show(document, f"{name}: {document['state']}")
+
+
+@app.command
+def lost(name: str, /, *, yes_it_is_off: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Declare that a node's host is off. Its VMs can be recovered from their replicas then.
+
+    Parameters
+    ----------
+    name
+        The node.
+    yes_it_is_off
+        Your word that nothing runs there any more; a guest that did would run twice.
+    """
+    document = lost_nodes.declare_lost(context(), name, is_off=yes_it_is_off)
+    show(document, f"{name} is lost; what waited for it goes on without")

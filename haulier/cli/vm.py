@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from haulier.cli.around import context
 from haulier.cli.output import show, size, stderr, table
 from haulier.services import vms
+from haulier.services.recover import recover_vm
 
 app = App(name="vm", help="Define, start, stop and show VMs.")
 _COLUMNS = {"vm": "name", "node": "node", "state": "state", "epoch": "epoch", "pid": "pid"}
@@ -94,3 +95,17 @@ def _text(document: dict[str, Any]) -> str:
         f"  qmp {document['qmp'] or '-'}",
     ]
     return "\n".join(lines)
+
+
+def recover(name: str, /, *, on: str) -> None:
+    """Start a VM from its replica, when its own node has been declared lost.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    on
+        The node that has the replica.
+    """
+    document = recover_vm(context(), name, on=on)
+    show(document, f"{name} runs on {document['node']} (pid {document['pid']}), as its replica was")

@@ -121,6 +121,65 @@ def silent_node(name: str, silent_s: float) -> Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryFacts:
+    """What the database knows when a VM is to be started from its replica.
+
+    `without_replica` are the devices of which there is none there, `generations` those that the others hold.
+    """
+
+    vm: str
+    vm_node: str
+    node_state: str
+    on: str
+    on_state: str
+    on_silent_s: float | None
+    open_migration: int | None
+    open_operation: str | None
+    replicated: bool
+    without_replica: tuple[str, ...]
+    generations: tuple[int, ...]
+    missing_storages: tuple[str, ...] = ()
+
+
+def refuse_recovery(facts: RecoveryFacts) -> tuple[Problem, ...]:
+    """The reasons why this VM cannot be started from a replica there; none means that it can."""
+    return tuple(_recovery(facts))
+
+
+def _recovery(facts: RecoveryFacts) -> Iterator[Problem]:
+    if facts.vm_node == facts.on and facts.node_state != "lost":
+        yield Problem("already_there", f"VM {facts.vm} is on {facts.on}", f"haulier vm start {facts.vm}")
+        return
+    if facts.node_state != "lost":
+        yield Problem(
+            "node_not_lost",
+            f"node {facts.vm_node}, where {facts.vm} is, has not been declared lost",
+            f"If it is off for certain: haulier node lost {facts.vm_node} --yes-it-is-off",
+        )
+    if facts.on_state == "lost":
+        yield Problem("node_lost", f"node {facts.on} was declared lost", "Name another node.")
+    elif facts.on_silent_s is not None:
+        yield silent_node(facts.on, facts.on_silent_s)
+    if facts.open_migration is not None:
+        yield Problem(
+            "migration_open",
+            f"VM {facts.vm} is in migration {facts.open_migration}",
+            f"haulier migration show {facts.open_migration}",
+        )
+    if facts.open_operation is not None:
+        yield Problem("operation_open", f"VM {facts.vm} is busy: {facts.open_operation} is not over", "Wait for it.")
+    if not facts.replicated:
+        yield Problem("no_replica", f"there is no replica of {facts.vm} on {facts.on}", "haulier replication list")
+    elif facts.without_replica or len(set(facts.generations)) != 1:
+        lacking = ", ".join(facts.without_replica) or "its volumes are of more than one moment"
+        words = f"the replica of {facts.vm} on {facts.on} is not whole: {lacking}"
+        yield Problem("replica_incomplete", words, "haulier replication list")
+    for storage in facts.missing_storages:
+        words = f"node {facts.on} does not see the shared storage {storage}"
+        yield Problem("storage_missing", words, "Define a VM there with that storage first.")
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFacts:
     """What the source sees of the running guest and its programs."""
 

@@ -183,7 +183,12 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
         roll_back(unit, attempt.migration, attempt)
     if attempt.migration.state not in _GOING_ON or attempt.migration.needs_operator:
         return
-    _release(unit, attempt)
+    release(unit, attempt)
+    finish_if_done(unit, attempt)
+
+
+def finish_if_done(unit: Unit, attempt: Attempt) -> None:
+    """Close an attempt of which all steps are done, and its migration with it."""
     if all(each.state is StepState.DONE for each in attempt.steps):
         attempt.finished_at = now()
         attempt.migration.problems = []
@@ -203,11 +208,11 @@ def stand_by(context: Context, held: Claim) -> bool:
         unit.session.flush()
         migration = step.attempt.migration
         if migration.state is MigrationState.RUNNING and not migration.needs_operator and not migration.cancel_asked:
-            _release(unit, step.attempt)
+            release(unit, step.attempt)
         return True
 
 
-def _release(unit: Unit, attempt: Attempt) -> None:
+def release(unit: Unit, attempt: Attempt) -> None:
     """Make ready, and send, the waiting steps that have all they need."""
     done, beside = set(), set()
     for step in attempt.steps:

@@ -35,6 +35,10 @@ def register_node(context: Context, name: str, *, facts: dict[str, Any], images:
         node.address, node.network, node.facts = settings.address, settings.network, facts
         node.port_first, node.port_last = settings.port_first, settings.port_last
         node.heartbeat_at = now()
+        if node.state is NodeState.LOST:
+            # What was declared to be off is not: it takes nothing new before somebody has looked.
+            node.state = NodeState.MAINTENANCE
+            unit.note("node.returned", node=name)
         unit.session.flush()
         ensure_storage(unit.session, node, LOCAL_STORAGE, path=images)
         unit.ring("nodes")
@@ -57,6 +61,12 @@ def ensure_storage(
             "A storage keeps its folder as long as volumes may lie there.",
         )
     return storage
+
+
+def find_node_id(context: Context, name: str) -> int:
+    """The id of a node's row. Raises Refused `unknown_node`."""
+    with context.database.read() as session:
+        return find_node(session, name).id
 
 
 def mount_of(storage: Storage) -> Path | None:

@@ -161,9 +161,21 @@ def sweep_operations(context: Context) -> None:
                 if operation.created_at < moment - timedelta(seconds=context.settings.reconcile_s):
                     unit.send(_message_for(operation))
             elif operation.lease_until is not None and operation.lease_until < moment:
-                words = f"the worker of {operation.node.name} did not finish `{operation.kind}`"
-                problem = Problem("worker_lost", words, "Look at its log, then try again.")
-                end_operation(unit, operation.id, OperationState.FAILED, (problem,))
+                _give_up(unit, operation)
+
+
+def take_back_operations(context: Context, node_name: str) -> None:
+    """A worker begins, and is the only one of its node: whatever an earlier one had in hand is nobody's now."""
+    with context.unit() as unit:
+        held = (Node.name == node_name, Operation.state == OperationState.RUNNING)
+        for operation in unit.session.scalars(select(Operation).join(Node).where(*held)):
+            _give_up(unit, operation)
+
+
+def _give_up(unit: Unit, operation: Operation) -> None:
+    words = f"the worker of {operation.node.name} did not finish `{operation.kind}`"
+    problem = Problem("worker_lost", words, "Look at its log, then try again.")
+    end_operation(unit, operation.id, OperationState.FAILED, (problem,))
 
 
 def _message_for(operation: Operation) -> Message:

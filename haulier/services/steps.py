@@ -106,3 +106,18 @@ def advance_undo(unit: Unit, attempt: Attempt, *, silent: Side | None = None) ->
     migration = attempt.migration
     ended = MigrationState.CANCELLED if migration.cancel_asked else MigrationState.UNDONE
     move_migration(unit, migration, ended, finished_at=now())
+
+
+def forget_side(unit: Unit, attempt: Attempt, side: Side) -> None:
+    """The node of this side is off: nothing that ran there runs any more, and nobody is to undo it.
+
+    An attempt that was handed over is done there; files that it left are found when the node comes back.
+    """
+    handed_over = attempt.migration.state is MigrationState.HANDED_OVER
+    for step in attempt.steps:
+        if step.side is side and (handed_over or step.state is not StepState.WAITING):
+            step.state = StepState.DONE if handed_over else StepState.UNDONE
+            # Whoever comes back and thinks that the step is theirs finds it is not.
+            step.fence += 1
+            step.lease_until = None
+    unit.session.flush()

@@ -1,0 +1,88 @@
+"""A node is declared lost: a person says that the host is off, and what waits for it waits no longer.
+
+Nothing else in Haulier takes a silent node for a dead one: its guests may be running well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import or_, select
+
+from haulier.errors import Problem, Refused
+from haulier.services.chain import finish_if_done, release
+from haulier.services.context import Context, Unit
+from haulier.services.lookup import find_node
+from haulier.services.nodes import show_node, silent_s
+from haulier.services.operations import end_operation
+from haulier.services.steps import advance_undo, forget_side, remember, roll_back
+from models import (
+    Attempt,
+    Migration,
+    MigrationState,
+    Node,
+    NodeState,
+    Operation,
+    OperationState,
+    Side,
+    Vm,
+    VmState,
+)
+from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+
+
+def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]:
+    """Write down that a node's host is off: its VMs are lost, its side of every migration is over. Safe to call twice.
+
+    `is_off` is the word of the person who asks. Raises Refused without it, and for a node whose worker lives.
+    """
+    with context.unit() as unit:
+        node = find_node(unit.session, name)
+        if not is_off:
+            hint = "Only if the host is off for certain: add --yes-it-is-off."
+            raise Refused("not_confirmed", f"guests of {name} would run twice if it were not off", hint)
+        if silent_s(node, limit_s=context.settings.node_silent_after_s) is None:
+            raise Refused("node_alive", f"the worker of node {name} lives", "Stop the host first.")
+        if node.state is not NodeState.LOST:
+            node.state = NodeState.LOST
+            unit.note("node.lost", node=name)
+        for vm in unit.session.scalars(select(Vm).where(Vm.node_id == node.id, Vm.state != VmState.STOPPED)):
+            vm.state, vm.pid, vm.qmp, vm.run_state = VmState.LOST, None, None, None
+            unit.note("vm.lost", vm=vm.name, node=name)
+        here = or_(Migration.source_id == node.id, Migration.target_id == node.id)
+        for migration in unit.session.scalars(select(Migration).where(here, Migration.state.in_(OPEN_MIGRATION))):
+            _give_up_side(unit, migration, node)
+        working = (Operation.node_id == node.id, Operation.state.in_(OPEN_OPERATION))
+        for operation in unit.session.scalars(select(Operation).where(*working)):
+            operation.state = OperationState.RUNNING
+            unit.session.flush()
+            end_operation(unit, operation.id, OperationState.FAILED, (_lost(node),))
+    return show_node(context, name)
+
+
+def _lost(node: Node) -> Problem:
+    return Problem("node_lost", f"node {node.name} was declared lost", f"haulier node show {node.name}")
+
+
+def _give_up_side(unit: Unit, migration: Migration, node: Node) -> None:
+    """What its side of a migration would still do is not waited for."""
+    attempt = migration.attempts[-1]
+    unit.session.get_one(Attempt, attempt.id, with_for_update=True)
+    side = Side.SOURCE if migration.source_id == node.id else Side.TARGET
+    if migration.state is MigrationState.HANDED_OVER and side is Side.TARGET and migration.replication_id is None:
+        # The source still has the volumes as they were in the pause, which no replica can be newer than.
+        words = f"{migration.vm.name} was handed over to {node.name}, which is lost; {migration.source.name} has it yet"
+        migration.needs_operator = True
+        remember(migration, (Problem("lost_after_hand_over", words, "Its volumes there are as of the hand-over."),))
+        unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
+        return
+    forget_side(unit, attempt, side)
+    if migration.state is MigrationState.HANDED_OVER:
+        release(unit, attempt)
+        finish_if_done(unit, attempt)
+        return
+    remember(migration, (_lost(node),))
+    if migration.state is MigrationState.RUNNING:
+        roll_back(unit, migration, attempt)
+    else:
+        advance_undo(unit, attempt)
