@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +38,33 @@ async def launch_guest(place: VmPlace, spec: MachineSpec, *, tpm: Path | None, s
         raise StepFailed("swtpm_not_started", f"swtpm did not start: {words}", "swtpm's own words.") from error
 
 
+@dataclass(frozen=True, slots=True)
+class DiskFiles:
+    """Where a disk is: its own file, and the overlay that the guest runs on as long as it is not merged."""
+
+    path: Path
+    overlay: Path | None = None
+
+
 def machine_spec(
     definition: VmDefinition,
     pinned: Mapping[str, Any],
     *,
     place: VmPlace,
-    paths: Mapping[str, Path],
+    files: Mapping[str, DiskFiles],
     settings: Settings,
     incoming: bool = False,
 ) -> MachineSpec:
-    """The machine with its disks at `paths` (by device) on this node. `pinned` is what the first start fixed."""
+    """The machine with its disks' `files` (by device) on this node. `pinned` is what the first start fixed."""
     drives = tuple(
         Drive(
             device=volume.device,
             role=volume.role,
             node_name=node_name(volume.device),
-            path=paths.get(volume.device),
+            path=files[volume.device].path if volume.device in files else None,
             format=volume.format,
             read_only=volume.read_only or volume.role in (Role.CDROM, Role.CLOUDINIT),
+            overlay=files[volume.device].overlay if volume.device in files else None,
         )
         for volume in definition.volumes
         if volume.is_opened

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,8 +35,9 @@ from haulier.services.ownership import (
 )
 from haulier.services.replicas import turn_round
 from haulier.signals import AsyncBell
-from models import MigrationState, Phase, Side, TransferMethod, VmState
+from models import MigrationState, Phase, Side, VmState
 from tasks.celery import app
+from tasks.deltas import merge_deltas, record_later_writes
 from tasks.old_replicas import remove_old_replicas
 from tasks.open_target import on_some_port, prove_copy, stop_target
 from tasks.runner import Notes, StepRun, execute, patiently
@@ -69,10 +71,11 @@ async def run(work: StepRun) -> Notes:
             lost = True
             stop_target(work)
             record_settled(work.context, view, state=VmState.LOST)
+    await merge_deltas(work)
     await asyncio.to_thread(_afterwards, work)
     if lost:
         work.place.clear()
-    return {}
+    return _turned_round(work)
 
 
 async def _take_over_at_rest(work: StepRun) -> Notes:
@@ -90,7 +93,16 @@ async def _take_over_at_rest(work: StepRun) -> Notes:
         record_settled(work.context, view, state=None)
     _clear(work)
     work.place.clear()
-    return {}
+    return _turned_round(work)
+
+
+def _turned_round(work: StepRun) -> Notes:
+    """For the source: what it has left is the VM's replica from now on, of the moment of the pause."""
+    turn, sent = work.view.turn, source_note(work.context, work.view.attempt_id) if not work.view.offline else None
+    if turn is None:
+        return {}
+    at = sent.paused_at if sent else None
+    return {"turned_round": [turn.replication_id, turn.generation], "paused_at": at or time.time()}
 
 
 def _in_its_own_words(work: StepRun, error: BaseException) -> StepFailed:
@@ -158,9 +170,10 @@ async def _listen(work: StepRun) -> socket.socket:
 
 
 async def _close_exports(work: StepRun, monitor: Monitor) -> None:
-    if work.view.by_method(TransferMethod.MIRROR):
+    if work.view.mirrored:
         await stop_serving(monitor)
         work.mark("exports_closed")
+        await record_later_writes(work, monitor)
 
 
 async def _digest(work: StepRun) -> str | None:
@@ -209,6 +222,7 @@ async def _let_run_again(work: StepRun, monitor: Monitor) -> None:
     if sent.was_running and await machine.status(monitor) == "running":
         record_settled(work.context, work.view, state=VmState.RUNNING)
         return
+    await record_later_writes(work, monitor)
     await _let_run(work, monitor, sent)
 
 

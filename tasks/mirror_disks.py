@@ -7,6 +7,7 @@ A mirror that is ready sends each later write to both sides; it is finished in t
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from haulier.hypervisor.disks import Mirror, drop_jobs, read_progress, start_mirror, wait_until_ready
 from haulier.hypervisor.images import NbdServer
@@ -15,6 +16,7 @@ from haulier.hypervisor.stream import drop_key, ensure_key
 from haulier.services.attempts import AttemptView, update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
+from tasks.deltas import send_deltas, undo_deltas
 from tasks.runner import Notes, StepRun, execute, reporting
 
 
@@ -22,8 +24,7 @@ def mirrors_of(view: AttemptView, *, tls: bool) -> list[Mirror]:
     """The mirrors of an attempt. A volume that may not be mirrored is refused while the list is made."""
     port = view.notes[Phase.OPEN_TARGET, Side.TARGET]["nbd_port"] or 0
     return [
-        Mirror(volume.device, str(volume.role), NbdServer(view.target.address, port), tls)
-        for volume in view.by_method(TransferMethod.MIRROR)
+        Mirror(volume.device, str(volume.role), NbdServer(view.target.address, port), tls) for volume in view.mirrored
     ]
 
 
@@ -34,22 +35,28 @@ async def run(work: StepRun) -> Notes:
     async with open_monitor(work.place.control) as monitor:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=False)
+        deltas = {volume.device for volume in work.view.by_method(TransferMethod.DELTA)}
         for mirror in mirrors:
-            await start_mirror(monitor, mirror, max_bytes_per_s=work.context.settings.max_bandwidth_bytes_per_s)
-        async with reporting(lambda: _report(work, monitor)):
+            if mirror.device not in deltas:
+                await start_mirror(monitor, mirror, max_bytes_per_s=work.context.settings.max_bandwidth_bytes_per_s)
+        sent = await send_deltas(work, monitor, [mirror for mirror in mirrors if mirror.device in deltas])
+        async with reporting(lambda: _report(work, monitor, sent)):
             await wait_until_ready(monitor, mirrors)
-        await _report(work, monitor)
-    for volume in work.view.by_method(TransferMethod.MIRROR):
+        await _report(work, monitor, sent)
+    for volume in work.view.mirrored:
         update_transfer(work.context, volume.id, seconds=time.monotonic() - begun)
     return {}
 
 
-async def _report(work: StepRun, monitor: Monitor) -> None:
+async def _report(work: StepRun, monitor: Monitor, sent: Mapping[str, int]) -> None:
+    """How far the mirrors are; `sent` is what went over before them, by device."""
     ids = {volume.device: volume.id for volume in work.view.transfers}
     for each in await read_progress(monitor):
         if each.device in ids:
-            update_transfer(work.context, ids[each.device], bytes=each.done, bytes_total=each.total)
-            work.progress[each.device] = {"bytes": each.done, "bytes_total": each.total}
+            before = sent.get(each.device, 0)
+            done, total = before + each.done, before + each.total
+            update_transfer(work.context, ids[each.device], bytes=done, bytes_total=total)
+            work.progress[each.device] = {"bytes": done, "bytes_total": total}
 
 
 async def undo(work: StepRun) -> None:
@@ -57,6 +64,8 @@ async def undo(work: StepRun) -> None:
     if work.place.qemu.pid() is not None:
         async with open_monitor(work.place.control) as monitor:
             await drop_jobs(monitor)
+            we_stopped = work.view.notes[Phase.MIRROR_DISKS, Side.SOURCE].get("we_stopped", False)
+            await undo_deltas(work, monitor, we_stopped=we_stopped)
             await drop_key(monitor)
     if keys := work.keys():
         keys.remove()

@@ -7,6 +7,7 @@ cannot read is noticed here, with the guest still running on the source.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from haulier.errors import StepFailed
 from haulier.hypervisor import machine
@@ -21,10 +22,10 @@ from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.allocations import free_allocations
-from haulier.services.attempts import update_transfer
+from haulier.services.attempts import TransferView, update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
-from tasks.guest import launch_guest, machine_spec
+from tasks.guest import DiskFiles, launch_guest, machine_spec
 from tasks.runner import Notes, StepRun, execute
 from tasks.surroundings import this_swtpm
 
@@ -34,6 +35,7 @@ async def run(work: StepRun) -> Notes:
     view, place = work.view, work.place
     for volume in view.transfers:
         require_inside(volume.target_path, volume.target_folder)
+        require_inside(volume.final_path, volume.target_folder)
     stop_carrier(place)
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     log_from = log_size(place.qemu.log)
@@ -43,7 +45,7 @@ async def run(work: StepRun) -> Notes:
         view.definition,
         view.pinned,
         place=place,
-        paths={volume.device: volume.target_path for volume in view.transfers},
+        files={volume.device: _files(volume) for volume in view.transfers},
         settings=work.context.settings,
         incoming=True,
     )
@@ -54,6 +56,10 @@ async def run(work: StepRun) -> Notes:
             await ensure_key(monitor, keys, server=True)
         served = await _serve(work, monitor)
     return {"pid": pid, "nbd_port": served and served.port, "log_from": log_from}
+
+
+def _files(volume: TransferView) -> DiskFiles:
+    return DiskFiles(volume.final_path, volume.target_path if volume.base_path else None)
 
 
 def prove_copy(work: StepRun, *, phase: Phase = Phase.SYNC_TPM) -> str | None:
@@ -80,10 +86,13 @@ def prove_copy(work: StepRun, *, phase: Phase = Phase.SYNC_TPM) -> str | None:
 
 
 async def _serve(work: StepRun, monitor: Monitor) -> NbdServer | None:
-    disks = [(volume.device, str(volume.role)) for volume in work.view.by_method(TransferMethod.MIRROR)]
+    view = work.view
+    disks = [(volume.device, str(volume.role)) for volume in view.mirrored]
+    overlays = [volume.device for volume in view.by_method(TransferMethod.DELTA)]
     if not disks:
         return None
-    return await on_some_port(work, "disks", lambda server: serve_disks(monitor, disks, server=server, tls=work.tls))
+    serve = partial(serve_disks, monitor, disks, tls=work.tls, overlays=overlays)
+    return await on_some_port(work, "disks", lambda server: serve(server=server))
 
 
 async def on_some_port(work: StepRun, purpose: str, opening: Callable[[NbdServer], Awaitable[None]]) -> NbdServer:

@@ -7,38 +7,83 @@ from __future__ import annotations
 
 from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import destroy_image, remove_image, stop_carrier
+from haulier.hypervisor.images import copy_state, destroy_image, remove_image, stop_carrier
 from haulier.hypervisor.swtpm import stop_swtpm
+from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.allocations import paths_in_use
-from haulier.services.attempts import TransferView
-from haulier.services.ledger import TpmCopy, quarantine_path
-from models import Phase, TransferMethod
+from haulier.services.attempts import AttemptView, TransferView, Turn, require_tpm_transfer
+from haulier.services.generations import of_generation
+from haulier.services.ledger import TpmCopy, drop_reserved, quarantine_path, reserve_copy
+from haulier.services.replicas import adopt_source
+from models import Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.runner import Notes, StepRun, execute
 
 
 async def run(work: StepRun) -> Notes:
-    """Clear the source. Safe to call twice. Raises StepFailed while a process does not end; no volume is freed then."""
+    """Clear the source. Safe to call twice. Raises StepFailed while a process does not end; no volume is freed then.
+
+    Of a replicated VM the volumes stay, as the replica that is kept here from now on.
+    """
     view, place = work.view, work.place
+    for volume in view.transfers:
+        require_inside(volume.source_path, volume.source_folder, error=NeedsOperator)
+    turned = view.notes[Phase.HAND_OVER, Side.TARGET].get("turned_round")
+    turn = Turn(*turned) if turned else None
+    # Before swtpm ends, which some take for a reason to write.
+    copy = _copy_tpm(work, turn) if turn else None
     if view.shares_tpm:
         # It is the target's state: nothing more may be written here, as some do when they see their QEMU go.
         stop_swtpm(place, patience_s=0.0)
     machine.stop_now(place)
     stop_swtpm(place)
     stop_carrier(place)
-    for volume in view.transfers:
-        require_inside(volume.source_path, volume.source_folder, error=NeedsOperator)
+    stays = turn is not None and _is_proved(view, copy)
+    if turn and stays:
+        at = view.notes[Phase.HAND_OVER, Side.TARGET]["paused_at"]
+        adopt_source(work.context, view, turn, tpm=copy, at=at)
     if view.tpm and not view.tpm.stays:
         _put_tpm_away(work, view.tpm)
+    if not stays:
+        _free_volumes(work, copy)
+    place.clear()
+    return {}
+
+
+def _copy_tpm(work: StepRun, turn: Turn) -> TpmCopy | None:
+    """The state itself goes into quarantine; of the replica it is a copy, whose row comes first."""
+    view, tpm = work.view, work.view.tpm
+    if tpm is None or tpm.stays:
+        return None
+    name = of_generation(tpm.source_path.name, turn.generation)
+    copy = TpmCopy(view.vm_id, view.source.id, tpm.source_path.with_name(name))
+    reserve_copy(work.context, copy, epoch=view.epoch)
+    if tpm.source_path.exists() and not (copy.path.exists() and _is_proved(view, copy)):
+        copy_state(tpm.source_path, copy.path)
+    return copy
+
+
+def _is_proved(view: AttemptView, copy: TpmCopy | None) -> bool:
+    """Whether the copy is the state that the hand-over has proved, so that it is of one moment with the disks."""
+    return (
+        copy is None
+        or view.tpm_identity is None
+        or read_state(copy.path).digest == require_tpm_transfer(view).digest_source
+    )
+
+
+def _free_volumes(work: StepRun, copy: TpmCopy | None) -> None:
+    view = work.view
     in_use = paths_in_use(work.context, view.source.id)
-    for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.COPY):
+    for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.DELTA, TransferMethod.COPY):
         # The rows have the last word: whatever an error somewhere else makes of the paths, a VM's volume stays.
         if volume.source_path in in_use:
             raise NeedsOperator("volume_in_use", f"{volume.source_path} is a VM's volume", "Nothing more was freed.")
         remove_image(volume.source_path)
-    place.clear()
-    return {}
+    if copy is not None:
+        destroy_image(copy.path)
+        drop_reserved(work.context, copy)
 
 
 def _put_tpm_away(work: StepRun, tpm: TransferView) -> None:

@@ -28,7 +28,7 @@ from haulier.services.operations import Order, end_operation, is_hurried, take_o
 from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
-from tasks.guest import launch_guest, machine_spec
+from tasks.guest import DiskFiles, launch_guest, machine_spec
 from tasks.runner import in_words
 from tasks.surroundings import context, this_node, this_swtpm
 
@@ -148,7 +148,7 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
         vm.definition,
         pinned,
         place=place,
-        paths={volume.device: volume.path for volume in vm.volumes},
+        files={volume.device: DiskFiles(volume.path) for volume in vm.volumes},
         settings=context().settings,
     )
     pid = asyncio.run(_launch_and_run(place, spec, vm.tpm.path if vm.tpm else None, epoch=vm.epoch))

@@ -49,7 +49,7 @@ def _image_problems(volume: TransferView) -> Iterator[Problem]:
 
 def seen_files(view: AttemptView) -> Notes:
     """For later phases: how long the files are that will be copied, which files they are that both nodes share, and
-    which look as they did when their replica was made.
+    of a sync, which look as they did when their replica was made.
     """
     copied = view.by_method(TransferMethod.COPY)
     looks = {volume.device: _looks(volume.source_path) for volume in copied}
@@ -57,8 +57,12 @@ def seen_files(view: AttemptView) -> Notes:
         "file_bytes": {device: look["bytes"] for device, look in looks.items()},
         "inodes": {volume.device: _number(volume.source_path)[1] for volume in view.staying},
         "looks": looks,
-        "unchanged": [each.device for each in copied if each.replica and each.replica.seen == looks[each.device]],
+        "unchanged": [each.device for each in copied if view.replication_id and _looks_the_same(each, looks)],
     }
+
+
+def _looks_the_same(volume: TransferView, looks: dict[str, dict[str, int]]) -> bool:
+    return volume.replica is not None and volume.replica.seen == looks[volume.device]
 
 
 def _looks(path: Path) -> dict[str, int]:

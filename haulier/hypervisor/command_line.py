@@ -114,7 +114,7 @@ def _platform(machine: MachineSpec) -> list[str]:
     definition = machine.definition
     flash: dict[str, object] = {}
     if definition.firmware == "ovmf":
-        variables = [drive.node_name for drive in machine.drives if drive.role is Role.EFIDISK]
+        variables = [drive.top_node for drive in machine.drives if drive.role is Role.EFIDISK]
         flash = dict(zip(("pflash0", "pflash1"), [_FIRMWARE_NODE, *variables], strict=False))
     cpus = definition.sockets * definition.cores
     return [

@@ -33,7 +33,10 @@ _FIRST_BOOT_INDEX: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """A volume that QEMU opens: where its file is on this node. `path` None is an empty CD-ROM drive."""
+    """A volume that QEMU opens: where its file is on this node. `path` None is an empty CD-ROM drive.
+
+    With an `overlay`, a qcow2 over the file, that is what the guest sees, as long as it is not merged.
+    """
 
     device: str
     role: Role
@@ -41,6 +44,12 @@ class Drive:
     path: Path | None
     format: str = "raw"
     read_only: bool = False
+    overlay: Path | None = None
+
+    @property
+    def top_node(self) -> str:
+        """The block node that the guest's device is attached to at first."""
+        return overlay_node(self.device) if self.overlay else self.node_name
 
     @property
     def is_optical(self) -> bool:
@@ -54,6 +63,11 @@ PREFIX = "haulier-"
 def node_name(device: str) -> str:
     """The block node that a device's guest sees, and that mirrors, exports and bitmaps are attached to."""
     return f"drive-{device}"
+
+
+def overlay_node(device: str) -> str:
+    """The block node above that one, as long as a disk has an overlay."""
+    return f"overlay-{device}"
 
 
 def escaped(value: object) -> str:
@@ -79,10 +93,17 @@ def block_nodes(drive: Drive) -> list[str]:
     if drive.path is None:
         return []
     read_only = drive.read_only or drive.is_optical
-    return file_nodes(drive.path, node_name=drive.node_name, form=drive.format, read_only=read_only)
+    if drive.overlay is None:
+        return file_nodes(drive.path, node_name=drive.node_name, form=drive.format, read_only=read_only)
+    # The job that merges the overlay into the base writes there, and nobody before.
+    base = file_nodes(drive.path, node_name=drive.node_name, form=drive.format, read_only=False)
+    overlay = file_nodes(
+        drive.overlay, node_name=drive.top_node, form="qcow2", read_only=False, backing=drive.node_name
+    )
+    return [*base, *overlay]
 
 
-def file_nodes(path: Path, *, node_name: str, form: str, read_only: bool) -> list[str]:
+def file_nodes(path: Path, *, node_name: str, form: str, read_only: bool, backing: str | None = None) -> list[str]:
     """Two layers over one file: `file-<x>` opens it, `drive-<x>` understands its format."""
     file_node = f"file-{node_name.removeprefix('drive-')}"
     protocol: dict[str, Any] = {
@@ -96,6 +117,8 @@ def file_nodes(path: Path, *, node_name: str, form: str, read_only: bool) -> lis
         "read-only": read_only,
     }
     layer = {"driver": form, "node-name": node_name, "file": file_node, "discard": "unmap", "read-only": read_only}
+    if backing:
+        layer["backing"] = backing
     return [json.dumps(node, separators=(",", ":")) for node in (protocol, layer)]
 
 
@@ -129,7 +152,7 @@ class DevicePlan:
         driver, place = attach(index, "cd" if drive.is_optical else "hd")
         settings: dict[str, object] = {"id": drive.device, **place}
         if drive.path is not None:
-            settings["drive"] = drive.node_name
+            settings["drive"] = drive.top_node
         if serial := self._serial_numbers.get(drive.device):
             settings["serial"] = serial
         return option(driver, settings | self._boot_index(drive.device))

@@ -6,14 +6,14 @@ it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from haulier.errors import Refused, StepFailed
 from haulier.hypervisor.dead_links import cut_links
-from haulier.hypervisor.devices import PREFIX, node_name
+from haulier.hypervisor.devices import PREFIX, node_name, overlay_node
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
 from haulier.hypervisor.nbd import require_answer
@@ -59,8 +59,16 @@ class MirrorProgress:
     total: int
 
 
-async def serve_disks(monitor: Monitor, disks: Sequence[tuple[str, str]], *, server: NbdServer, tls: bool) -> None:
-    """On the target: open an NBD server and export the given (device, role) pairs for writing.
+async def serve_disks(
+    monitor: Monitor,
+    disks: Sequence[tuple[str, str]],
+    *,
+    server: NbdServer,
+    tls: bool,
+    overlays: Collection[str] = (),
+) -> None:
+    """On the target: open an NBD server and export the given (device, role) pairs for writing; of the devices that have
+    one, the overlay.
 
     Raises StepFailed when the port is taken (nothing is served then) or an export fails.
     """
@@ -77,7 +85,7 @@ async def serve_disks(monitor: Monitor, disks: Sequence[tuple[str, str]], *, ser
             "block-export-add",
             type="nbd",
             id=f"{PREFIX}{device}",
-            node_name=node_name(device),
+            node_name=overlay_node(device) if device in overlays else node_name(device),
             name=device,
             writable=True,
         )
@@ -113,12 +121,23 @@ async def start_mirror(monitor: Monitor, mirror: Mirror, *, max_bytes_per_s: int
     goes). Raises StepFailed when the target does not answer.
     """
     await connect_export(monitor, mirror.job, mirror.device, server=mirror.server, tls=mirror.tls)
+    await _mirror(monitor, mirror, sync="full", max_bytes_per_s=max_bytes_per_s)
+
+
+async def follow_writes(monitor: Monitor, mirror: Mirror, *, max_bytes_per_s: int = 0) -> None:
+    """On the source: copy only what is written from now on, onto an export that is connected already and holds the
+    rest. Raises StepFailed with QEMU's words.
+    """
+    await _mirror(monitor, mirror, sync="none", max_bytes_per_s=max_bytes_per_s)
+
+
+async def _mirror(monitor: Monitor, mirror: Mirror, *, sync: str, max_bytes_per_s: int) -> None:
     await monitor.execute(
         "blockdev-mirror",
         job_id=mirror.job,
         device=node_name(mirror.device),
         target=mirror.job,
-        sync="full",
+        sync=sync,
         speed=max_bytes_per_s,
     )
 

@@ -83,7 +83,12 @@ async def drop_bitmaps(monitor: Monitor, devices: Collection[str], *, of: int, k
     """Remove the bitmaps of a replication from these devices, but for those to `keep`. Safe to call twice."""
     for bitmap in await read_bitmaps(monitor, devices):
         if bitmap.name.startswith(_bitmap_prefix(of)) and bitmap.name not in keep:
-            await monitor.execute("block-dirty-bitmap-remove", node=node_name(bitmap.device), name=bitmap.name)
+            await drop_bitmap(monitor, bitmap.device, bitmap.name)
+
+
+async def drop_bitmap(monitor: Monitor, device: str, name: str) -> None:
+    """Remove one bitmap from a device. Raises StepFailed when it is not there."""
+    await monitor.execute("block-dirty-bitmap-remove", node=node_name(device), name=name)
 
 
 async def connect_backups(monitor: Monitor, backups: Sequence[DiskBackup], *, server: NbdServer, tls: bool) -> None:
@@ -93,28 +98,35 @@ async def connect_backups(monitor: Monitor, backups: Sequence[DiskBackup], *, se
 
 
 async def begin_generation(
-    monitor: Monitor, backups: Sequence[DiskBackup], *, bitmap: str, number: int = 0, max_bytes_per_s: int = 0
+    monitor: Monitor,
+    backups: Sequence[DiskBackup],
+    *,
+    bitmap: str,
+    number: int = 0,
+    max_bytes_per_s: int = 0,
+    lasting: bool = True,
 ) -> list[str]:
     """Take the moment, of all disks in one transaction: `bitmap` records what is written from now on, and what the
     disks hold now is sent (0: as fast as it goes). Returns the jobs that do it.
 
-    `number` tells apart the tries of one conversation. Raises StepFailed with QEMU's words; nothing was begun then. The
+    `number` tells apart the tries of one conversation. A bitmap that is `lasting` is kept in the image, where that has
+    room for one. Raises StepFailed with QEMU's words; nothing was begun then. The
     guest goes on: what it overwrites is sent before.
     """
     jobs = [f"{each.node}.{number}" for each in backups]
     actions = [
         action
         for each, job in zip(backups, jobs, strict=True)
-        for action in (_add_bitmap(each, bitmap), _send(each, job, max_bytes_per_s))
+        for action in (_add_bitmap(each, bitmap, lasting=lasting), _send(each, job, max_bytes_per_s))
     ]
     if actions:
         await monitor.execute("transaction", actions=actions)
     return jobs
 
 
-def _add_bitmap(backup: DiskBackup, bitmap: str) -> dict[str, Any]:
+def _add_bitmap(backup: DiskBackup, bitmap: str, *, lasting: bool) -> dict[str, Any]:
     # A raw image has no room for one: it is lost with its QEMU.
-    persistent = backup.format == "qcow2"
+    persistent = lasting and backup.format == "qcow2"
     place = {"node": node_name(backup.device), "name": bitmap}
     return {"type": "block-dirty-bitmap-add", "data": {**place, "granularity": _GRANULARITY, "persistent": persistent}}
 

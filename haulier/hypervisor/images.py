@@ -154,6 +154,13 @@ def remove_image(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def copy_state(path: Path, to: Path) -> None:
+    """Copy a small file that holds secrets, 0600; what was at `to` is replaced. Safe to call twice."""
+    with os.fdopen(os.open(to, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(path.read_bytes())
+    flush(to)
+
+
 def destroy_image(path: Path) -> None:
     """Overwrite and remove a file that held secrets. Safe to call twice, and on a storage that is full.
 

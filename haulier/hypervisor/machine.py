@@ -55,6 +55,11 @@ async def status(monitor: Monitor) -> str:
     return str(found["status"])
 
 
+async def pause(monitor: Monitor) -> None:
+    """Let the guest stand still; what it has written is at its disks then. Raises StepFailed when QEMU refuses."""
+    await monitor.execute("stop")
+
+
 async def resume(monitor: Monitor) -> None:
     """Let the guest run. Whoever calls this has won the right to (see docs/architecture.md); safe if it runs already.
 

@@ -87,8 +87,10 @@ class Choice:
 
 
 _LIVE_DISK = Cell(Method.MIRROR, "QEMU writes it: mirrored over NBD until the switch-over, finished in the pause")
-_LIVE_DISK_BESIDE = Cell(
-    Method.MIRROR, "QEMU writes it: mirrored as a whole beside the replica, which is dropped after the hand-over"
+_LIVE_DELTA = Cell(
+    Method.DELTA,
+    "QEMU writes it: what was written since the replica's generation goes onto an overlay over the replica, then each "
+    "later write, finished in the pause; all of it where no bitmap says what that is",
 )
 _DISK_AT_REST = Cell(
     Method.COPY, "nobody writes it: its file is copied as it is, with its holes and its internal snapshots"
@@ -133,8 +135,8 @@ def _row(role: Role, live: Cell, at_rest: Cell, *, beside: tuple[Cell, Cell] | N
 
 
 TABLE: Mapping[tuple[Role, Situation], Cell] = {
-    **_row(Role.DISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DISK_BESIDE, _DISK_AT_REST_BESIDE)),
-    **_row(Role.EFIDISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DISK_BESIDE, _DISK_AT_REST_BESIDE)),
+    **_row(Role.DISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DISK_AT_REST_BESIDE)),
+    **_row(Role.EFIDISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DISK_AT_REST_BESIDE)),
     **_row(Role.TPMSTATE, _LIVE_TPM, _TPM_AT_REST),
     **_row(Role.CLOUDINIT, _COLD, _COLD_AT_REST),
     **_row(Role.UNUSED, _COLD, _COLD_AT_REST),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from haulier.definition import VmDefinition
 from haulier.errors import StepFailed
@@ -22,6 +23,7 @@ from models import (
     Node,
     Phase,
     Replica,
+    Replication,
     Side,
     Step,
     StepState,
@@ -54,6 +56,7 @@ class NodeView:
 class ReplicaView:
     """The copy of a volume that the target has already; `seen` is what the source's file looked like."""
 
+    replication_id: int
     generation: int
     seen: dict[str, int] | None
 
@@ -75,6 +78,7 @@ class TransferView:
     format: str
     size_bytes: int
     source_storage: str
+    source_storage_id: int
     source_name: str
     source_folder: Path
     source_path: Path
@@ -91,9 +95,27 @@ class TransferView:
     replica: ReplicaView | None = None
 
     @property
+    def final_path(self) -> Path:
+        """Where the volume lies in the end: an overlay is merged into its base."""
+        return self.base_path or self.target_path
+
+    @property
+    def final_name(self) -> str:
+        """The same, as its storage names it."""
+        return str(self.base_path.relative_to(self.target_folder)) if self.base_path else self.target_name
+
+    @property
     def export(self) -> str:
         """By what name the target's carrier serves it; a device of a snapshot may be longer than QEMU takes."""
         return f"volume{self.volume_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """After the hand-over the source's volumes become the replica of this replication, as this generation."""
+
+    replication_id: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +145,7 @@ class AttemptView:
     settled: bool
     stall_s: float
     replication_id: int | None = None
+    turn: Turn | None = None
     notes: Mapping[tuple[Phase, Side], dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -144,6 +167,11 @@ class AttemptView:
         """The devices whose files look as they did when their replica was made."""
         found: list[str] = self.notes.get((Phase.CHECK, Side.SOURCE), {}).get("unchanged", [])
         return tuple(found)
+
+    @property
+    def mirrored(self) -> tuple[TransferView, ...]:
+        """The disks that QEMU writes while they cross."""
+        return self.by_method(TransferMethod.MIRROR, TransferMethod.DELTA)
 
     @property
     def copied(self) -> tuple[TransferView, ...]:
@@ -209,6 +237,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             target=_node(migration.target),
             transfers=tuple(_transfer(transfer) for transfer in attempt.transfers),
             replication_id=migration.replication_id,
+            turn=None if migration.replication_id else _turn(session, migration),
             tpm_identity=identity,
             offline=migration.offline,
             handed_over=migration.state is MigrationState.HANDED_OVER,
@@ -216,6 +245,16 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
             stall_s=migration.stall_s,
             notes={(step.phase, step.side): step.notes for step in attempt.steps},
         )
+
+
+def _turn(session: Session, migration: Migration) -> Turn | None:
+    """The replication that runs the other way round afterwards: the one to the target, if none leads to the source."""
+    live = (Replication.vm_id == migration.vm_id, Replication.ended_at.is_(None))
+    found = {each.target_id: each for each in session.scalars(select(Replication).where(*live))}
+    replication = found.get(migration.source_id) or found.get(migration.target_id)
+    if replication is None or (replication.target_id == migration.source_id and replication.replicas):
+        return None
+    return Turn(replication.id, replication.generation + 1)
 
 
 def _node(node: Node) -> NodeView:
@@ -233,6 +272,7 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         format=volume.format,
         size_bytes=volume.size_bytes or 0,
         source_storage=transfer.source_storage.name,
+        source_storage_id=transfer.source_storage_id,
         source_name=transfer.source_name,
         source_folder=Path(transfer.source_storage.path),
         source_path=Path(transfer.source_storage.path) / transfer.source_name,
@@ -253,7 +293,7 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
 
 
 def _replica(replica: Replica) -> ReplicaView:
-    return ReplicaView(replica.generation, replica.seen)
+    return ReplicaView(replica.replication_id, replica.generation, replica.seen)
 
 
 def _stays(transfer: VolumeTransfer) -> bool:

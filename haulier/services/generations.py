@@ -103,7 +103,7 @@ def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Send
         if each.storage is None:
             raise Refused("storage_missing", f"{each.volume.device}: the target has no such storage", "haulier vm show")
         taken = given.setdefault(each.storage.id, set())
-        base, wanted = None, _of_generation(each.volume.name, generation)
+        base, wanted = None, of_generation(each.volume.name, generation)
         if each.choice.method is Method.DELTA:
             base = (
                 each.replica.name if each.replica else free_name(session, each.storage, each.volume.name, given=taken)
@@ -129,7 +129,8 @@ def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Send
         )
 
 
-def _of_generation(name: str, generation: int) -> str:
+def of_generation(name: str, generation: int) -> str:
+    """What the file of a generation is called, after the volume's own."""
     path = Path(name)
     # One that was a replica's itself has a number already.
     stem = re.sub(r"\.g\d+$", "", path.stem)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, insert, or_, select, update
 
 from haulier.clock import now
 from haulier.definition.sections import Place, moved
@@ -125,7 +125,7 @@ def _moves(view: AttemptView) -> Iterator[tuple[Place, Place]]:
     for transfer in view.transfers:
         yield (
             _place(transfer.source_storage, transfer.source_name),
-            _place(transfer.target_storage, transfer.target_name),
+            _place(transfer.target_storage, transfer.final_name),
         )
 
 
@@ -138,7 +138,7 @@ def _consequences(view: AttemptView) -> Iterator[_Consequence]:
     """What follows from it. The source's TPM copy is quarantined before the target's becomes active: SQL allows one."""
     for transfer in view.transfers:
         locality = Locality.SHARED if transfer.target_shared else Locality.LOCAL
-        place = {"storage_id": transfer.target_storage_id, "name": transfer.target_name, "locality": locality}
+        place = {"storage_id": transfer.target_storage_id, "name": transfer.final_name, "locality": locality}
         yield _Consequence(update(_VOLUME).where(_VOLUME.c.id == transfer.volume_id).values(**place))
     if view.tpm is not None:
         yield from _ledger_changes(view, view.tpm)
@@ -188,8 +188,9 @@ def record_settled(
 ) -> None:
     """After the hand-over: the VM's state, None where it is as it was, and the length of the pause.
 
-    What was promised to the attempt is the VM's now.
+    What was promised to the attempt is the VM's now, but for overlays that are yet to be merged.
     """
+    overlays = [str(transfer.target_path) for transfer in view.transfers if transfer.base_path]
     with context.unit() as unit:
         session = unit.session
         # Locked as by every other decision about this attempt.
@@ -210,6 +211,7 @@ def record_settled(
                 Allocation.attempt_id == view.attempt_id,
                 Allocation.node_id == view.target.id,
                 Allocation.freed_at.is_(None),
+                or_(Allocation.path.is_(None), Allocation.path.not_in(overlays)),
             )
             .values(freed_at=now())
         )

@@ -5,6 +5,7 @@ them when the VM itself comes to live there, or when nobody wants them any longe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import select
@@ -12,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.services.allocations import free_allocations
-from haulier.services.attempts import AttemptView
+from haulier.services.attempts import AttemptView, TransferView, Turn
 from haulier.services.context import Context
-from haulier.services.ledger import TpmCopy, move_copy
+from haulier.services.ledger import TpmCopy, find_row, move_copy
 from haulier.services.nodes import mount_of
 from models import (
     Allocation,
@@ -24,6 +25,8 @@ from models import (
     Replica,
     Replication,
     Storage,
+    TransferMethod,
+    Volume,
     VolumeRole,
 )
 
@@ -143,25 +146,68 @@ def record_ended(context: Context, replication_id: int) -> None:
 
 
 def turn_round(context: Context, view: AttemptView) -> None:
-    """The VM lives now where its replica was: that goes, and from now on one is kept where the VM was. Safe to call
-    twice.
+    """The VM lives now where its replica was: what of that is not the VM's own now goes, and from now on a replica is
+    kept where the VM was. Safe to call twice.
 
     One that is kept there already stays as it is.
     """
+    own = {transfer.final_path for transfer in view.transfers}
     with context.unit() as unit:
         session = unit.session
         replication = _replication_to(session, view, view.target.id)
-        if replication is None or not replication.replicas:
+        if replication is None:
             return
         for replica in replication.replicas:
-            for name in (replica.overlay, replica.name):
-                if name:
-                    put_away(session, view, Path(replica.storage.path) / name)
+            paths = (Path(replica.storage.path) / name for name in (replica.overlay, replica.name) if name)
+            for path in paths:
+                if path not in own:
+                    put_away(session, view, path)
             session.delete(replica)
         if _replication_to(session, view, view.source.id) is None:
             replication.target_id, replication.synced_at, replication.failures = view.source.id, None, 0
             replication.due_at = now()
             unit.note("replication.turned_round", vm=view.vm, node=view.source.name)
+
+
+def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCopy | None, at: float) -> None:
+    """What the VM has left on the source is its replica now, all of one moment: the pause, `at` seconds since 1970.
+
+    Safe to call twice. `tpm` is the copy of the TPM's state for it; it is recorded with what the hand-over has proved.
+    """
+    with context.unit() as unit:
+        session = unit.session
+        replication = session.get_one(Replication, turn.replication_id)
+        if replication.generation >= turn.generation:
+            return
+        moment = datetime.fromtimestamp(at, UTC)
+        replication.generation, replication.synced_at = turn.generation, moment
+        replication.due_at = now() + timedelta(seconds=replication.every_s) if replication.every_s else None
+        for transfer in left_behind(view):
+            volume = session.get_one(Volume, transfer.volume_id)
+            name = str(tpm.path.relative_to(transfer.source_folder)) if tpm and _is_tpm(view, transfer) else None
+            session.add(
+                Replica(
+                    replication_id=replication.id,
+                    volume_id=volume.id,
+                    storage_id=transfer.source_storage_id,
+                    name=name or transfer.source_name,
+                    generation=turn.generation,
+                    synced_at=moment,
+                )
+            )
+        row = find_row(session, tpm) if tpm else None
+        if row is not None and view.tpm is not None:
+            row.digest, row.identity, row.changed_at = view.tpm.digest_source, view.tpm_identity, now()
+        unit.note("replication.generation", vm=view.vm, node=view.source.name, generation=turn.generation)
+
+
+def left_behind(view: AttemptView) -> list[TransferView]:
+    """The volumes of which the source still has a file of its own that is worth a replica."""
+    return [each for each in view.transfers if not each.stays and each.method is not TransferMethod.NONE]
+
+
+def _is_tpm(view: AttemptView, transfer: TransferView) -> bool:
+    return view.tpm is not None and transfer.id == view.tpm.id
 
 
 def _replication_to(session: Session, view: AttemptView, node_id: int) -> Replication | None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from haulier.definition import Role, VmDefinition, sections
 from haulier.errors import Refused
-from haulier.planner.methods import KEEPS_NAME, Choice, VolumeFacts, choose_method
+from haulier.planner.methods import KEEPS_NAME, Choice, Method, VolumeFacts, choose_method
 from haulier.services.context import Unit
 from models import (
     Attempt,
@@ -50,7 +50,7 @@ class Crossing:
     """One volume on its way, as planned; `storage` is None if the target has none of the name `to`.
 
     One that `stays` is a file that both nodes see. `name_is_taken`: it must keep its name, and somebody else's volume
-    has that on the target.
+    has that on the target. `replica` is the older copy of it that is there already.
     """
 
     volume: Volume
@@ -59,18 +59,20 @@ class Crossing:
     storage: Storage | None
     stays: bool
     name_is_taken: bool
+    replica: Replica | None = None
 
 
 def plan_crossings(
     session: Session, vm: Vm, target: Node, *, offline: bool, storage_map: Mapping[str, str]
 ) -> tuple[Crossing, ...]:
     """How each volume of a VM would cross, in the order of the volumes. Touches nothing."""
-    replicated = set(
-        session.scalars(
-            select(Replica.volume_id).join(Storage).join(Volume, Replica.volume_id == Volume.id)
-            .where(Volume.vm_id == vm.id, Storage.node_id == target.id)
+    replicas = {
+        (replica.volume_id, replica.storage_id): replica
+        for replica in session.scalars(
+            select(Replica).join(Storage).join(Volume, Replica.volume_id == Volume.id)
+            .where(Volume.vm_id == vm.id, Storage.node_id == target.id, Replica.overlay.is_(None))
         )
-    )  # fmt: skip
+    }  # fmt: skip
     storages = {storage.name: storage for storage in target.storages}
     in_snapshots = {
         spec.device
@@ -81,18 +83,19 @@ def plan_crossings(
     for volume in vm.volumes:
         to = storage_map.get(volume.storage.name, volume.storage.name)
         storage = storages.get(to)
+        replica = replicas.get((volume.id, storage.id)) if storage else None
         stays = volume.storage.shared and to == volume.storage.name and storage is not None and storage.shared
         facts = VolumeFacts(
             device=volume.device,
             role=Role(volume.role),
             shared=stays,
-            replica_on_target=volume.id in replicated,
+            replica_on_target=replica is not None,
             offline=offline,
             snapshot_only=volume.device in in_snapshots,
         )
         keeps = facts.role in KEEPS_NAME and not stays
         taken = keeps and storage is not None and volume.name in _others(session, storage)
-        crossings.append(Crossing(volume, choose_method(facts), to, storage, stays, taken))
+        crossings.append(Crossing(volume, choose_method(facts), to, storage, stays, taken, replica))
     return tuple(crossings)
 
 
@@ -103,11 +106,15 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         volume, storage = crossing.volume, crossing.storage
         if storage is None:
             raise Refused("storage_missing", f"the target has no storage {crossing.to}", "Look at `haulier explain`.")
+        base, wanted = None, volume.name
+        if crossing.replica is not None and crossing.choice.method is Method.DELTA:
+            base = crossing.replica.name
+            wanted = f"{base}.m{attempt.migration_id}"
         if crossing.stays:
             name = volume.name
         else:
             here = {name for at, name in given if at == storage.id}
-            name = free_name(unit.session, storage, volume.name, given=here)
+            name = free_name(unit.session, storage, wanted, given=here)
         given.add((storage.id, name))
         unit.session.add(
             VolumeTransfer(
@@ -120,6 +127,7 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
                 source_name=volume.name,
                 target_storage_id=storage.id,
                 target_name=name,
+                base_name=base,
                 bytes_total=volume.size_bytes or 0,
             )
         )

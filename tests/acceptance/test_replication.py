@@ -166,12 +166,99 @@ def test_beat_brings_it_up_to_date(stack: Stack, guest: Guest) -> None:
     assert_all_is_well(stack, guest)
 
 
-def test_replication_turns_round_with_the_vm(stack: Stack, guest: Guest) -> None:
+def test_migration_onto_the_replica_sends_the_difference(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    """There and back again; each time replication runs the other way round, without sending all."""
+    guest = make_guest(DISK, QCOW2, UNUSED, TPM)
     replicate(guest)
-    guest.move("beta")
-    document = listed(stack, guest)
-    assert (document["source"], document["target"], document["state"]) == ("beta", "alpha", "new")
-    assert stack.haulier("replicate", guest.name, "--to", "alpha", "--wait").done()["state"] == "current"
+    guest.wait_ticks()
+    planned = stack.haulier("explain", guest.name, "--to", "beta").done()
+    methods = {volume["device"]: volume["method"] for volume in planned["volumes"]}
+    assert methods == {"virtio0": "delta", "virtio1": "delta", "unused0": "copy", "tpmstate0": "tpm_sync"}
+    for target, source in (("beta", "alpha"), ("alpha", "beta"), ("beta", "alpha")):
+        document = guest.move(target)
+        sent = {volume["device"]: volume["bytes"] for volume in document["volumes"]}
+        assert sent["virtio0"] <= 4 << 20 and sent["virtio1"] <= 4 << 20
+        assert_all_is_well(stack, guest)
+        turned = listed(stack, guest)
+        assert (turned["source"], turned["target"], turned["state"]) == (target, source, "current")
+        guest.wait_ticks()
+        again = stack.haulier("replicate", guest.name, "--to", source, "--wait").done()
+        assert again["generation"] == turned["generation"] + 1
+        assert transfers(stack, again["sync"])["virtio0"] <= 4 << 20
+        assert transfers(stack, again["sync"])["virtio1"] <= 4 << 20
+        assert_all_is_well(stack, guest)
+
+
+@pytest.mark.parametrize(
+    ("point", "side", "end"),
+    [
+        ("open_target.run.ends", "beta", "alpha"),
+        ("mirror_disks.rounds_sent", "alpha", "alpha"),
+        ("mirror_disks.standing", "alpha", "alpha"),
+        ("move_memory.paused", "alpha", "alpha"),
+        ("hand_over.proved", "beta", "alpha"),
+        ("hand_over.committed", "beta", "beta"),
+        ("hand_over.merged", "beta", "beta"),
+        ("retire_source.run.begins", "alpha", "beta"),
+        ("retire_source.run.ends", "alpha", "beta"),
+    ],
+)
+def test_worker_is_killed_in_a_migration_onto_the_replica(
+    stack: Stack, faults: Faults, make_guest: Callable[..., Guest], point: str, side: str, end: str
+) -> None:
+    """Undone, the replica is what it was, of all volumes; done, the VM is whole and has one where it came from."""
+    guest = make_guest(DISK, QCOW2, TPM)
+    replicate(guest)
+    before = replicas(stack, guest)
+    with faults.holding(point):
+        command = guest.begin_migrate("beta")
+        faults.wait_held(point)
+        os.kill(stack.worker_pid(side), signal.SIGKILL)
+    command.finish()
+    assert guest.row()["node"] == end
+    assert_all_is_well(stack, guest)
+    if end == "alpha":
+        assert replicas(stack, guest) == before
+    guest.wait_ticks()
+    other = "beta" if end == "alpha" else "alpha"
+    again = stack.haulier("replicate", guest.name, "--to", other, "--wait").done()
+    assert again["state"] == "current"
+    assert transfers(stack, again["sync"])["virtio0"] <= 4 << 20
+    assert_all_is_well(stack, guest)
+
+
+def test_no_more_than_the_difference_is_sent(stack: Stack, guest: Guest) -> None:
+    replicate(guest)
+    guest.wait_ticks()
+    guest.ask("stop")
+    dirty = sum(
+        bitmap["count"]
+        for node in guest.ask("query-named-block-nodes", flat=True)
+        for bitmap in node.get("dirty-bitmaps", ())
+        if bitmap["name"].endswith("-g1")
+    )
+    document = guest.migrate("beta").done()
+    (sent,) = [volume["bytes"] for volume in document["volumes"] if volume["device"] == "virtio0"]
+    assert 0 < sent <= 1.1 * dirty
+    assert guest.row()["state"] == "paused"
+    guest.ask("cont")
+    guest.wait_ticks()
+    assert_all_is_well(stack, guest)
+
+
+def test_target_dies_while_it_merges(stack: Stack, faults: Faults, make_guest: Callable[..., Guest]) -> None:
+    """The VM is lost there, with its newest disks: base and overlay together."""
+    guest = make_guest(DISK, QCOW2, TPM)
+    replicate(guest)
+    with faults.holding("hand_over.merged"):
+        command = guest.begin_migrate("beta")
+        faults.wait_held("hand_over.merged")
+        os.kill(guest.qemus()["beta"].pid, signal.SIGKILL)
+    command.finish()
+    wait_until("lost", lambda: guest.row()["state"] == "lost")
+    assert guest.row()["node"] == "beta"
+    assert_all_is_well(stack)
+    guest.start()
     assert_all_is_well(stack, guest)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haulier.definition import Role
-from haulier.planner.methods import TABLE, Method, Situation, VolumeFacts, choose_method
+from haulier.planner.methods import TABLE, Method, Situation, VolumeFacts, choose_method, choose_sync_method
 
 FACTS = st.builds(
     VolumeFacts,
@@ -62,18 +62,18 @@ def test_nothing_of_a_vm_that_does_not_run_is_mirrored() -> None:
     assert methods == {Method.COPY, Method.TPM_SYNC, Method.NONE}
 
 
-@pytest.mark.parametrize("replica", [False, True])
 @pytest.mark.parametrize(
-    ("role", "method"),
+    ("role", "method", "with_replica"),
     [
-        *((role, Method.MIRROR) for role in (Role.DISK, Role.EFIDISK)),
-        *((role, Method.COPY) for role in COPIED),
-        (Role.TPMSTATE, Method.TPM_SYNC),
+        *((role, Method.MIRROR, Method.DELTA) for role in (Role.DISK, Role.EFIDISK)),
+        *((role, Method.COPY, Method.COPY) for role in COPIED),
+        (Role.TPMSTATE, Method.TPM_SYNC, Method.TPM_SYNC),
     ],
 )
-def test_method_of_a_local_volume(role: Role, method: Method, *, replica: bool) -> None:
+@pytest.mark.parametrize("replica", [False, True])
+def test_method_of_a_local_volume(role: Role, method: Method, with_replica: Method, *, replica: bool) -> None:
     choice = choose_method(VolumeFacts("dev0", role, replica_on_target=replica))
-    assert choice.method is method
+    assert choice.method is (with_replica if replica else method)
     assert choice.refusal is None
 
 
@@ -106,3 +106,23 @@ def test_saved_ram_of_a_snapshot_is_copied() -> None:
 def test_replica_changes_the_reason_of_a_disk() -> None:
     whole, beside = (choose_method(VolumeFacts("scsi0", Role.DISK, replica_on_target=each)) for each in (False, True))
     assert whole.reason != beside.reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "method"),
+    [
+        (VolumeFacts("virtio0", Role.DISK), Method.DELTA),
+        (VolumeFacts("efidisk0", Role.EFIDISK), Method.DELTA),
+        (VolumeFacts("tpmstate0", Role.TPMSTATE), Method.TPM_SYNC),
+        (VolumeFacts("ide2", Role.CLOUDINIT), Method.COPY),
+        (VolumeFacts("unused0", Role.UNUSED), Method.COPY),
+        (VolumeFacts("before.vmstate", Role.VMSTATE), Method.COPY),
+        (VolumeFacts("before.scsi0", Role.DISK, snapshot_only=True), Method.COPY),
+        (VolumeFacts("ide2", Role.CDROM), None),
+        (VolumeFacts("virtio0", Role.DISK, shared=True), None),
+        (VolumeFacts("tpmstate0", Role.TPMSTATE, shared=True), None),
+    ],
+)
+def test_how_a_volume_reaches_its_replica(facts: VolumeFacts, method: Method | None) -> None:
+    choice = choose_sync_method(facts)
+    assert (choice and choice.method) == method

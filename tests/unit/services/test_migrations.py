@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from haulier.errors import HaulierError
 from haulier.services import chain, migrations
+from haulier.services.attempts import Turn
 from haulier.services.filing import Terms
 from haulier.services.transfers import read_storage_map
 from models import (
@@ -135,12 +136,25 @@ def test_planned_transfers(world: World) -> None:
 
 
 def test_name_that_is_taken_on_the_target_is_left_alone(world: World) -> None:
-    """By a replica, and by a state in quarantine: both stay what they are."""
-    world.add_replica("beta", "web/disk.qcow2")
+    """By another VM's replica: it stays what it is."""
+    other = world.add_vm("other")
+    world.add_replica("beta", "web/disk.qcow2", vm_id=other)
     world.file()
     view = world.view()
     assert str(view.transfers[0].target_path) == "/beta/images/web/disk-1.qcow2"
-    assert "beside the replica" in explain(world)["volumes"][0]["reason"]
+
+
+def test_difference_goes_onto_an_overlay_over_the_replica(world: World) -> None:
+    world.add_replica("beta", "web/old.qcow2")
+    assert explain(world)["volumes"][0]["method"] == "delta"
+    world.file()
+    (disk, *_) = world.view().transfers
+    assert (str(disk.base_path), str(disk.target_path)) == (
+        "/beta/images/web/old.qcow2",
+        "/beta/images/web/old.qcow2.m1",
+    )
+    assert (disk.final_path, disk.final_name) == (disk.base_path, "web/old.qcow2")
+    assert world.view().turn == Turn(1, 2)
 
 
 def test_way_back_does_not_meet_the_state_in_quarantine(world: World, halves: Halves) -> None:

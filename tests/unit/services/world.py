@@ -229,14 +229,15 @@ class World:
         assert chain.stand_by(self.context, hand)
         return self.take_all()[Phase.MOVE_MEMORY], hand
 
-    def add_replica(self, node: str, name: str) -> None:
-        """A replica of the first volume on a node, as a replication has left it."""
+    def add_replica(self, node: str, name: str, *, vm_id: int = 1) -> None:
+        """A replica of a VM's first volume on a node, as a replication has left it."""
         with self.context.database.write() as session:
             storage = session.scalars(select(Storage).where(Storage.path == f"/{node}/images")).one()
-            replication = Replication(vm_id=1, target_id=storage.node_id, generation=1, created_at=now())
+            replication = Replication(vm_id=vm_id, target_id=storage.node_id, generation=1, created_at=now())
             session.add(replication)
             session.flush()
-            place = {"replication_id": replication.id, "volume_id": 1, "storage_id": storage.id, "name": name}
+            volume = session.scalars(select(Volume.id).where(Volume.vm_id == vm_id).order_by(Volume.id)).first()
+            place = {"replication_id": replication.id, "volume_id": volume, "storage_id": storage.id, "name": name}
             session.add(Replica(**place, generation=1, synced_at=now()))
 
     def reserve_tpm(self, view: AttemptView) -> None:

@@ -87,12 +87,14 @@ def test_file_that_looks_as_it_did_when_its_replica_was_made(view: AttemptView) 
     copied.source_path.write_bytes(b"x" * 1234)
     looks = volume_files.seen_files(view)["looks"][copied.device]
 
-    def unchanged() -> list[str]:
-        known = dataclasses.replace(copied, replica=ReplicaView(1, looks))
-        found: list[str] = volume_files.seen_files(dataclasses.replace(view, transfers=(known,)))["unchanged"]
+    def unchanged(replication: int | None = 1) -> list[str]:
+        known = dataclasses.replace(copied, replica=ReplicaView(1, 1, looks))
+        seen = volume_files.seen_files(dataclasses.replace(view, transfers=(known,), replication_id=replication))
+        found: list[str] = seen["unchanged"]
         return found
 
     assert unchanged() == [copied.device]
+    assert unchanged(None) == [], "a migration takes all of it"
     copied.source_path.write_bytes(b"y" * 1234)
     assert unchanged() == []
 

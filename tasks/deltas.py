@@ -1,0 +1,209 @@
+"""A disk that crosses as the difference to its replica: sent by the source, merged by the target.
+
+The difference goes first, in rounds, as long as the guest has written much meanwhile. Then the guest stands still for a
+moment: the last round is sent, and a mirror of all later writes begins where it ends. From then on it is a mirror like
+any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from haulier.errors import StepFailed
+from haulier.fault_points import fault_point
+from haulier.hypervisor import machine
+from haulier.hypervisor.dead_links import cut_on_failure
+from haulier.hypervisor.devices import PREFIX, node_name, overlay_node
+from haulier.hypervisor.disks import Mirror, connect_export, follow_writes, read_progress, start_mirror, wait_until_done
+from haulier.hypervisor.generations import (
+    DiskBackup,
+    begin_generation,
+    bitmap_name,
+    drop_bitmap,
+    read_bitmaps,
+)
+from haulier.hypervisor.images import merge_overlay, remove_image
+from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.overlays import merge_running, record_writes
+from haulier.services.allocations import free_allocations
+from haulier.services.attempts import TransferView
+from models import AllocationKind, TransferMethod
+from tasks.runner import StepRun, reporting
+
+_ROUND = f"{PREFIX}round-"
+_ROUNDS = 6
+# So much is sent with the guest standing still: some milliseconds.
+_LITTLE_BYTES = 4 << 20
+
+
+async def send_deltas(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]) -> dict[str, int]:
+    """Bring the difference over and begin to mirror what is written later; of a disk without a usable bitmap all of it.
+    Returns the bytes that have been sent, by device.
+
+    Raises StepFailed with QEMU's words. The guest runs on; if our process dies, `undo_deltas` sees to that.
+    """
+    at_most = work.context.settings.max_bandwidth_bytes_per_s
+    backups = await _backups(work, monitor)
+    known = {each.device for each in backups}
+    for mirror in mirrors:
+        if mirror.device not in known:
+            await start_mirror(monitor, mirror, max_bytes_per_s=at_most)
+    following = [mirror for mirror in mirrors if mirror.device in known]
+    if not following:
+        return {}
+    for mirror in following:
+        await connect_export(monitor, mirror.job, mirror.device, server=mirror.server, tls=mirror.tls)
+    rounds = _Rounds(work, monitor, backups)
+    for _ in range(_ROUNDS):
+        await rounds.send()
+        if await rounds.left_bytes() <= _LITTLE_BYTES:
+            break
+    await fault_point("mirror_disks.rounds_sent")
+    async with _standing(work, monitor):
+        await rounds.send()
+        for mirror in following:
+            await follow_writes(monitor, mirror, max_bytes_per_s=at_most)
+        await fault_point("mirror_disks.standing")
+    await rounds.forget()
+    return rounds.sent
+
+
+@contextlib.asynccontextmanager
+async def _standing(work: StepRun, monitor: Monitor) -> AsyncIterator[None]:
+    """The guest stands still inside the block, and no longer than a guest may; a dead link ends it, too. Whoever undoes
+    the step knows that it was us who stopped it.
+    """
+    if await machine.status(monitor) != "running":
+        yield
+        return
+    work.note(we_stopped=True)
+    stopped_at, limit_s = time.monotonic(), work.context.settings.pause_lease_s
+    try:
+        async with cut_on_failure(monitor), asyncio.timeout(limit_s):
+            await machine.pause(monitor)
+            yield
+    except TimeoutError as error:
+        words = f"the rest of the difference was not sent in {limit_s:g} s"
+        raise StepFailed("stalled", words, "Is the link between the nodes up?") from error
+    finally:
+        await machine.resume(monitor)
+    work.note(we_stopped=False, stood_ms=round((time.monotonic() - stopped_at) * 1000, 1))
+
+
+async def _backups(work: StepRun, monitor: Monitor) -> list[DiskBackup]:
+    deltas = work.view.by_method(TransferMethod.DELTA)
+    usable = {
+        (found.device, found.name)
+        for found in await read_bitmaps(monitor, [each.device for each in deltas])
+        if found.usable
+    }
+    return [
+        DiskBackup(each.device, str(each.role), each.format, each.device, since)
+        for each in deltas
+        if (since := _bitmap_of(each)) and (each.device, since) in usable
+    ]
+
+
+def _bitmap_of(volume: TransferView) -> str | None:
+    replica = volume.replica
+    return bitmap_name(replica.replication_id, replica.generation) if replica else None
+
+
+class _Rounds:
+    """Backups one after the other, each of what was written since the one before began."""
+
+    def __init__(self, work: StepRun, monitor: Monitor, backups: Sequence[DiskBackup]) -> None:
+        self._work = work
+        self._monitor = monitor
+        self._backups = list(backups)
+        self._number = 0
+        self.sent: dict[str, int] = {}
+
+    async def send(self) -> None:
+        """One round."""
+        before, self._number = self._number, self._number + 1
+        name = f"{_ROUND}{self._number}"
+        at_most = self._work.context.settings.max_bandwidth_bytes_per_s
+        backups = self._backups if before == 0 else [_since(each, f"{_ROUND}{before}") for each in self._backups]
+        jobs = await begin_generation(
+            self._monitor, backups, bitmap=name, number=self._number, max_bytes_per_s=at_most, lasting=False
+        )
+        async with reporting(self._report):
+            done = await wait_until_done(self._monitor, jobs)
+        for device, length in done.items():
+            self.sent[device] = self.sent.get(device, 0) + length
+        if before:
+            for each in self._backups:
+                await drop_bitmap(self._monitor, each.device, f"{_ROUND}{before}")
+
+    async def _report(self) -> None:
+        for each in await read_progress(self._monitor):
+            before = self.sent.get(each.device, 0)
+            self._work.progress[each.device] = {"bytes": before + each.done, "bytes_total": before + each.total}
+
+    async def left_bytes(self) -> int:
+        """How much was written since the newest round began."""
+        found = await read_bitmaps(self._monitor, [each.device for each in self._backups])
+        return sum(each.dirty_bytes for each in found if each.name == f"{_ROUND}{self._number}")
+
+    async def forget(self) -> None:
+        """The newest round's bitmap has done its work."""
+        for each in self._backups:
+            await drop_bitmap(self._monitor, each.device, f"{_ROUND}{self._number}")
+
+
+def _since(backup: DiskBackup, bitmap: str) -> DiskBackup:
+    return DiskBackup(backup.device, backup.role, backup.format, backup.export, bitmap)
+
+
+async def undo_deltas(work: StepRun, monitor: Monitor, *, we_stopped: bool) -> None:
+    """Let a guest run again that we had stopped, and forget the rounds. Safe to call twice."""
+    if we_stopped:
+        await machine.resume(monitor)
+    devices = [each.device for each in work.view.by_method(TransferMethod.DELTA)]
+    for found in await read_bitmaps(monitor, devices):
+        if found.name.startswith(_ROUND):
+            await drop_bitmap(monitor, found.device, found.name)
+
+
+async def record_later_writes(work: StepRun, monitor: Monitor) -> None:
+    """On the target, before the guest runs there: what it writes from now on is what the source's volumes lack, which
+    become its replica. Safe to call twice.
+    """
+    turn = work.view.turn
+    if turn is None:
+        return
+    nodes = [
+        (overlay_node(each.device), False)
+        if each.method is TransferMethod.DELTA
+        else (node_name(each.device), each.format == "qcow2")
+        for each in work.view.mirrored
+    ]
+    await record_writes(monitor, nodes, bitmap=bitmap_name(turn.replication_id, turn.generation))
+
+
+async def merge_deltas(work: StepRun) -> None:
+    """On the target, with the guest running or dead: the overlays are merged into their bases, and go. Safe to call
+    twice, and after having died anywhere in it.
+    """
+    view = work.view
+    deltas = view.by_method(TransferMethod.DELTA)
+    for each in deltas:
+        if each.target_path.exists():
+            await _merge(work, each)
+            await fault_point("hand_over.merged")
+            remove_image(each.target_path)
+        free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=each.target_path)
+
+
+async def _merge(work: StepRun, volume: TransferView) -> None:
+    turn = work.view.turn
+    if work.place.qemu.pid() is None:
+        await merge_overlay(volume.target_path)
+        return
+    bitmap = bitmap_name(turn.replication_id, turn.generation) if turn else None
+    async with open_monitor(work.place.control) as monitor:
+        await merge_running(monitor, volume.device, bitmap=bitmap, persistent=volume.format == "qcow2")
