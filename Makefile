@@ -16,7 +16,7 @@ STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check static unit model integration acceptance matrix bench
+.PHONY: help demo test check static unit model integration acceptance scenarios matrix bench
 .PHONY: docs tpm-window up down logs migrate revision lock clean setup setup-tests
 
 help: ## this list
@@ -55,6 +55,9 @@ integration: setup-tests ## tests on a real PostgreSQL, a real broker and the re
 
 acceptance: setup-tests ## tests with real workers and real QEMUs, and kill -9
 	@$(PYTEST) $(SIDE_BY_SIDE) tests/acceptance
+
+scenarios: setup-tests ## the table of docs/scenarios.md on real parts: what each VM does when something fails
+	@$(PYTEST) $(SIDE_BY_SIDE) tests/scenarios
 
 # Three at once: a cell mostly waits. The page is written from what was right, whatever failed.
 matrix: setup-tests ## the fault matrix: every fault at every point of a migration; needs root and half an hour

@@ -31,6 +31,7 @@ from models.transitions import LEDGER, MIGRATION, OPERATION, STEP
 from scripts import docs_words as words
 from scripts import reliability
 from scripts.tables import table
+from tests.scenarios.table import TABLE as SCENARIOS
 
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -262,6 +263,15 @@ def replicas() -> str:
     return table(("role", "method", "because"), rows)
 
 
+def scenarios() -> str:
+    """The table that `make scenarios` plays."""
+    rows = [
+        (row.configuration, row.wish.value, row.happening, row.ends.value, f"`{row.code}`" if row.code else "")
+        for row in SCENARIOS
+    ]
+    return table(("VM", "asked for", "meanwhile", "then", "told"), rows)
+
+
 def _method(cell: Cell) -> str:
     return f"refused: `{cell.code}`" if cell.code else f"`{cell.method}`"
 
@@ -279,6 +289,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "chain-offline": lambda: chain(OFFLINE_CHAIN),
     "chain-sync": lambda: chain(SYNC_CHAIN),
     "replicas": replicas,
+    "scenarios": scenarios,
     "marks": marks,
     "states-migration": lambda: states(MIGRATION),
     "states-step": lambda: states(STEP),

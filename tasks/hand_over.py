@@ -132,9 +132,10 @@ async def _take_over(work: StepRun, monitor: Monitor, bell: AsyncBell) -> Source
         )
     work.mark("proved")
     await fault_point("hand_over.proved")
-    if work.place.qemu.pid() is None:
-        # The source's note may have been long in coming, and the source can still let the guest run.
-        raise StepFailed("target_failed", "the target's QEMU ended", "The source keeps the guest.")
+    # The source's note may have been long in coming, and the source can still let the guest run.
+    for name, daemon in (("QEMU", work.place.qemu), *([("swtpm", work.place.swtpm)] if work.view.tpm else [])):
+        if daemon.pid() is None:
+            raise StepFailed("target_failed", f"the target's {name} ended", "The source keeps the guest.")
     if not await _commit(work, change, arrived):
         raise StepFailed("given_up", "the source keeps the guest", "See the other steps.")
     work.mark("committed")

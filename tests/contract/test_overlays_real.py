@@ -176,4 +176,4 @@ def test_little_more_than_the_difference_is_on_the_wire(make_place: Callable[[st
             return wire.bytes
 
     sent = run(work())
-    assert dirty_bytes < sent <= 1.1 * dirty_bytes
+    assert dirty_bytes < sent <= 1.1 * dirty_bytes, sent / dirty_bytes
