@@ -73,14 +73,7 @@ def refuse_filing(facts: FilingFacts) -> tuple[Problem, ...]:
 
 
 def _filing(facts: FilingFacts) -> Iterator[Problem]:
-    if facts.open_migration is not None:
-        yield Problem(
-            "migration_open",
-            f"VM {facts.vm} is already in migration {facts.open_migration}",
-            f"haulier migration show {facts.open_migration}",
-        )
-    if facts.open_operation is not None:
-        yield Problem("operation_open", f"VM {facts.vm} is busy: {facts.open_operation} is not over", "Wait for it.")
+    yield from _busy(facts.vm, migration=facts.open_migration, operation=facts.open_operation)
     if facts.vm_node == facts.target:
         yield Problem("already_there", f"VM {facts.vm} is on {facts.target} already", "Name another node.")
     if facts.offline and facts.vm_state in STARTED:
@@ -112,6 +105,14 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         words = f"{name} is another VM's on {facts.target}, and this one cannot have another name"
         yield Problem("name_taken", words, "Put it onto another storage with --storage-map.")
     yield from (choice.refusal for choice in facts.choices if choice.refusal)
+
+
+def _busy(vm: str, *, migration: int | None, operation: str | None) -> Iterator[Problem]:
+    if migration is not None:
+        words = f"VM {vm} is already in migration {migration}"
+        yield Problem("migration_open", words, f"haulier migration show {migration}")
+    if operation is not None:
+        yield Problem("operation_open", f"VM {vm} is busy: {operation} is not over", "Wait for it.")
 
 
 def silent_node(name: str, silent_s: float) -> Problem:
@@ -160,14 +161,7 @@ def _recovery(facts: RecoveryFacts) -> Iterator[Problem]:
         yield Problem("node_lost", f"node {facts.on} was declared lost", "Name another node.")
     elif facts.on_silent_s is not None:
         yield silent_node(facts.on, facts.on_silent_s)
-    if facts.open_migration is not None:
-        yield Problem(
-            "migration_open",
-            f"VM {facts.vm} is in migration {facts.open_migration}",
-            f"haulier migration show {facts.open_migration}",
-        )
-    if facts.open_operation is not None:
-        yield Problem("operation_open", f"VM {facts.vm} is busy: {facts.open_operation} is not over", "Wait for it.")
+    yield from _busy(facts.vm, migration=facts.open_migration, operation=facts.open_operation)
     if not facts.replicated:
         yield Problem("no_replica", f"there is no replica of {facts.vm} on {facts.on}", "haulier replication list")
     elif facts.without_replica or len(set(facts.generations)) != 1:
