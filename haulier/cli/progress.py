@@ -49,7 +49,7 @@ def _tell(document: dict[str, Any], seen: set[tuple[str, str, str]]) -> None:
             seen.add(key)
             took = f"{phase['seconds']:6.2f} s" if phase["seconds"] is not None else ""
             where = phase["node"] or "control"
-            stderr.print(f"  {phase['name']:14}{where:10}{phase['state']:8}{took}")
+            stderr.print(f"  {phase['name']:16}{where:10}{phase['state']:8}{took}")
 
 
 def draw(document: dict[str, Any]) -> RenderableType:
