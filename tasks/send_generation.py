@@ -20,6 +20,7 @@ from haulier.hypervisor.generations import (
     bitmap_name,
     connect_backups,
     drop_bitmaps,
+    drop_bitmaps_of_others,
     read_bitmaps,
 )
 from haulier.hypervisor.images import NbdServer, destroy_image
@@ -86,7 +87,9 @@ async def _backups(view: AttemptView, monitor: Monitor) -> list[DiskBackup]:
     """What is to be sent of each disk: since its replica's generation, if there is a bitmap that says what that is."""
     disks = view.by_method(TransferMethod.DELTA)
     devices = [disk.device for disk in disks]
-    # Left by a sync that was committed, or that nobody could undo.
+    # Left by replications that have ended, by a sync that was committed, or that nobody could undo.
+    live = view.notes[Phase.CHECK, Side.CONTROL]["live_replications"]
+    await drop_bitmaps_of_others(monitor, devices, live=live)
     await drop_bitmaps(monitor, devices, of=_replication(view), keep={_last_bitmap(view)})
     known = {
         found.device

@@ -6,6 +6,7 @@ last generation is never cleared: if a sync comes to nothing, it still says all 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from haulier.hypervisor.monitor import Monitor
 
 # The cluster of a qcow2, and what QEMU's backup takes for a target over NBD: nothing smaller would be sent anyway.
 _GRANULARITY = 64 << 10
+_OF_GENERATION = re.compile(rf"{PREFIX}r(\d+)-g\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,16 @@ class Bitmap:
     usable: bool
     dirty_bytes: int
 
+    @property
+    def replication(self) -> int | None:
+        """The replication whose generation it is of; None for one that has another purpose."""
+        match = _OF_GENERATION.fullmatch(self.name)
+        return int(match[1]) if match else None
+
 
 def bitmap_name(replication_id: int, generation: int) -> str:
     """The bitmap that says what was written since this generation."""
-    return f"{_bitmap_prefix(replication_id)}{generation}"
-
-
-def _bitmap_prefix(replication_id: int) -> str:
-    return f"{PREFIX}r{replication_id}-g"
+    return f"{PREFIX}r{replication_id}-g{generation}"
 
 
 async def read_bitmaps(monitor: Monitor, devices: Collection[str]) -> tuple[Bitmap, ...]:
@@ -82,7 +86,14 @@ def _is_usable(found: dict[str, Any]) -> bool:
 async def drop_bitmaps(monitor: Monitor, devices: Collection[str], *, of: int, keep: Collection[str] = ()) -> None:
     """Remove the bitmaps of a replication from these devices, but for those to `keep`. Safe to call twice."""
     for bitmap in await read_bitmaps(monitor, devices):
-        if bitmap.name.startswith(_bitmap_prefix(of)) and bitmap.name not in keep:
+        if bitmap.replication == of and bitmap.name not in keep:
+            await drop_bitmap(monitor, bitmap.device, bitmap.name)
+
+
+async def drop_bitmaps_of_others(monitor: Monitor, devices: Collection[str], *, live: Collection[int]) -> None:
+    """Remove the bitmaps of replications that are not `live` any more. Safe to call twice."""
+    for bitmap in await read_bitmaps(monitor, devices):
+        if bitmap.replication is not None and bitmap.replication not in live:
             await drop_bitmap(monitor, bitmap.device, bitmap.name)
 
 

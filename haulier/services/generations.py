@@ -143,6 +143,13 @@ def newest_generation(context: Context, replication_id: int) -> int:
         return session.get_one(Replication, replication_id).generation
 
 
+def live_replications(context: Context, vm_id: int) -> list[int]:
+    """The VM's replications that somebody wants: bitmaps of others are nobody's."""
+    with context.database.read() as session:
+        live = select(Replication.id).where(Replication.vm_id == vm_id, Replication.ended_at.is_(None))
+        return list(session.scalars(live))
+
+
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """What is known of a generation that has arrived whole.

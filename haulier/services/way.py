@@ -9,11 +9,12 @@ from sqlalchemy import select
 from haulier.clock import now
 from haulier.services.context import Context
 from haulier.services.lookup import find_vm
-from models import Migration, MigrationState
+from models import Migration, MigrationState, Replication
 from models.transitions import OPEN_MIGRATION
 
 _LOOK_S = 0.5
 _PATIENCE_S = 60.0
+_TRUCE = timedelta(seconds=30)
 
 
 def make_way(context: Context, vm_name: str) -> None:
@@ -44,6 +45,8 @@ def _cancel(context: Context, vm_name: str) -> int | None:
         # One that has been handed over is a moment from its end, and is only waited for.
         if sync.state in (MigrationState.QUEUED, MigrationState.RUNNING) and not sync.cancel_asked:
             sync.cancel_asked = True
+            # The beat must not file the next one before whoever wants the VM has got it.
+            unit.session.get_one(Replication, sync.replication_id).due_at = now() + _TRUCE
             unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
         return sync.id
 

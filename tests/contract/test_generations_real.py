@@ -136,6 +136,10 @@ def test_second_generation_brings_only_what_was_written(make_place: Callable[[st
                 keep = {bitmap_name(REPLICATION, 2)}
                 await generations.drop_bitmaps(source, ["virtio0"], of=REPLICATION, keep=keep)
             assert [each.name for each in await bitmaps(source)] == [bitmap_name(REPLICATION, 2)]
+            await generations.drop_bitmaps_of_others(source, ["virtio0"], live=[REPLICATION])
+            assert [each.name for each in await bitmaps(source)] == [bitmap_name(REPLICATION, 2)]
+            await generations.drop_bitmaps_of_others(source, ["virtio0"], live=[REPLICATION + 1])
+            assert await bitmaps(source) == []
 
     run(work())
     assert replica.base.stat().st_blocks * 512 < 10 * CLUSTER, "holes stay holes"

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.services import chain, generations, replications
+from haulier.services import chain, generations, replications, way
 from haulier.services.chain import Claim
 from haulier.services.generations import Arrived
 from haulier.services.ledger import TpmCopy, reserve_copy
@@ -226,3 +226,16 @@ def test_names_of_a_replica_are_nobody_elses(world: World) -> None:
         vm = session.scalars(select(Vm).where(Vm.name == "other")).one()
         beta = session.scalars(select(Node).where(Node.name == "beta")).one()
         assert not any(each.name_is_taken for each in plan_crossings(session, vm, beta, offline=True, storage_map={}))
+
+
+def test_beat_does_not_come_between_who_wants_the_vm_and_the_vm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(world, every_s=60)
+    monkeypatch.setattr(way, "_PATIENCE_S", 0.0)
+    way.make_way(world.context, "web")
+    chain.fail(world.context, world.take(), (BROKEN,))
+    assert world.state() == "cancelled"
+    sweep(world)
+    assert shown(world)["sync"] == 1, "not before the truce is over"
+    world.change(Replication, due_at=now() - timedelta(seconds=1))
+    sweep(world)
+    assert (shown(world)["sync"], shown(world)["failures"]) == (2, 0)
