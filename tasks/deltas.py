@@ -25,17 +25,17 @@ from haulier.hypervisor.generations import (
     drop_bitmap,
     read_bitmaps,
 )
-from haulier.hypervisor.images import merge_overlay, remove_image
+from haulier.hypervisor.images import flush_folder, remove_image
 from haulier.hypervisor.monitor import Monitor, open_monitor
-from haulier.hypervisor.overlays import merge_running, record_writes
+from haulier.hypervisor.overlays import bring_together, forget_overlay, go_on_with_base, record_writes
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView
-from models import AllocationKind, TransferMethod
+from models import AllocationKind, Phase, Side, TransferMethod
+from tasks.merging import merge_file
 from tasks.runner import StepRun, reporting
 
 _ROUND = f"{PREFIX}round-"
 _ROUNDS = 6
-# So much is sent with the guest standing still: some milliseconds.
 _LITTLE_BYTES = 4 << 20
 
 
@@ -59,7 +59,7 @@ async def send_deltas(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]
     rounds = _Rounds(work, monitor, backups)
     for _ in range(_ROUNDS):
         await rounds.send()
-        if await rounds.left_bytes() <= _LITTLE_BYTES:
+        if await rounds.left_bytes() <= _little_bytes(work):
             break
     await fault_point("mirror_disks.rounds_sent")
     async with _standing(work, monitor):
@@ -67,30 +67,48 @@ async def send_deltas(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]
         for mirror in following:
             await follow_writes(monitor, mirror, max_bytes_per_s=at_most)
         await fault_point("mirror_disks.standing")
+        if await rounds.left_bytes():
+            # It was paused when we came, and somebody has let it run: between round and mirror a write would be lost.
+            raise StepFailed("guest_runs_again", "the guest was let run meanwhile", "Migrate it once more.")
     await rounds.forget()
     return rounds.sent
 
 
 @contextlib.asynccontextmanager
 async def _standing(work: StepRun, monitor: Monitor) -> AsyncIterator[None]:
-    """The guest stands still inside the block, and no longer than a guest may; a dead link ends it, too. Whoever undoes
-    the step knows that it was us who stopped it.
+    """The guest stands still inside the block, and no longer than a guest may; a dead link ends it, too."""
+    limit_s = work.context.settings.pause_lease_s
+    try:
+        async with _held(work, monitor), cut_on_failure(monitor), asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        words = f"the rest of the difference was not sent in {limit_s:g} s"
+        raise StepFailed("stalled", words, "Is the link between the nodes up?") from error
+
+
+@contextlib.asynccontextmanager
+async def _held(work: StepRun, monitor: Monitor) -> AsyncIterator[None]:
+    """The guest stands still inside the block, if it ran. Whoever takes the step up after us knows that it was us who
+    stopped it.
     """
     if await machine.status(monitor) != "running":
         yield
         return
     work.note(we_stopped=True)
-    stopped_at, limit_s = time.monotonic(), work.context.settings.pause_lease_s
+    stopped_at = time.monotonic()
     try:
-        async with cut_on_failure(monitor), asyncio.timeout(limit_s):
-            await machine.pause(monitor)
-            yield
-    except TimeoutError as error:
-        words = f"the rest of the difference was not sent in {limit_s:g} s"
-        raise StepFailed("stalled", words, "Is the link between the nodes up?") from error
+        await machine.pause(monitor)
+        yield
     finally:
         await machine.resume(monitor)
     work.note(we_stopped=False, stood_ms=round((time.monotonic() - stopped_at) * 1000, 1))
+
+
+def _little_bytes(work: StepRun) -> int:
+    """So much may be sent with the guest standing still: it takes some milliseconds, or half of what it may take."""
+    settings = work.context.settings
+    slowly = settings.max_bandwidth_bytes_per_s * settings.pause_lease_s / 2
+    return min(_LITTLE_BYTES, int(slowly)) if slowly else _LITTLE_BYTES
 
 
 async def _backups(work: StepRun, monitor: Monitor) -> list[DiskBackup]:
@@ -191,19 +209,35 @@ async def merge_deltas(work: StepRun) -> None:
     """
     view = work.view
     deltas = view.by_method(TransferMethod.DELTA)
+    if deltas and work.place.qemu.pid() is not None:
+        async with open_monitor(work.place.control) as monitor:
+            await _merge_running(work, monitor, deltas)
     for each in deltas:
         if each.target_path.exists():
-            await _merge(work, each)
-            await fault_point("hand_over.merged")
+            await merge_file(each.target_path)
             remove_image(each.target_path)
         free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=each.target_path)
 
 
-async def _merge(work: StepRun, volume: TransferView) -> None:
+async def _merge_running(work: StepRun, monitor: Monitor, deltas: Sequence[TransferView]) -> None:
     turn = work.view.turn
-    if work.place.qemu.pid() is None:
-        await merge_overlay(volume.target_path)
-        return
     bitmap = bitmap_name(turn.replication_id, turn.generation) if turn else None
-    async with open_monitor(work.place.control) as monitor:
-        await merge_running(monitor, volume.device, bitmap=bitmap, persistent=volume.format == "qcow2")
+    stopped_before = work.view.notes[Phase.HAND_OVER, Side.TARGET].get("we_stopped", False)
+    for each in deltas:
+        await bring_together(monitor, each.device)
+    await fault_point("hand_over.merge_ready")
+    # No write of the guest may come between the base alone and the end of the overlay's file: who finds that file
+    # beside a QEMU that has died merges it, and would undo the write.
+    async with _held(work, monitor):
+        for each in deltas:
+            await go_on_with_base(monitor, each.device, bitmap=bitmap, persistent=each.format == "qcow2")
+        await fault_point("hand_over.on_bases")
+        for each in deltas:
+            remove_image(each.target_path)
+            flush_folder(each.target_path.parent)
+    if stopped_before:
+        await machine.resume(monitor)
+        work.note(we_stopped=False)
+    await fault_point("hand_over.merged")
+    for each in deltas:
+        await forget_overlay(monitor, each.device, bitmap=bitmap)

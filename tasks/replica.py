@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from haulier.errors import Refused
 from haulier.hypervisor.images import destroy_image, remove_image
 from haulier.hypervisor.tpm_identity import read_identity
@@ -14,6 +16,7 @@ from haulier.services.replicas import record_dropped, record_ended, replicas_of
 from haulier.services.vm_rows import VmView, load_vm
 from models import OperationKind
 from tasks.celery import app
+from tasks.merging import merge_replica
 from tasks.surroundings import context, this_node
 from tasks.vm import carry_out, start_here
 
@@ -43,7 +46,9 @@ def recover(operation_id: int) -> None:
 def _recover(order: Order, vm: VmView) -> None:
     if vm.node != this_node().name:
         node_id = find_node_id(context(), this_node().name)
-        _prove_replica(vm, load_replica(context(), vm.id, node_id))
+        replica = load_replica(context(), vm.id, node_id)
+        asyncio.run(merge_replica(context(), replica.replication_id))
+        _prove_replica(vm, replica)
         take_over(context(), vm.id, node_id)
     start_here(order, load_vm(context(), vm.id))
 

@@ -36,6 +36,7 @@ from haulier.services.attempts import TransferView
 from haulier.services.ledger import TpmCopy, drop_reserved, reserve_copy
 from models import AllocationKind, Phase, TransferMethod, VolumeRole
 from tasks.celery import app
+from tasks.merging import merge_replica
 from tasks.runner import Notes, StepRun, execute
 
 CARRIED = (TransferMethod.TPM_SYNC, TransferMethod.COPY)
@@ -44,6 +45,9 @@ CARRIED = (TransferMethod.TPM_SYNC, TransferMethod.COPY)
 async def run(work: StepRun) -> Notes:
     """Make room on the target. Raises StepFailed when a volume cannot be made; `undo` frees what was."""
     view = work.view
+    if view.replication_id:
+        # Left by a sync that was given up after its commit, because this node was lost for a while.
+        await merge_replica(work.context, view.replication_id)
     if not (view.offline or view.replication_id):
         take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
     for volume in view.crossing:

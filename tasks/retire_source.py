@@ -13,7 +13,7 @@ from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.allocations import paths_in_use
 from haulier.services.attempts import AttemptView, TransferView, Turn, require_tpm_transfer
-from haulier.services.generations import of_generation
+from haulier.services.generations import made_by
 from haulier.services.ledger import TpmCopy, drop_reserved, quarantine_path, reserve_copy
 from haulier.services.replicas import adopt_source
 from models import Phase, Side, TransferMethod
@@ -32,7 +32,7 @@ async def run(work: StepRun) -> Notes:
     turned = view.notes[Phase.HAND_OVER, Side.TARGET].get("turned_round")
     turn = Turn(*turned) if turned else None
     # Before swtpm ends, which some take for a reason to write.
-    copy = _copy_tpm(work, turn) if turn else None
+    copy = _copy_tpm(work) if turn else None
     if view.shares_tpm:
         # It is the target's state: nothing more may be written here, as some do when they see their QEMU go.
         stop_swtpm(place, patience_s=0.0)
@@ -51,12 +51,12 @@ async def run(work: StepRun) -> Notes:
     return {}
 
 
-def _copy_tpm(work: StepRun, turn: Turn) -> TpmCopy | None:
+def _copy_tpm(work: StepRun) -> TpmCopy | None:
     """The state itself goes into quarantine; of the replica it is a copy, whose row comes first."""
     view, tpm = work.view, work.view.tpm
     if tpm is None or tpm.stays:
         return None
-    name = of_generation(tpm.source_path.name, turn.generation)
+    name = made_by(tpm.source_path.name, view.migration_id)
     copy = TpmCopy(view.vm_id, view.source.id, tpm.source_path.with_name(name))
     reserve_copy(work.context, copy, epoch=view.epoch)
     if tpm.source_path.exists() and not (copy.path.exists() and _is_proved(view, copy)):
@@ -66,11 +66,9 @@ def _copy_tpm(work: StepRun, turn: Turn) -> TpmCopy | None:
 
 def _is_proved(view: AttemptView, copy: TpmCopy | None) -> bool:
     """Whether the copy is the state that the hand-over has proved, so that it is of one moment with the disks."""
-    return (
-        copy is None
-        or view.tpm_identity is None
-        or read_state(copy.path).digest == require_tpm_transfer(view).digest_source
-    )
+    if copy is None or view.tpm_identity is None:
+        return True
+    return copy.path.exists() and read_state(copy.path).digest == require_tpm_transfer(view).digest_source
 
 
 def _free_volumes(work: StepRun, copy: TpmCopy | None) -> None:

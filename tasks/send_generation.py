@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
-from haulier.hypervisor.disks import drop_jobs, end_jobs, read_progress, wait_until_done
+from haulier.hypervisor.disks import close_exports, drop_jobs, end_jobs, read_progress, wait_until_done
 from haulier.hypervisor.generations import (
     DiskBackup,
     begin_generation,
@@ -79,7 +79,7 @@ async def _disks(work: StepRun) -> AsyncIterator[Monitor]:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=False)
         yield monitor
-        await drop_jobs(monitor)
+        await close_exports(monitor)
         await drop_key(monitor)
 
 

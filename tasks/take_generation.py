@@ -7,23 +7,17 @@ it only tidies up, and is done until it is done.
 
 from __future__ import annotations
 
-import asyncio
-
-from haulier.errors import NeedsOperator, StepFailed
+from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
-from haulier.hypervisor.images import flush, merge_overlay, stop_carrier
-from haulier.hypervisor.processes import holders
-from haulier.hypervisor.volume_paths import require_inside, require_mounted
+from haulier.hypervisor.images import close_carrier, flush
 from haulier.services.allocations import free_allocations
 from haulier.services.generations import Arrived, commit_generation
-from haulier.services.replicas import Overlay, overlays_of, record_merged
 from models import Phase, Side
 from tasks.celery import app
+from tasks.merging import merge_replica
 from tasks.old_replicas import remove_old_replicas
 from tasks.open_target import prove_copy
 from tasks.runner import Notes, StepRun, execute
-
-_LOOK_S = 0.5
 
 
 async def run(work: StepRun) -> Notes:
@@ -34,8 +28,7 @@ async def run(work: StepRun) -> Notes:
     if not view.handed_over:
         _take(work)
         await fault_point("take_generation.committed")
-    for overlay in overlays_of(work.context, view):
-        await _merge(work, overlay)
+    await merge_replica(work.context, view.replication_id or 0)
     remove_old_replicas(work)
     if keys := work.keys():
         keys.remove()
@@ -45,26 +38,16 @@ async def run(work: StepRun) -> Notes:
 
 def _take(work: StepRun) -> None:
     view, sent = work.view, work.view.notes[Phase.SEND_GENERATION, Side.SOURCE]
-    stop_carrier(work.place)
+    close_carrier(work.place)
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     prove_copy(work, phase=Phase.SEND_GENERATION)
     for volume in view.crossing:
         flush(volume.target_path)
+        flush(volume.final_path)
     looks = view.notes[Phase.CHECK, Side.SOURCE]["looks"]
     arrived = Arrived(view.generation, sent["at"], sent["digest"], sent["identity"], looks)
     if not commit_generation(work.context, work.claim, view, arrived):
         raise StepFailed("given_up", "the sync is being undone", "See the other steps.")
-
-
-async def _merge(work: StepRun, overlay: Overlay) -> None:
-    require_mounted(overlay.mount)
-    require_inside(overlay.path, overlay.folder, error=NeedsOperator)
-    # A merge that has outlived its worker goes on by itself; it may be half way through a large disk.
-    while holders(overlay.path):  # noqa: ASYNC110 - of no child of ours
-        await asyncio.sleep(_LOOK_S)
-    await merge_overlay(overlay.path)
-    await fault_point("take_generation.merged")
-    record_merged(work.context, work.view, overlay)
 
 
 async def undo(work: StepRun) -> None:

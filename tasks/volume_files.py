@@ -27,17 +27,18 @@ def source_problems(view: AttemptView) -> Iterator[Problem]:
             words = f"{volume.device} and {other} are one file under two names"
             yield Problem("one_file_two_names", words, "Two copies of it would go on as two disks.")
         elif volume.role is not VolumeRole.TPMSTATE:
-            yield from _image_problems(volume)
+            yield from _image_problems(volume, sync=view.replication_id is not None)
 
 
-def _image_problems(volume: TransferView) -> Iterator[Problem]:
+def _image_problems(volume: TransferView, *, sync: bool) -> Iterator[Problem]:
     found = image_info(volume.source_path, format=volume.format)
     if found.backing:
         yield Problem(
             "volume_is_clone", f"{volume.device} hangs on {found.backing}, which stays here", "Flatten it first."
         )
-    if found.snapshots and volume.method is TransferMethod.MIRROR:
-        words = f"{volume.device} has internal snapshots, which a mirror would lose"
+    # A replica holds the disk as its guest sees it: that it has no snapshots is written in docs/replication.md.
+    if found.snapshots and volume.method in (TransferMethod.MIRROR, TransferMethod.DELTA) and not sync:
+        words = f"{volume.device} has internal snapshots, which a {volume.method} would lose"
         yield Problem("internal_snapshots", words, "Stop the VM and migrate it with --offline.")
     if found.size_bytes != volume.size_bytes:
         yield Problem(

@@ -147,8 +147,12 @@ async def wait_until_ready(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:
 
     Raises StepFailed when a mirror ends before, with QEMU's words.
     """
-    waiting = {mirror.job for mirror in mirrors}
-    waiting -= {job["device"] for job in await _jobs(monitor) if job["ready"]}
+    jobs = {job["device"]: job["ready"] for job in await _jobs(monitor)}
+    for mirror in mirrors:
+        if mirror.job not in jobs:
+            words = f"the mirror of {mirror.device} has ended already"
+            raise StepFailed("mirror_failed", words, "See QEMU's log. Is the target's storage full?")
+    waiting = {job for job, ready in jobs.items() if not ready and job in {mirror.job for mirror in mirrors}}
     while waiting:
         event = await monitor.wait_for(lambda event: event.data.get("device") in waiting and _is_about_jobs(event))
         if event.name == "BLOCK_JOB_READY":
@@ -198,6 +202,11 @@ async def end_jobs(monitor: Monitor, *, cut: bool = False) -> None:
 async def drop_jobs(monitor: Monitor) -> None:
     """The same over links that are cut, and their nodes are removed, too. Safe to call twice."""
     await end_jobs(monitor, cut=True)
+    await close_exports(monitor)
+
+
+async def close_exports(monitor: Monitor) -> None:
+    """On the source: let go of the target's exports; what was sent is flushed there. Safe to call twice."""
     for node in await monitor.execute("query-named-block-nodes", flat=True):
         if node["node-name"].startswith(PREFIX):
             await monitor.execute("blockdev-del", node_name=node["node-name"])

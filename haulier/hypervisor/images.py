@@ -19,11 +19,13 @@ from pathlib import Path
 
 from haulier.errors import OutcomeUnknown, StepFailed
 from haulier.hypervisor.layout import VmPlace
-from haulier.hypervisor.processes import end
+from haulier.hypervisor.processes import end, end_in_order
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 
 VOLUME_EXISTS = "volume_exists"
 _REPORT_S = 0.5
+# For what a daemon has in memory, to a slow disk.
+_FLUSH_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +133,24 @@ async def _end_of(process: asyncio.subprocess.Process) -> str:
 
 def flush(path: Path) -> None:
     """Have a file on the disk for certain, with its name. Raises StepFailed."""
-    for each in (path, path.parent):
+    _fsync(path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk for certain. Raises StepFailed."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            handle = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise StepFailed(
-                "not_flushed", f"{each} cannot be flushed: {error.strerror}", "Is the disk broken?"
-            ) from error
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise StepFailed("not_flushed", f"{path} cannot be flushed: {error.strerror}", "Is the disk broken?") from error
 
 
 def fill_image(path: Path, *, format: str, content: Path) -> None:
@@ -239,6 +248,16 @@ def start_carrier(
     started = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     if started.returncode != 0:
         raise StepFailed("carrier_not_started", " ".join(started.stderr.split())[-300:], "Is the port range free?")
+
+
+def close_carrier(place: VmPlace) -> None:
+    """End a carrier that has received all there is, and is to write what it still has in memory.
+
+    Raises StepFailed when it is not there any more, or does not end: what it has received is worth nothing then.
+    """
+    if place.carrier.pid() is None:
+        raise StepFailed("carrier_gone", "the carrier ended before all was written", "See its host's log.")
+    end_in_order(place.carrier, patience_s=_FLUSH_S)
 
 
 def stop_carrier(place: VmPlace) -> None:

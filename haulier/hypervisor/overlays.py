@@ -33,36 +33,60 @@ async def record_writes(monitor: Monitor, nodes: Sequence[tuple[str, bool]], *, 
         await monitor.execute("transaction", actions=actions)
 
 
-async def merge_running(monitor: Monitor, device: str, *, bitmap: str | None, persistent: bool) -> None:
-    """Merge the overlay of a running guest's disk into its base, and have the guest go on with the base alone.
-
-    `bitmap` records what the guest writes to the overlay, and goes on on the base; `persistent` as in `record_writes`.
-    Safe to call again after having died anywhere in it, as long as QEMU lives. Raises StepFailed with QEMU's words; the
-    guest goes on with both then.
+async def bring_together(monitor: Monitor, device: str) -> None:
+    """Copy what the overlay of a running guest's disk holds into its base, until the base lacks only what the guest is
+    just writing. Safe to call again. Raises StepFailed with QEMU's words; the guest goes on with both then.
     """
-    base, top, job = node_name(device), overlay_node(device), f"{PREFIX}merge-{device}"
-    if not await _has(monitor, top):
-        return
+    top, job = overlay_node(device), _job(device)
     running = await _find(monitor, job)
     if running is None and await _is_used(monitor, top):
         await monitor.execute("block-commit", job_id=job, device=top)
         running = {"ready": False}
-    if running is not None:
-        if not running["ready"]:
-            await _wait_until_ready(monitor, job)
-        # Now all that the job writes into the base is what the guest writes.
-        if bitmap:
-            await record_writes(monitor, [(base, persistent)], bitmap=bitmap)
-        await monitor.execute("block-job-complete", device=job)
-        await wait_until_done(monitor, [job])
+    if running is not None and not running["ready"]:
+        await _wait_until_ready(monitor, job)
+
+
+async def go_on_with_base(monitor: Monitor, device: str, *, bitmap: str | None, persistent: bool) -> None:
+    """With the guest standing still: its disk is the base alone from now on. Safe to call again.
+
+    The overlay's file must be gone before the guest runs: to merge it once more would undo what was written since.
+    `bitmap` records the guest's writes on the base, `persistent` as in `record_writes`.
+    """
+    job = _job(device)
+    if await _find(monitor, job) is None:
+        return
     if bitmap:
-        with suppress(
-            StepFailed
-        ):  # the overlay's own went with a QEMU that has died since; then the base's is not there
+        await record_writes(monitor, [(node_name(device), persistent)], bitmap=bitmap)
+    await monitor.execute("block-job-complete", device=job)
+    await wait_until_done(monitor, [job])
+
+
+async def forget_overlay(monitor: Monitor, device: str, *, bitmap: str | None) -> None:
+    """What `bitmap` recorded on the overlay is the base's from now on, and the overlay is closed. Safe twice."""
+    base, top = node_name(device), overlay_node(device)
+    if not await _has(monitor, top):
+        # Of an earlier try the layer below may be left.
+        await _close(monitor, f"file-{top}")
+        return
+    if bitmap:
+        try:
             source = {"node": top, "name": bitmap}
             await monitor.execute("block-dirty-bitmap-merge", node=base, target=bitmap, bitmaps=[source])
-    for node in (top, f"file-{top}"):
+        except StepFailed:
+            # One that claims too little is worse than none: then the next sync sends all.
+            with suppress(StepFailed):
+                await monitor.execute("block-dirty-bitmap-remove", node=base, name=bitmap)
+    await _close(monitor, top)
+    await _close(monitor, f"file-{top}")
+
+
+async def _close(monitor: Monitor, node: str) -> None:
+    if await _has(monitor, node):
         await monitor.execute("blockdev-del", node_name=node)
+
+
+def _job(device: str) -> str:
+    return f"{PREFIX}merge-{device}"
 
 
 async def _has(monitor: Monitor, node: str) -> bool:

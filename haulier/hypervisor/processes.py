@@ -110,6 +110,20 @@ def end(daemon: Daemon, *, patience_s: float = 5.0) -> bool:
     return pid is not None
 
 
+def end_in_order(daemon: Daemon, *, patience_s: float) -> None:
+    """End a process by SIGTERM alone, so that it writes what it has in memory. Safe to call twice.
+
+    Raises StepFailed `process_stays` when it has not ended after `patience_s`; it runs on then.
+    """
+    if (pid := daemon.pid()) is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        if not wait_for_end(daemon, seconds=patience_s):
+            words = f"the process of {daemon.pid_file} has not ended after {patience_s:g} s"
+            raise StepFailed("process_stays", words, "Is its disk very slow?")
+    daemon.pid_file.unlink(missing_ok=True)
+
+
 def _end_by_handle(handle: int, daemon: Daemon, patience_s: float) -> None:
     # Between reading the pid and opening the handle the number may have changed hands.
     if daemon.pid() is None:

@@ -14,8 +14,10 @@ from haulier.errors import HaulierError, StepFailed
 from haulier.hypervisor.devices import file_nodes, node_name
 from haulier.hypervisor.layout import VmPlace, listening_socket
 from haulier.hypervisor.monitor import Monitor, open_monitor
-from haulier.hypervisor.processes import end, last_words, log_size, spawn
+from haulier.hypervisor.processes import end, end_in_order, last_words, log_size, spawn
 from haulier.hypervisor.tls import KeyFolder
+
+_CLOSE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ async def open_reader(place: VmPlace, disks: Sequence[ReadDisk], *, keys: KeyFol
                     "reader_not_started", f"the disks cannot be opened: {words}", "Who has them?"
                 ) from error
             yield monitor
+        # In order: the bitmaps are written when the images are closed.
+        end_in_order(place.reader, patience_s=_CLOSE_S)
     finally:
         stop_reader(place)
 

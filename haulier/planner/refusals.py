@@ -140,6 +140,7 @@ class RecoveryFacts:
     without_replica: tuple[str, ...]
     generations: tuple[int, ...]
     missing_storages: tuple[str, ...] = ()
+    local_images: tuple[str, ...] = ()
 
 
 def refuse_recovery(facts: RecoveryFacts) -> tuple[Problem, ...]:
@@ -171,6 +172,9 @@ def _recovery(facts: RecoveryFacts) -> Iterator[Problem]:
     for storage in facts.missing_storages:
         words = f"node {facts.on} does not see the shared storage {storage}"
         yield Problem("storage_missing", words, "Define a VM there with that storage first.")
+    for device in facts.local_images:
+        words = f"{device} held an ISO image of {facts.vm_node} alone"
+        yield Problem("cdrom_local", words, "Nothing but that node has it.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from models import Allocation, AllocationKind, Replica, Storage, Volume
 
 # How often another port is tried when the first is taken by somebody outside Haulier.
 _PORT_TRIES = 40
+OLD_FILE = "old file"
 
 
 def take_volume(context: Context, attempt_id: int, node: NodeView, path: Path) -> None:
@@ -33,6 +34,20 @@ def take_volume(context: Context, attempt_id: int, node: NodeView, path: Path) -
                     taken_at=now(),
                 )
             )
+
+
+def put_away(session: Session, attempt_id: int, node_id: int, path: Path) -> None:
+    """Write down that a file is nobody's any more, before it goes: it is found then if we end right here."""
+    session.add(
+        Allocation(
+            attempt_id=attempt_id,
+            node_id=node_id,
+            kind=AllocationKind.VOLUME,
+            purpose=OLD_FILE,
+            path=str(path),
+            taken_at=now(),
+        )
+    )
 
 
 def take_memory(context: Context, attempt_id: int, node: NodeView, ram_bytes: int) -> None:

@@ -20,7 +20,15 @@ from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import Context, Unit
 from haulier.services.recovery import end_overdue, look_after_partner
-from haulier.services.steps import advance_undo, locked_step, message_for, move_migration, remember, roll_back
+from haulier.services.steps import (
+    advance_undo,
+    finish_if_done,
+    locked_step,
+    message_for,
+    move_migration,
+    remember,
+    roll_back,
+)
 from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
 
 CONTROL_QUEUE = "control"
@@ -187,14 +195,6 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
     finish_if_done(unit, attempt)
 
 
-def finish_if_done(unit: Unit, attempt: Attempt) -> None:
-    """Close an attempt of which all steps are done, and its migration with it."""
-    if all(each.state is StepState.DONE for each in attempt.steps):
-        attempt.finished_at = now()
-        attempt.migration.problems = []
-        move_migration(unit, attempt.migration, MigrationState.DONE, finished_at=now())
-
-
 def stand_by(context: Context, held: Claim) -> bool:
     """Say that the step is at work and waits for its partner, which is made ready by that. Safe to call twice.
 
@@ -270,7 +270,11 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
             # Tried again and again, for everybody to see, and after a while only when somebody has looked.
             migration.problems = [problem.as_dict() for problem in problems]
             step.state = StepState.READY
-            if step.fence >= _TRIES_AFTER_HAND_OVER:
+            if step.fence >= _TRIES_AFTER_HAND_OVER and migration.replication_id is not None:
+                # The generation is the replica's; what is left to be tidied up, the next sync does first.
+                step.state = StepState.DONE
+                finish_if_done(unit, step.attempt)
+            elif step.fence >= _TRIES_AFTER_HAND_OVER:
                 step.state, migration.needs_operator = StepState.FAILED, True
                 unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
         elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING:

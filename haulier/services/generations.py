@@ -22,12 +22,12 @@ from haulier.definition import Role, VmDefinition, sections
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, Method, VolumeFacts, choose_sync_method
 from haulier.planner.refusals import STARTED, refuse_filing
+from haulier.services.allocations import put_away
 from haulier.services.attempts import AttemptView, TransferView
 from haulier.services.chain import Claim, held_step
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, filing_facts, open_migration
 from haulier.services.ledger import TpmCopy, find_row
-from haulier.services.replicas import put_away
 from haulier.services.steps import move_migration
 from haulier.services.transfers import free_name
 from models import (
@@ -70,7 +70,7 @@ def file_sync(context: Context, unit: Unit, replication: Replication) -> Migrati
         raise Refused("nothing_to_replicate", f"VM {vm.name} has no volume of its node alone", "haulier vm show")
     attempt = open_migration(context, unit, vm, target, terms, replication=replication)
     replication.due_at = None
-    _file_transfers(unit.session, attempt, sendings, generation=replication.generation + 1)
+    _file_transfers(unit.session, attempt, sendings)
     return attempt.migration
 
 
@@ -97,19 +97,19 @@ def _plan(session: Session, replication: Replication) -> list[_Sending]:
     return planned
 
 
-def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Sending], *, generation: int) -> None:
+def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Sending]) -> None:
     given: dict[int, set[str]] = {}
     for each in sendings:
         if each.storage is None:
             raise Refused("storage_missing", f"{each.volume.device}: the target has no such storage", "haulier vm show")
         taken = given.setdefault(each.storage.id, set())
-        base, wanted = None, of_generation(each.volume.name, generation)
+        base, wanted = None, made_by(each.volume.name, attempt.migration_id)
         if each.choice.method is Method.DELTA:
             base = (
                 each.replica.name if each.replica else free_name(session, each.storage, each.volume.name, given=taken)
             )
             taken.add(base)
-            wanted = f"{base}.g{generation}"
+            wanted = f"{base}.m{attempt.migration_id}"
         name = free_name(session, each.storage, wanted, given=taken)
         taken.add(name)
         session.add(
@@ -129,12 +129,14 @@ def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Send
         )
 
 
-def of_generation(name: str, generation: int) -> str:
-    """What the file of a generation is called, after the volume's own."""
+def made_by(name: str, migration_id: int) -> str:
+    """What the file is called that a sync or a migration makes for a replica, after the volume's own: no two are called
+    the same, whatever one that was given up has left.
+    """
     path = Path(name)
     # One that was a replica's itself has a number already.
-    stem = re.sub(r"\.g\d+$", "", path.stem)
-    return str(path.with_name(f"{stem}.g{generation}{path.suffix}"))
+    stem = re.sub(r"\.m\d+$", "", path.stem)
+    return str(path.with_name(f"{stem}.m{migration_id}{path.suffix}"))
 
 
 def newest_generation(context: Context, replication_id: int) -> int:
@@ -172,15 +174,17 @@ def commit_generation(context: Context, held: Claim, view: AttemptView, arrived:
     with context.unit() as unit:
         step = held_step(unit.session, held)
         migration = unit.session.get_one(Migration, view.migration_id)
-        if step is None or migration.state is not MigrationState.RUNNING or migration.cancel_asked:
+        replication = unit.session.get_one(Replication, view.replication_id, with_for_update=True)
+        given_up = migration.cancel_asked or replication.ended_at is not None
+        if step is None or migration.state is not MigrationState.RUNNING or given_up:
             return False
         if not move_migration(unit, migration, MigrationState.HANDED_OVER):
             return False
-        replication = unit.session.get_one(Replication, view.replication_id)
         moment = datetime.fromtimestamp(arrived.at, UTC)
         replication.generation, replication.synced_at, replication.failures = arrived.generation, moment, 0
         for transfer in view.transfers:
             _take(unit.session, view, replication, transfer, arrived)
+        _drop_others(unit.session, view, replication)
         unit.note(
             "replication.generation",
             vm=view.vm,
@@ -189,6 +193,15 @@ def commit_generation(context: Context, held: Claim, view: AttemptView, arrived:
             at=moment.isoformat(),
         )
         return True
+
+
+def _drop_others(session: Session, view: AttemptView, replication: Replication) -> None:
+    """A volume that lies on a shared storage by now needs no replica any more."""
+    sent = {transfer.volume_id for transfer in view.transfers}
+    for replica in replication.replicas:
+        if replica.volume_id not in sent:
+            put_away(session, view.attempt_id, view.target.id, Path(replica.storage.path) / replica.name)
+            session.delete(replica)
 
 
 def _take(
@@ -210,7 +223,7 @@ def _take(
         )
     else:
         if replica.name:
-            put_away(session, view, transfer.target_folder / replica.name)
+            put_away(session, view.attempt_id, view.target.id, transfer.target_folder / replica.name)
         replica.name, replica.seen = transfer.target_name, arrived.seen.get(transfer.device)
     if view.tpm is not None and transfer.id == view.tpm.id:
         row = find_row(session, TpmCopy(view.vm_id, view.target.id, transfer.target_path))

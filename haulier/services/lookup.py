@@ -22,9 +22,10 @@ def find_node(session: Session, name: str) -> Node:
     return node
 
 
-def find_vm(session: Session, name: str) -> Vm:
-    """Raises Refused `unknown_vm`."""
-    vm = session.scalar(select(Vm).where(Vm.name == name))
+def find_vm(session: Session, name: str, *, lock: bool = False) -> Vm:
+    """Raises Refused `unknown_vm`. With `lock` nobody else files work on the VM before the transaction ends."""
+    query = select(Vm).where(Vm.name == name)
+    vm = session.scalar(query.with_for_update(of=Vm) if lock else query)
     if vm is None:
         raise _unknown("vm", name, session.scalars(select(Vm.name)).all(), "haulier vm list")
     return vm

@@ -5,17 +5,19 @@ Nothing else in Haulier takes a silent node for a dead one: its guests may be ru
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import or_, select
 
 from haulier.errors import Problem, Refused
-from haulier.services.chain import finish_if_done, release
+from haulier.services.allocations import put_away
+from haulier.services.chain import release
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node
 from haulier.services.nodes import show_node, silent_s
 from haulier.services.operations import end_operation
-from haulier.services.steps import advance_undo, forget_side, remember, roll_back
+from haulier.services.steps import advance_undo, finish_if_done, forget_side, remember, roll_back
 from models import (
     Attempt,
     Migration,
@@ -25,6 +27,7 @@ from models import (
     Operation,
     OperationState,
     Side,
+    TransferMethod,
     Vm,
     VmState,
 )
@@ -78,6 +81,8 @@ def _give_up_side(unit: Unit, migration: Migration, node: Node) -> None:
         return
     forget_side(unit, attempt, side)
     if migration.state is MigrationState.HANDED_OVER:
+        if side is Side.SOURCE:
+            _put_source_away(unit, attempt, node)
         release(unit, attempt)
         finish_if_done(unit, attempt)
         return
@@ -86,3 +91,12 @@ def _give_up_side(unit: Unit, migration: Migration, node: Node) -> None:
         roll_back(unit, migration, attempt)
     else:
         advance_undo(unit, attempt)
+
+
+def _put_source_away(unit: Unit, attempt: Attempt, node: Node) -> None:
+    """The VM's old volumes were to be freed there: when the node is back they are kept for a while, and go."""
+    for transfer in attempt.transfers:
+        source, target = transfer.source_storage, transfer.target_storage
+        stays = source.shared and target.shared and source.name == target.name
+        if not stays and transfer.method is not TransferMethod.NONE:
+            put_away(unit.session, attempt.id, node.id, Path(source.path) / transfer.source_name)

@@ -90,7 +90,7 @@ def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms 
 
 def _file(context: Context, vm_name: str, *, target: str, terms: Terms) -> int:
     with context.unit() as unit:
-        vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
+        vm, node = find_vm(unit.session, vm_name, lock=True), find_node(unit.session, target)
         crossings = plan_crossings(unit.session, vm, node, offline=terms.offline, storage_map=terms.storage_map)
         if problems := refuse_filing(_filing_facts(context, unit.session, vm, node, crossings, terms)):
             raise Refused.because(problems)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.services.context import Context
+from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node
 from models import Node, NodeState, Storage, Vm
 
@@ -35,10 +35,7 @@ def register_node(context: Context, name: str, *, facts: dict[str, Any], images:
         node.address, node.network, node.facts = settings.address, settings.network, facts
         node.port_first, node.port_last = settings.port_first, settings.port_last
         node.heartbeat_at = now()
-        if node.state is NodeState.LOST:
-            # What was declared to be off is not: it takes nothing new before somebody has looked.
-            node.state = NodeState.MAINTENANCE
-            unit.note("node.returned", node=name)
+        _welcome_back(unit, node)
         unit.session.flush()
         ensure_storage(unit.session, node, LOCAL_STORAGE, path=images)
         unit.ring("nodes")
@@ -76,10 +73,18 @@ def mount_of(storage: Storage) -> Path | None:
 
 def beat(context: Context, node_id: int, **fresh_facts: object) -> None:
     """Say that the node's worker lives, with the facts that change by themselves."""
-    with context.database.write() as session:
-        node = session.get_one(Node, node_id)
+    with context.unit() as unit:
+        node = unit.session.get_one(Node, node_id)
         node.heartbeat_at = now()
         node.facts = {**node.facts, **fresh_facts}
+        _welcome_back(unit, node)
+
+
+def _welcome_back(unit: Unit, node: Node) -> None:
+    """What was declared to be off is not: it takes nothing new before somebody has looked."""
+    if node.state is NodeState.LOST:
+        node.state = NodeState.MAINTENANCE
+        unit.note("node.returned", node=node.name)
 
 
 def leave(context: Context, node_id: int) -> None:

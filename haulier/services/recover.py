@@ -21,7 +21,7 @@ from haulier.services.context import Context
 from haulier.services.filing import filing_facts
 from haulier.services.ledger import TpmCopy, find_row
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import HOST_FILES
+from haulier.services.nodes import HOST_FILES, silent_s
 from haulier.services.operations import await_operation, file_operation
 from haulier.services.vms import show_vm
 from haulier.services.way import make_way
@@ -50,7 +50,7 @@ def recover_vm(context: Context, name: str, *, on: str) -> dict[str, Any]:
     """
     make_way(context, name)
     with context.unit() as unit:
-        vm, node = find_vm(unit.session, name), find_node(unit.session, on)
+        vm, node = find_vm(unit.session, name, lock=True), find_node(unit.session, on)
         if problems := refuse_recovery(_facts(context, unit.session, vm, node)):
             raise Refused.because(problems)
         operation = file_operation(unit, vm, OperationKind.RECOVER, node=node)
@@ -74,12 +74,17 @@ def _facts(context: Context, session: Session, vm: Vm, on: Node) -> RecoveryFact
         replicated=bool(replicas),
         without_replica=tuple(each.device for each in vm.volumes if _has_one(each) and each.id not in replicas),
         generations=tuple(replica.generation for replica in replicas.values()),
+        local_images=tuple(each.device for each in vm.volumes if _is_local_image(each)),
         missing_storages=tuple(sorted({each.storage.name for each in vm.volumes if each.storage.shared} - shared)),
     )
 
 
 def _has_one(volume: Volume) -> bool:
     return not volume.storage.shared and volume.role is not VolumeRole.CDROM
+
+
+def _is_local_image(volume: Volume) -> bool:
+    return volume.role is VolumeRole.CDROM and not volume.storage.shared
 
 
 def _replicas(session: Session, vm: Vm, on: Node) -> dict[int, Replica]:
@@ -95,6 +100,7 @@ def _replicas(session: Session, vm: Vm, on: Node) -> dict[int, Replica]:
 class WholeReplica:
     """A VM's replica as its node's worker must find it; `digest` and `identity` are those of its TPM."""
 
+    replication_id: int
     paths: tuple[tuple[Path, Path], ...]
     tpm: Path | None
     digest: str | None
@@ -104,11 +110,12 @@ class WholeReplica:
 def load_replica(context: Context, vm_id: int, node_id: int) -> WholeReplica:
     """What is recorded of the VM's replica on a node: each file with the folder of its storage."""
     with context.database.read() as session:
-        replicas = _replicas(session, session.get_one(Vm, vm_id), session.get_one(Node, node_id)).values()
+        replicas = list(_replicas(session, session.get_one(Vm, vm_id), session.get_one(Node, node_id)).values())
         paths = tuple((Path(each.storage.path) / each.name, Path(each.storage.path)) for each in replicas)
         tpm = next((_path(each) for each in replicas if each.volume.role is VolumeRole.TPMSTATE), None)
         row = find_row(session, TpmCopy(vm_id, node_id, tpm)) if tpm else None
-        return WholeReplica(paths, tpm, row.digest if row else None, row.identity if row else None)
+        replication_id = replicas[0].replication_id if replicas else 0
+        return WholeReplica(replication_id, paths, tpm, row.digest if row else None, row.identity if row else None)
 
 
 def _path(replica: Replica) -> Path:
@@ -126,7 +133,8 @@ def take_over(context: Context, vm_id: int, node_id: int) -> None:
         vm = session.get_one(Vm, vm_id, with_for_update=True)
         left = session.get_one(Node, vm.node_id, with_for_update=True)
         node = session.get_one(Node, node_id)
-        if left.state is not NodeState.LOST:
+        back = silent_s(left, limit_s=context.settings.node_silent_after_s) is None
+        if left.state is not NodeState.LOST or back:
             raise Refused("node_not_lost", f"node {left.name} is back", f"haulier vm show {vm.name}")
         replicas = _replicas(session, vm, node)
         lacking = any(_has_one(each) and each.id not in replicas for each in vm.volumes)

@@ -16,7 +16,17 @@ from haulier.planner.recovery import StepAct, StepFinding, decide_step
 from haulier.planner.refusals import silent_node
 from haulier.services.context import Context, Unit
 from haulier.services.nodes import silent_s
-from haulier.services.steps import LOST, advance_undo, locked_step, message_for, move_migration, remember, roll_back
+from haulier.services.steps import (
+    LOST,
+    advance_undo,
+    finish_if_done,
+    forget_side,
+    locked_step,
+    message_for,
+    move_migration,
+    remember,
+    roll_back,
+)
 from models import Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
 
 # Taking a step counts it up, and so does losing it.
@@ -80,7 +90,13 @@ def _lost_worker(unit: Unit, step: Step) -> None:
 
 
 def _not_taken(context: Context, unit: Unit, step: Step) -> None:
-    if not step.attempt.migration.needs_operator:
+    migration = step.attempt.migration
+    taken = migration.replication_id is not None and migration.state is MigrationState.HANDED_OVER
+    if taken and _silence(context, step):
+        # The generation is the replica's; what is left to be tidied up there, the next sync does first.
+        forget_side(unit, step.attempt, step.side)
+        finish_if_done(unit, step.attempt)
+    elif not migration.needs_operator:
         _decided(unit, step, _silence(context, step), lease_over=False)
 
 
@@ -155,6 +171,7 @@ def take_up_again(context: Context, migration_id: int) -> None:
             if step.state is StepState.FAILED:
                 step.state, step.ready_at = StepState.READY, now()
                 unit.send(message_for(step))
+        finish_if_done(unit, attempt)
 
 
 def look_after_partner(unit: Unit, step: Step, moment: datetime) -> None:

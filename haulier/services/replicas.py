@@ -12,39 +12,21 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.services.allocations import free_allocations
+from haulier.services.allocations import OLD_FILE, free_allocations, put_away
 from haulier.services.attempts import AttemptView, TransferView, Turn
-from haulier.services.context import Context
+from haulier.services.context import Context, Unit
 from haulier.services.ledger import TpmCopy, find_row, move_copy
 from haulier.services.nodes import mount_of
 from models import (
     Allocation,
     AllocationKind,
     LedgerRole,
-    Migration,
     Replica,
     Replication,
-    Storage,
     TransferMethod,
     Volume,
     VolumeRole,
 )
-
-OLD_REPLICA = "old replica"
-
-
-def put_away(session: Session, view: AttemptView, path: Path) -> None:
-    """Write down that a file is no replica's any more, before it goes: it is found then if we end right here."""
-    session.add(
-        Allocation(
-            attempt_id=view.attempt_id,
-            node_id=view.target.id,
-            kind=AllocationKind.VOLUME,
-            purpose=OLD_REPLICA,
-            path=str(path),
-            taken_at=now(),
-        )
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +35,27 @@ class Overlay:
 
     replica_id: int
     path: Path
+    base: Path
     folder: Path
     mount: Path | None
 
 
-def overlays_of(context: Context, view: AttemptView) -> list[Overlay]:
+def overlays_of(context: Context, replication_id: int) -> list[Overlay]:
     """The overlays of a replication that are still there."""
     with context.database.read() as session:
-        rows = session.execute(
-            select(Replica, Storage)
-            .join(Storage, Replica.storage_id == Storage.id)
-            .join(Migration, Migration.replication_id == Replica.replication_id)
-            .where(Migration.id == view.migration_id, Replica.overlay.is_not(None))
-            .order_by(Replica.id)
-        )
-        return [
-            Overlay(replica.id, Path(storage.path) / str(replica.overlay), Path(storage.path), mount_of(storage))
-            for replica, storage in rows
-        ]
+        wanted = (Replica.replication_id == replication_id, Replica.overlay.is_not(None))
+        return [_overlay(replica) for replica in session.scalars(select(Replica).where(*wanted).order_by(Replica.id))]
 
 
-def record_merged(context: Context, view: AttemptView, overlay: Overlay) -> None:
-    """The base alone is the replica again; its overlay is to go. Safe to call twice."""
+def _overlay(replica: Replica) -> Overlay:
+    folder = Path(replica.storage.path)
+    return Overlay(replica.id, folder / str(replica.overlay), folder / replica.name, folder, mount_of(replica.storage))
+
+
+def record_merged(context: Context, overlay: Overlay) -> None:
+    """The base alone is the replica again, and the overlay's file is gone. Safe to call twice."""
     with context.database.write() as session:
-        replica = session.get_one(Replica, overlay.replica_id)
-        if replica.overlay is not None:
-            replica.overlay = None
-            put_away(session, view, overlay.path)
+        session.get_one(Replica, overlay.replica_id).overlay = None
 
 
 def old_files(context: Context, view: AttemptView) -> list[Path]:
@@ -88,7 +64,7 @@ def old_files(context: Context, view: AttemptView) -> list[Path]:
         paths = session.scalars(
             select(Allocation.path).where(
                 Allocation.attempt_id == view.attempt_id,
-                Allocation.purpose == OLD_REPLICA,
+                Allocation.purpose == OLD_FILE,
                 Allocation.freed_at.is_(None),
             )
         )
@@ -137,6 +113,18 @@ def record_dropped(context: Context, replica_id: int) -> None:
         session.delete(replica)
 
 
+def drop_rows(unit: Unit, replication: Replication) -> None:
+    """Forget a replica whose node is lost; its files lie there, and the event names them."""
+    left = []
+    for replica in list(replication.replicas):
+        path = Path(replica.storage.path) / replica.name
+        left += [str(path), *([str(path.parent / Path(replica.overlay).name)] if replica.overlay else [])]
+        move_copy(unit.session, TpmCopy(replication.vm_id, replica.storage.node_id, path), LedgerRole.DESTROYED)
+        unit.session.delete(replica)
+    replication.every_s, replication.due_at, replication.ended_at = None, None, now()
+    unit.note("replication.ended", vm=replication.vm.name, node=replication.target.name, left=left)
+
+
 def record_ended(context: Context, replication_id: int) -> None:
     """There is nothing left of a replication."""
     with context.unit() as unit:
@@ -161,7 +149,7 @@ def turn_round(context: Context, view: AttemptView) -> None:
             paths = (Path(replica.storage.path) / name for name in (replica.overlay, replica.name) if name)
             for path in paths:
                 if path not in own:
-                    put_away(session, view, path)
+                    put_away(session, view.attempt_id, view.target.id, path)
             session.delete(replica)
         if _replication_to(session, view, view.source.id) is None:
             replication.target_id, replication.synced_at, replication.failures = view.source.id, None, 0
@@ -203,7 +191,11 @@ def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCop
 
 def left_behind(view: AttemptView) -> list[TransferView]:
     """The volumes of which the source still has a file of its own that is worth a replica."""
-    return [each for each in view.transfers if not each.stays and each.method is not TransferMethod.NONE]
+    return [each for each in view.transfers if _is_worth_one(each)]
+
+
+def _is_worth_one(transfer: TransferView) -> bool:
+    return not (transfer.stays or transfer.target_shared or transfer.method is TransferMethod.NONE)
 
 
 def _is_tpm(view: AttemptView, transfer: TransferView) -> bool:

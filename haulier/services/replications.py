@@ -17,10 +17,11 @@ from haulier.services.context import Context, Unit
 from haulier.services.generations import file_sync
 from haulier.services.lookup import find_node, find_vm
 from haulier.services.operations import await_operation, file_operation, require_free, require_worker
+from haulier.services.replicas import drop_rows
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S
-from models import Migration, MigrationState, OperationKind, Replication, VolumeTransfer
-from models.transitions import OPEN_MIGRATION
+from models import Migration, MigrationState, NodeState, Operation, OperationKind, Replication, Vm, VolumeTransfer
+from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 
 def replicate(context: Context, vm_name: str, *, target: str, every_s: float | None) -> int:
@@ -33,7 +34,7 @@ def replicate(context: Context, vm_name: str, *, target: str, every_s: float | N
         raise Refused("bad_every", f"every {every_s:g} s is no interval", f"More than 0 s, at most {LONGEST_S:.0f}.")
     try:
         with context.unit() as unit:
-            vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
+            vm, node = find_vm(unit.session, vm_name, lock=True), find_node(unit.session, target)
             replication = _find(unit.session, vm.id, node.id)
             if replication is None:
                 replication = Replication(vm_id=vm.id, target_id=node.id, vm=vm, target=node, created_at=now())
@@ -51,14 +52,20 @@ def replicate(context: Context, vm_name: str, *, target: str, every_s: float | N
 
 
 def end_replication(context: Context, vm_name: str, *, target: str) -> None:
-    """Want a replica no more: its files are removed. Raises Refused when there is none, or its node does not answer."""
+    """Want a replica no more: its files are removed; those of a node that was declared lost stay there.
+
+    Raises Refused when there is none, or its node does not answer.
+    """
     make_way(context, vm_name)
     with context.unit() as unit:
-        vm, node = find_vm(unit.session, vm_name), find_node(unit.session, target)
+        vm, node = find_vm(unit.session, vm_name, lock=True), find_node(unit.session, target)
         replication = _find(unit.session, vm.id, node.id)
         if replication is None:
             raise Refused("no_replication", f"VM {vm_name} is not replicated to {target}", "haulier replication list")
         require_free(unit, vm)
+        if node.state is NodeState.LOST:
+            drop_rows(unit, replication)
+            return
         require_worker(context, node)
         replication.every_s = replication.due_at = None
         operation = file_operation(unit, vm, OperationKind.DROP_REPLICA, node=node, replication=replication.id)
@@ -142,13 +149,16 @@ def sweep_replications(context: Context) -> None:
     for replication_id in ids:
         try:
             with context.unit() as unit:
-                _look_after(context, unit, unit.session.get_one(Replication, replication_id, with_for_update=True))
+                _look_after(context, unit, unit.session.get_one(Replication, replication_id))
         except IntegrityError:
             continue  # somebody else was first
 
 
 def _look_after(context: Context, unit: Unit, replication: Replication) -> None:
-    if replication.every_s is None or replication.vm.node_id == replication.target_id:
+    # In the order in which everybody else locks the two.
+    unit.session.get_one(Vm, replication.vm_id, with_for_update=True)
+    unit.session.refresh(replication, with_for_update=True)
+    if replication.every_s is None or replication.vm.node_id == replication.target_id or _is_busy(unit, replication):
         return
     if replication.due_at is None:
         replication.due_at = _next_at(unit, replication, replication.every_s)
@@ -158,6 +168,14 @@ def _look_after(context: Context, unit: Unit, replication: Replication) -> None:
         file_sync(context, unit, replication)
     except Refused as error:
         _failed(unit, replication, replication.every_s, error.problems)
+
+
+def _is_busy(unit: Unit, replication: Replication) -> bool:
+    """Whether something works on the VM; another replication's sync may have begun since we looked for what is due."""
+    moving = (Migration.vm_id == replication.vm_id, Migration.state.in_(OPEN_MIGRATION))
+    worked_on = (Operation.vm_id == replication.vm_id, Operation.state.in_(OPEN_OPERATION))
+    queries = (select(Migration.id).where(*moving), select(Operation.id).where(*worked_on))
+    return any(unit.session.scalar(query.limit(1)) is not None for query in queries)
 
 
 def _next_at(unit: Unit, replication: Replication, every_s: float) -> datetime:

@@ -82,6 +82,9 @@ def advance_undo(unit: Unit, attempt: Attempt, *, silent: Side | None = None) ->
     other side's goes on, because the target cannot win any more and a guest that is paused on the source must not wait
     for a host that may never come back.
     """
+    if silent is Side.TARGET and attempt.migration.replication_id is not None:
+        # Nobody's guest is there: what a sync has left is found when the node comes back, and the VM is free.
+        forget_side(unit, attempt, silent)
     unit.session.flush()
     steps = sorted(attempt.steps, key=lambda step: step.position, reverse=True)
     for step in steps:
@@ -121,3 +124,11 @@ def forget_side(unit: Unit, attempt: Attempt, side: Side) -> None:
             step.fence += 1
             step.lease_until = None
     unit.session.flush()
+
+
+def finish_if_done(unit: Unit, attempt: Attempt) -> None:
+    """Close an attempt of which all steps are done, and its migration with it."""
+    if all(each.state is StepState.DONE for each in attempt.steps):
+        attempt.finished_at = now()
+        attempt.migration.problems = []
+        move_migration(unit, attempt.migration, MigrationState.DONE, finished_at=now())

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -24,7 +24,7 @@ from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage
 from haulier.services.operations import await_operation, file_operation, hurry_stop, require_free, require_worker
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S, NAME
-from models import Locality, Node, OperationKind, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
+from models import Locality, Node, OperationKind, Replica, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
 from models.enums import LedgerRole
 
 
@@ -131,6 +131,11 @@ def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: di
             f"{spec.device}: {name} is a TPM state that was handed over",
             "It starts nowhere again.",
         )
+    replica = session.scalar(
+        select(Replica.id).where(Replica.storage_id == storage.id, or_(Replica.name == name, Replica.overlay == name))
+    )
+    if replica is not None:
+        raise Refused("volume_owned", f"{spec.device}: {name} on {storage.name} is a replica", "One owner each.")
     if taken is not None and spec.role is not Role.CDROM:
         whose = "another device of this VM" if taken == vm.name else f"VM {taken}"
         raise Refused("volume_owned", f"{spec.device}: {name} on {storage.name} belongs to {whose}", "One owner each.")
@@ -195,7 +200,7 @@ def start_vm(context: Context, name: str) -> dict[str, Any]:
     """Start a VM on its node and wait until it runs. Raises Refused, or StepFailed with QEMU's words."""
     make_way(context, name)
     with context.unit() as unit:
-        vm = find_vm(unit.session, name)
+        vm = find_vm(unit.session, name, lock=True)
         if vm.state in (VmState.RUNNING, VmState.PAUSED):
             hint = f"haulier vm show {name}" if vm.state is VmState.RUNNING else "`cont` on its QMP socket lets it run."
             raise Refused("vm_running", f"VM {name} is started already, and {vm.state}", hint)
@@ -216,7 +221,7 @@ def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[
         raise Refused("bad_grace", f"{grace_s:g} s is no time to wait", hint)
     make_way(context, name)
     with context.unit() as unit:
-        vm = find_vm(unit.session, name)
+        vm = find_vm(unit.session, name, lock=True)
         if vm.state is VmState.STOPPED:
             raise Refused("vm_stopped", f"VM {name} is stopped already", f"haulier vm show {name}")
         operation = hurry_stop(unit, vm) if now_ else None

@@ -14,7 +14,8 @@ from models.transitions import OPEN_MIGRATION
 
 _LOOK_S = 0.5
 _PATIENCE_S = 60.0
-_TRUCE = timedelta(seconds=30)
+# Longer than we wait.
+_TRUCE = timedelta(seconds=90)
 
 
 def make_way(context: Context, vm_name: str) -> None:

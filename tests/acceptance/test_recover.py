@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from probe.volume import verify_volume
 from tests.acceptance.faults import Faults
 from tests.acceptance.guest import DISK, TPM, Guest
 from tests.acceptance.stack import Stack
-from tests.acceptance.test_replication import QCOW2, replicate
+from tests.acceptance.test_replication import QCOW2, listed, replicate
 from tests.acceptance.waiting import wait_until
 
 
@@ -123,7 +124,7 @@ def test_node_is_lost_in_the_middle_of_a_sync(
     recover(stack, guest)
     first = wait_until("first line on beta", lambda: first_line(stack, guest))
     assert first.disk[0] >= sequence
-    assert sorted(path.name for path in (stack.images("beta") / guest.name).iterdir()) == ["disk0.raw", "tpm.g1.raw"]
+    assert sorted(path.name for path in (stack.images("beta") / guest.name).iterdir()) == ["disk0.raw", "tpm.m1.raw"]
 
 
 def test_node_is_lost_in_the_middle_of_a_migration(stack: Stack, faults: Faults, guest: Guest) -> None:
@@ -155,7 +156,7 @@ def test_what_is_refused(stack: Stack, guest: Guest) -> None:
     lose(stack, guest)
     assert refused("recover", guest.name, "--on", "alpha") >= {"node_lost"}
     assert refused("replicate", guest.name, "--to", "beta") == {"node_silent"}
-    replica = stack.images("beta") / guest.name / "tpm.g1.raw"
+    replica = stack.images("beta") / guest.name / "tpm.m1.raw"
     whole = replica.read_bytes()
     replica.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
     before = guest.row()
@@ -168,3 +169,28 @@ def test_what_is_refused(stack: Stack, guest: Guest) -> None:
     aside.rename(disk)
     recover(stack, guest)
     guest.wait_ticks()
+
+
+def test_target_that_is_away_does_not_keep_the_vm(stack: Stack, faults: Faults, guest: Guest) -> None:
+    """Its host dies in a sync, or just after its commit: the VM can be stopped, and the next sync makes up for it."""
+    replicate(guest)
+    for point, generation in (("send_generation.begun", 1), ("take_generation.committed", 2)):
+        with faults.holding(point):
+            command = stack.begin("replicate", guest.name, "--to", "beta", "--wait")
+            faults.wait_held(point)
+            stack.supervisor("stopProcess", "node-beta")
+            for process in stack.processes(node="beta"):
+                os.kill(process.pid, signal.SIGKILL)
+        command.finish()
+        assert listed(stack, guest)["generation"] == generation
+        guest.stop()
+        stack.start_worker("beta")
+        guest.start()
+    assert replicate(guest)["generation"] == 3
+    wait_until("what was left is put away", lambda: not unfinished(stack))
+    assert {row["overlay"] for row in stack.table("replica")} == {None}
+
+
+def unfinished(stack: Stack) -> list[Any]:
+    """Files of attempts that are over, before a worker has put them away."""
+    return [row for row in stack.table("allocation", kind="volume", freed_at=None) if "orphan" not in row["purpose"]]

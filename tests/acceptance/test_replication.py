@@ -198,6 +198,8 @@ def test_migration_onto_the_replica_sends_the_difference(stack: Stack, make_gues
         ("move_memory.paused", "alpha", "alpha"),
         ("hand_over.proved", "beta", "alpha"),
         ("hand_over.committed", "beta", "beta"),
+        ("hand_over.merge_ready", "beta", "beta"),
+        ("hand_over.on_bases", "beta", "beta"),
         ("hand_over.merged", "beta", "beta"),
         ("retire_source.run.begins", "alpha", "beta"),
         ("retire_source.run.ends", "alpha", "beta"),
@@ -246,19 +248,53 @@ def test_no_more_than_the_difference_is_sent(stack: Stack, guest: Guest) -> None
     assert_all_is_well(stack, guest)
 
 
-def test_target_dies_while_it_merges(stack: Stack, faults: Faults, make_guest: Callable[..., Guest]) -> None:
-    """The VM is lost there, with its newest disks: base and overlay together."""
-    guest = make_guest(DISK, QCOW2, TPM)
+@pytest.mark.parametrize("point", ["hand_over.merge_ready", "hand_over.on_bases", "hand_over.merged"])
+def test_target_dies_while_it_merges(
+    stack: Stack, faults: Faults, make_guest: Callable[..., Guest], point: str
+) -> None:
+    """The VM is lost there, with its newest disks: base and overlay together, or the base alone."""
+    guest = make_guest(DISK, TPM)
     replicate(guest)
-    with faults.holding("hand_over.merged"):
+    with faults.holding(point):
         command = guest.begin_migrate("beta")
-        faults.wait_held("hand_over.merged")
+        faults.wait_held(point)
         os.kill(guest.qemus()["beta"].pid, signal.SIGKILL)
     command.finish()
     wait_until("lost", lambda: guest.row()["state"] == "lost")
     assert guest.row()["node"] == "beta"
     assert_all_is_well(stack)
     guest.start()
+    assert_all_is_well(stack, guest)
+
+
+def test_worker_and_qemu_die_after_the_merge(stack: Stack, faults: Faults, guest: Guest) -> None:
+    """What the guest wrote on the base alone is not undone by merging once more."""
+    replicate(guest)
+    with faults.holding("hand_over.merged"):
+        command = guest.begin_migrate("beta")
+        faults.wait_held("hand_over.merged")
+        guest.wait_ticks(250)
+        os.kill(stack.worker_pid("beta"), signal.SIGKILL)
+        os.kill(guest.qemus()["beta"].pid, signal.SIGKILL)
+    command.finish()
+    wait_until("lost", lambda: guest.row()["state"] == "lost")
+    assert_all_is_well(stack)
+    guest.start()
+    assert_all_is_well(stack, guest)
+
+
+def test_carrier_that_died_before_all_was_written(stack: Stack, faults: Faults, guest: Guest) -> None:
+    """What it had in memory is not in the generation, so that there is none."""
+    replicate(guest)
+    before = replicas(stack, guest)
+    with faults.holding("take_generation.run.begins"):
+        command = stack.begin("replicate", guest.name, "--to", "beta", "--wait")
+        faults.wait_held("take_generation.run.begins")
+        (carrier,) = stack.processes("qemu-storage-daemon", node="beta", vm=guest.name)
+        os.kill(carrier.pid, signal.SIGKILL)
+    answer = command.finish()
+    assert (answer.status, answer.document["error"]["code"]) == (1, "carrier_gone")
+    assert replicas(stack, guest) == before
     assert_all_is_well(stack, guest)
 
 

@@ -53,7 +53,7 @@ def test_overlay_is_merged_under_the_running_guest(make_place: Callable[[str], V
             await machine.resume(monitor)
             await write(monitor, "c", 8 * CLUSTER)
             for _ in range(2):
-                await overlays.merge_running(monitor, "virtio0", bitmap=BITMAP, persistent=persistent)
+                await merge(monitor, bitmap=BITMAP, persistent=persistent)
             assert await dirty(monitor, node_name("virtio0"), BITMAP) == CLUSTER, "what the guest wrote, and no more"
             await write(monitor, "d", 10 * CLUSTER)
             assert await dirty(monitor, node_name("virtio0"), BITMAP) == 2 * CLUSTER
@@ -80,7 +80,7 @@ def test_merge_is_taken_up_again_where_it_was_left(make_place: Callable[[str], V
             await write(monitor, "b", 0)
             await monitor.execute("block-commit", job_id="haulier-merge-virtio0", device=overlay_node("virtio0"))
             await monitor.wait_for(lambda event: event.name == "BLOCK_JOB_READY")
-            await overlays.merge_running(monitor, "virtio0", bitmap=BITMAP, persistent=False)
+            await merge(monitor, bitmap=BITMAP, persistent=False)
             assert await dirty(monitor, node_name("virtio0"), BITMAP) == CLUSTER
 
     run(work())
@@ -113,12 +113,19 @@ def test_difference_comes_first_and_then_what_is_written(make_place: Callable[[s
             await disks.finish_mirrors(source, [mirror])
             await disks.stop_serving(target)
             await disks.drop_jobs(source)
-            await overlays.merge_running(target, "virtio0", bitmap=None, persistent=False)
+            await merge(target, bitmap=None, persistent=False)
 
     run(work())
     machine.stop_now(there)
     expected = b"b" * 2 * CLUSTER + b"a" * 2 * CLUSTER + b"c" * CLUSTER + b"a" * 11 * CLUSTER
     assert read(there.logs / "disk.raw", "raw") == expected
+
+
+async def merge(monitor: Monitor, *, bitmap: str | None, persistent: bool) -> None:
+    """As the target does it, between two moments in which its process may die."""
+    await overlays.bring_together(monitor, "virtio0")
+    await overlays.go_on_with_base(monitor, "virtio0", bitmap=bitmap, persistent=persistent)
+    await overlays.forget_overlay(monitor, "virtio0", bitmap=bitmap)
 
 
 class Wire:

@@ -9,9 +9,10 @@ from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.services import chain, recover
+from haulier.services import chain, recover, replications
+from haulier.services.allocations import allocated_volumes
 from haulier.services.lost_nodes import declare_lost
-from haulier.services.nodes import leave, register_node
+from haulier.services.nodes import beat, leave, register_node
 from haulier.services.operations import take_back_operations
 from models import (
     LedgerRole,
@@ -28,6 +29,7 @@ from models import (
     Vm,
     VmState,
     Volume,
+    VolumeRole,
 )
 from tests.unit.services.world import DIGEST, IDENTITY, Halves, World
 
@@ -216,3 +218,40 @@ def test_operation_that_a_worker_left_is_over_when_it_begins_again(world: World)
     take_back_operations(world.context, "alpha")
     with world.context.database.read() as session:
         assert [row.state for row in session.scalars(select(Operation))] == ["failed", "ready"]
+
+
+def test_node_whose_worker_was_only_cut_off_comes_back_with_its_heartbeat(world: World) -> None:
+    add_replica(world)
+    lose(world, "alpha")
+    with world.context.database.read() as session:
+        alpha = session.scalars(select(Node.id).where(Node.name == "alpha")).one()
+    beat(world.context, alpha)
+    assert node_state(world, "alpha") is NodeState.MAINTENANCE
+    world.change(Node, Node.name == "alpha", state=NodeState.LOST)
+    with pytest.raises(Refused, match="node_not_lost"):
+        recover.take_over(world.context, 1, beta(world))
+
+
+def test_old_volumes_of_a_source_that_is_lost_after_the_hand_over_are_found_again(world: World, halves: Halves) -> None:
+    _, hand = halves
+    world.reserve_tpm(world.view())
+    assert world.commit(hand)
+    lose(world, "alpha")
+    view = world.view()
+    left = {str(path) for path in allocated_volumes(world.context, view.attempt_id, view.source)}
+    assert left == {f"/alpha/images/web/{name}" for name in ("disk.qcow2", "ci.raw", "tpm.raw")}
+
+
+def test_replication_to_a_lost_node_can_be_ended(world: World) -> None:
+    add_replica(world)
+    lose(world, "beta")
+    replications.end_replication(world.context, "web", target="beta")
+    assert (world.count(Replica), replications.list_replications(world.context)) == (0, [])
+    assert world.ledger() == [("alpha", "active", 0), ("beta", "destroyed", 0)]
+
+
+def test_iso_image_of_the_lost_node_alone(world: World) -> None:
+    add_replica(world)
+    world.change(Volume, Volume.device == "ide2", role=VolumeRole.CDROM)
+    lose(world, "alpha")
+    assert codes(world) == ["cdrom_local"]

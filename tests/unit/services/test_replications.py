@@ -17,7 +17,20 @@ from haulier.services.generations import Arrived
 from haulier.services.ledger import TpmCopy, reserve_copy
 from haulier.services.replicas import old_files, overlays_of, record_merged
 from haulier.services.transfers import plan_crossings
-from models import SYNC_CHAIN, Migration, Node, NodeState, Phase, Replica, Replication, Side, Vm, VmState
+from models import (
+    SYNC_CHAIN,
+    Migration,
+    Node,
+    NodeState,
+    Phase,
+    Replica,
+    Replication,
+    Side,
+    Storage,
+    Vm,
+    VmState,
+    Volume,
+)
 from tests.unit.services.world import BROKEN, DIGEST, IDENTITY, LONG_AGO, World
 
 LOOKS = {"ide2": {"bytes": 1}}
@@ -68,10 +81,9 @@ def bring(world: World, *, generation: int, unchanged: tuple[str, ...] = ()) -> 
     """One whole sync; its number."""
     sync = ask(world)
     held = until_taken(world, generation=generation, unchanged=unchanged)
-    view = world.view(held.attempt_id)
     assert commit(world, held, generation=generation)
-    for overlay in overlays_of(world.context, view):
-        record_merged(world.context, view, overlay)
+    for overlay in overlays_of(world.context, 1):
+        record_merged(world.context, overlay)
     chain.complete(world.context, held, notes={})
     return sync
 
@@ -83,9 +95,9 @@ def test_all_volumes_reach_a_generation_together(world: World) -> None:
     assert commit(world, held, generation=1)
     found = rows(world)
     assert {device: (row.name, row.overlay, row.generation) for device, row in found.items()} == {
-        "scsi0": ("web/disk.qcow2", "web/disk.qcow2.g1", 1),
-        "ide2": ("web/ci.g1.raw", None, 1),
-        "tpmstate0": ("web/tpm.g1.raw", None, 1),
+        "scsi0": ("web/disk.qcow2", "web/disk.qcow2.m1", 1),
+        "ide2": ("web/ci.m1.raw", None, 1),
+        "tpmstate0": ("web/tpm.m1.raw", None, 1),
     }
     assert found["ide2"].seen == LOOKS["ide2"]
     assert world.ledger() == [("alpha", "active", 0), ("beta", "reserved", 0)]
@@ -104,16 +116,12 @@ def test_second_generation_takes_the_first_ones_place(world: World) -> None:
     assert commit(world, held, generation=2)
     found = rows(world)
     assert {row.generation for row in found.values()} == {2}
-    assert (found["ide2"].name, found["tpmstate0"].name) == ("web/ci.g1.raw", "web/tpm.g2.raw")
-    assert old_files(world.context, view) == [Path("/beta/images/web/tpm.g1.raw")]
-    (overlay,) = overlays_of(world.context, view)
+    assert (found["ide2"].name, found["tpmstate0"].name) == ("web/ci.m1.raw", "web/tpm.m2.raw")
+    assert old_files(world.context, view) == [Path("/beta/images/web/tpm.m1.raw")]
+    (overlay,) = overlays_of(world.context, 1)
     for _ in range(2):
-        record_merged(world.context, view, overlay)
-    assert set(old_files(world.context, view)) == {
-        Path("/beta/images/web/tpm.g1.raw"),
-        Path("/beta/images/web/disk.qcow2.g2"),
-    }
-    assert overlays_of(world.context, view) == []
+        record_merged(world.context, overlay)
+    assert overlays_of(world.context, 1) == []
 
 
 def test_sync_that_is_cancelled_takes_nothing(world: World) -> None:
@@ -239,3 +247,64 @@ def test_beat_does_not_come_between_who_wants_the_vm_and_the_vm(world: World, mo
     world.change(Replication, due_at=now() - timedelta(seconds=1))
     sweep(world)
     assert (shown(world)["sync"], shown(world)["failures"]) == (2, 0)
+
+
+def test_silent_target_does_not_keep_the_vm(world: World) -> None:
+    """Nobody's guest is there; what the sync has left is found when the node is back."""
+    ask(world)
+    for rule in SYNC_CHAIN[:4]:
+        chain.complete(world.context, world.take(), notes={**NOTES.get((rule.phase, rule.side), {}), "generation": 1})
+    sending = world.take()
+    chain.fail(world.context, sending, (BROKEN,))
+    chain.complete_undo(world.context, world.take())
+    world.sent.clear()
+    world.silence("beta")
+    world.let_time_pass()
+    world.sweep()
+    assert (world.state(), shown(world)["state"]) == ("undone", "failed")
+
+
+def test_silent_target_after_the_commit_does_not_keep_the_vm_either(world: World) -> None:
+    """Base and overlay together are the replica until somebody merges them."""
+    ask(world)
+    held = until_taken(world, generation=1)
+    assert commit(world, held, generation=1)
+    world.let_lease_end(held)
+    world.sweep()
+    world.silence("beta")
+    world.let_time_pass()
+    world.sweep()
+    assert (world.state(), shown(world)["generation"]) == ("done", 1)
+    assert len(overlays_of(world.context, 1)) == 1
+
+
+def test_merge_that_fails_for_long_does_not_keep_the_vm(world: World) -> None:
+    ask(world)
+    held = until_taken(world, generation=1)
+    assert commit(world, held, generation=1)
+    for _ in range(40):
+        chain.fail(world.context, held, (BROKEN,))
+        if world.state() == "done":
+            break
+        world.let_time_pass()
+        world.sweep()
+        held = world.take()
+    assert (world.state(), len(overlays_of(world.context, 1))) == ("done", 1)
+    assert not world.migration().needs_operator
+
+
+def test_replica_of_a_volume_that_is_shared_by_now_goes(world: World) -> None:
+    bring(world, generation=1)
+    world.change(Storage, Storage.path == "/alpha/images", shared=True)
+    world.change(Volume, Volume.device == "ide2", storage_id=1)
+    with world.context.database.write() as session:
+        own = Storage(node_id=1, name="local2", kind="folder", path="/alpha/two")
+        there = Storage(node_id=2, name="local2", kind="folder", path="/beta/two")
+        session.add_all([own, there])
+        session.flush()
+        for volume in session.scalars(select(Volume).where(Volume.device != "ide2")):
+            volume.storage_id = own.id
+    ask(world)
+    held = until_taken(world, generation=2)
+    assert commit(world, held, generation=2)
+    assert set(rows(world)) == {"scsi0", "tpmstate0"}

@@ -1,0 +1,47 @@
+"""Overlays of replicas that are merged into their bases: at the end of a sync, and wherever one was left unmerged."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from haulier.errors import NeedsOperator, StepFailed
+from haulier.fault_points import fault_point
+from haulier.hypervisor.images import flush, flush_folder, merge_overlay, remove_image
+from haulier.hypervisor.processes import holders
+from haulier.hypervisor.volume_paths import require_inside, require_mounted
+from haulier.services.context import Context
+from haulier.services.replicas import Overlay, overlays_of, record_merged
+
+_LOOK_S = 0.5
+
+
+async def merge_replica(context: Context, replication_id: int) -> None:
+    """Merge all overlays of a replication. Safe to call twice, and after having died anywhere in it.
+
+    Raises StepFailed with qemu-img's words; base and overlay together are the replica still.
+    """
+    for overlay in overlays_of(context, replication_id):
+        await _merge(context, overlay)
+
+
+async def _merge(context: Context, overlay: Overlay) -> None:
+    require_mounted(overlay.mount)
+    require_inside(overlay.path, overlay.folder, error=NeedsOperator)
+    if not overlay.base.exists():
+        raise StepFailed("replica_missing", f"{overlay.base} of a replica is not there", "Is its storage mounted?")
+    # Its file goes before its row: a row without a file was merged.
+    if overlay.path.exists():
+        await merge_file(overlay.path)
+        flush(overlay.base)
+        await fault_point("take_generation.merged")
+        remove_image(overlay.path)
+        flush_folder(overlay.path.parent)
+    record_merged(context, overlay)
+
+
+async def merge_file(path: Path) -> None:
+    """Merge an overlay that no QEMU has open. A merge that has outlived its worker is waited for."""
+    while holders(path):  # noqa: ASYNC110 - of no child of ours
+        await asyncio.sleep(_LOOK_S)
+    await merge_overlay(path)
