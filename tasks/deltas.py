@@ -27,7 +27,13 @@ from haulier.hypervisor.generations import (
 )
 from haulier.hypervisor.images import flush_folder, remove_image
 from haulier.hypervisor.monitor import Monitor, open_monitor
-from haulier.hypervisor.overlays import bring_together, forget_overlay, go_on_with_base, record_writes
+from haulier.hypervisor.overlays import (
+    bring_together,
+    forget_overlay,
+    go_on_with_base,
+    is_on_base,
+    record_writes,
+)
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView
 from models import AllocationKind, Phase, Side, TransferMethod
@@ -76,32 +82,27 @@ async def send_deltas(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]
 
 @contextlib.asynccontextmanager
 async def _standing(work: StepRun, monitor: Monitor) -> AsyncIterator[None]:
-    """The guest stands still inside the block, and no longer than a guest may; a dead link ends it, too."""
-    limit_s = work.context.settings.pause_lease_s
+    """The guest stands still inside the block, if it ran, and no longer than a guest may; a dead link ends it, too.
+
+    Whoever undoes the step knows that it was us who stopped it.
+    """
+    limit_s, ran = work.context.settings.pause_lease_s, await machine.status(monitor) == "running"
+    begun = time.monotonic()
     try:
-        async with _held(work, monitor), cut_on_failure(monitor), asyncio.timeout(limit_s):
+        # The links are cut before the guest is let run again: a QEMU that waits for one obeys nobody.
+        async with cut_on_failure(monitor), asyncio.timeout(limit_s):
+            if ran:
+                work.note(we_stopped=True)
+                await machine.pause(monitor)
             yield
     except TimeoutError as error:
         words = f"the rest of the difference was not sent in {limit_s:g} s"
         raise StepFailed("stalled", words, "Is the link between the nodes up?") from error
-
-
-@contextlib.asynccontextmanager
-async def _held(work: StepRun, monitor: Monitor) -> AsyncIterator[None]:
-    """The guest stands still inside the block, if it ran. Whoever takes the step up after us knows that it was us who
-    stopped it.
-    """
-    if await machine.status(monitor) != "running":
-        yield
-        return
-    work.note(we_stopped=True)
-    stopped_at = time.monotonic()
-    try:
-        await machine.pause(monitor)
-        yield
     finally:
-        await machine.resume(monitor)
-    work.note(we_stopped=False, stood_ms=round((time.monotonic() - stopped_at) * 1000, 1))
+        if ran:
+            await machine.resume(monitor)
+    if ran:
+        work.note(we_stopped=False, stood_ms=round((time.monotonic() - begun) * 1000, 1))
 
 
 def _little_bytes(work: StepRun) -> int:
@@ -222,22 +223,42 @@ async def merge_deltas(work: StepRun) -> None:
 async def _merge_running(work: StepRun, monitor: Monitor, deltas: Sequence[TransferView]) -> None:
     turn = work.view.turn
     bitmap = bitmap_name(turn.replication_id, turn.generation) if turn else None
-    stopped_before = work.view.notes[Phase.HAND_OVER, Side.TARGET].get("we_stopped", False)
+    if work.view.notes[Phase.HAND_OVER, Side.TARGET].get("we_stopped"):
+        # An earlier try died with the guest standing still.
+        await _let_run_on_what_it_has(work, monitor, deltas)
     for each in deltas:
         await bring_together(monitor, each.device)
     await fault_point("hand_over.merge_ready")
-    # No write of the guest may come between the base alone and the end of the overlay's file: who finds that file
-    # beside a QEMU that has died merges it, and would undo the write.
-    async with _held(work, monitor):
+    ran = await machine.status(monitor) == "running"
+    if ran:
+        work.note(we_stopped=True)
+        await machine.pause(monitor)
+    try:
         for each in deltas:
             await go_on_with_base(monitor, each.device, bitmap=bitmap, persistent=each.format == "qcow2")
         await fault_point("hand_over.on_bases")
-        for each in deltas:
-            remove_image(each.target_path)
-            flush_folder(each.target_path.parent)
-    if stopped_before:
-        await machine.resume(monitor)
-        work.note(we_stopped=False)
+    finally:
+        if ran:
+            await _let_run_on_what_it_has(work, monitor, deltas)
+        else:
+            await _remove_merged(monitor, deltas)
     await fault_point("hand_over.merged")
     for each in deltas:
-        await forget_overlay(monitor, each.device, bitmap=bitmap)
+        await forget_overlay(monitor, each.device)
+
+
+async def _let_run_on_what_it_has(work: StepRun, monitor: Monitor, deltas: Sequence[TransferView]) -> None:
+    """Let the guest run that we had stopped: some of its disks may be on their bases, and some not."""
+    await _remove_merged(monitor, deltas)
+    await machine.resume(monitor)
+    work.note(we_stopped=False)
+
+
+async def _remove_merged(monitor: Monitor, deltas: Sequence[TransferView]) -> None:
+    """No write of the guest may come between the base alone and the end of the overlay's file: who finds that file
+    beside a QEMU that has died merges it, and would undo the write.
+    """
+    for each in deltas:
+        if await is_on_base(monitor, each.device):
+            remove_image(each.target_path)
+            flush_folder(each.target_path.parent)

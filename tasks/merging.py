@@ -33,7 +33,7 @@ async def _merge(context: Context, overlay: Overlay) -> None:
     # Its file goes before its row: a row without a file was merged.
     if overlay.path.exists():
         await merge_file(overlay.path)
-        flush(overlay.base)
+        await asyncio.to_thread(flush, overlay.base)
         await fault_point("take_generation.merged")
         remove_image(overlay.path)
         flush_folder(overlay.path.parent)

@@ -30,7 +30,8 @@ def drop_replica(operation_id: int) -> None:
 def _drop_replica(order: Order, vm: VmView) -> None:
     replication_id = int(order.arguments["replication"])
     for replica in replicas_of(context(), replication_id):
-        for path in replica.paths:
+        # The base before its overlay: a row without an overlay's file is taken for merged.
+        for path in reversed(replica.paths):
             require_inside(path, replica.folder)
             (destroy_image if replica.is_secret else remove_image)(path)
         record_dropped(context(), replica.id)
@@ -49,7 +50,7 @@ def _recover(order: Order, vm: VmView) -> None:
         replica = load_replica(context(), vm.id, node_id)
         asyncio.run(merge_replica(context(), replica.replication_id))
         _prove_replica(vm, replica)
-        take_over(context(), vm.id, node_id)
+        take_over(context(), vm.id, node_id, operation_id=order.operation_id)
     start_here(order, load_vm(context(), vm.id))
 
 

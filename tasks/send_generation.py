@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
-from haulier.hypervisor.disks import close_exports, drop_jobs, end_jobs, read_progress, wait_until_done
+from haulier.hypervisor.disks import drop_jobs, end_jobs, read_progress, wait_until_done
 from haulier.hypervisor.generations import (
     DiskBackup,
     begin_generation,
@@ -49,7 +49,7 @@ async def run(work: StepRun) -> Notes:
         require_inside(volume.source_path, volume.source_folder)
     async with _disks(work) as monitor:
         backups = await _backups(view, monitor)
-        server = NbdServer(view.target.address, view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"])
+        server = NbdServer(view.target.address, view.notes[Phase.RESERVE, Side.TARGET].get("carrier_port", 0))
         await connect_backups(monitor, backups, server=server, tls=work.tls)
         jobs, at, state = await _take_moment(work, monitor, backups)
         await fault_point("send_generation.begun")
@@ -79,7 +79,9 @@ async def _disks(work: StepRun) -> AsyncIterator[Monitor]:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=False)
         yield monitor
-        await close_exports(monitor)
+        # All has been acknowledged. To close them in order would have QEMU wait, with its guest, until the target has
+        # written it to its disk; there it is waited for.
+        await drop_jobs(monitor)
         await drop_key(monitor)
 
 

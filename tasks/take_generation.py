@@ -7,9 +7,11 @@ it only tidies up, and is done until it is done.
 
 from __future__ import annotations
 
+import asyncio
+
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
-from haulier.hypervisor.images import close_carrier, flush
+from haulier.hypervisor.images import NbdServer, RemoteExport, close_carrier, flush, flush_export, require_carrier
 from haulier.services.allocations import free_allocations
 from haulier.services.generations import Arrived, commit_generation
 from models import Phase, Side
@@ -26,7 +28,7 @@ async def run(work: StepRun) -> Notes:
     """
     view = work.view
     if not view.handed_over:
-        _take(work)
+        await _take(work)
         await fault_point("take_generation.committed")
     await merge_replica(work.context, view.replication_id or 0)
     remove_old_replicas(work)
@@ -36,18 +38,29 @@ async def run(work: StepRun) -> Notes:
     return {}
 
 
-def _take(work: StepRun) -> None:
+async def _take(work: StepRun) -> None:
     view, sent = work.view, work.view.notes[Phase.SEND_GENERATION, Side.SOURCE]
-    close_carrier(work.place)
+    if view.crossing:
+        # On disk before the rows say so. It may take long, and the lease is renewed meanwhile.
+        await asyncio.to_thread(_write_all, work)
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     prove_copy(work, phase=Phase.SEND_GENERATION)
-    for volume in view.crossing:
-        flush(volume.target_path)
-        flush(volume.final_path)
     looks = view.notes[Phase.CHECK, Side.SOURCE]["looks"]
     arrived = Arrived(view.generation, sent["at"], sent["digest"], sent["identity"], looks)
     if not commit_generation(work.context, work.claim, view, arrived):
         raise StepFailed("given_up", "the sync is being undone", "See the other steps.")
+
+
+def _write_all(work: StepRun) -> None:
+    """Have the carrier write what it has in memory, and end; then flush what its storage has."""
+    view, port = work.view, work.view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
+    require_carrier(work.place)
+    for volume in view.crossing:
+        flush_export(RemoteExport(NbdServer(view.target.address, port), volume.export, work.keys()))
+    close_carrier(work.place)
+    for volume in view.crossing:
+        flush(volume.target_path)
+        flush(volume.final_path)
 
 
 async def undo(work: StepRun) -> None:

@@ -202,11 +202,6 @@ async def end_jobs(monitor: Monitor, *, cut: bool = False) -> None:
 async def drop_jobs(monitor: Monitor) -> None:
     """The same over links that are cut, and their nodes are removed, too. Safe to call twice."""
     await end_jobs(monitor, cut=True)
-    await close_exports(monitor)
-
-
-async def close_exports(monitor: Monitor) -> None:
-    """On the source: let go of the target's exports; what was sent is flushed there. Safe to call twice."""
     for node in await monitor.execute("query-named-block-nodes", flat=True):
         if node["node-name"].startswith(PREFIX):
             await monitor.execute("blockdev-del", node_name=node["node-name"])

@@ -250,13 +250,18 @@ def start_carrier(
         raise StepFailed("carrier_not_started", " ".join(started.stderr.split())[-300:], "Is the port range free?")
 
 
+def require_carrier(place: VmPlace) -> None:
+    """Raise StepFailed `carrier_gone` when it has ended: what it had in memory is lost then."""
+    if place.carrier.pid() is None:
+        raise StepFailed("carrier_gone", "the carrier ended before all was written", "See its host's log.")
+
+
 def close_carrier(place: VmPlace) -> None:
     """End a carrier that has received all there is, and is to write what it still has in memory.
 
     Raises StepFailed when it is not there any more, or does not end: what it has received is worth nothing then.
     """
-    if place.carrier.pid() is None:
-        raise StepFailed("carrier_gone", "the carrier ended before all was written", "See its host's log.")
+    require_carrier(place)
     end_in_order(place.carrier, patience_s=_FLUSH_S)
 
 
@@ -272,12 +277,9 @@ async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], Non
     `report` is told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then
     holds some of it and is to be written again or freed.
     """
-    target = f"driver=nbd,server.type=inet,server.host={to.server.address},server.port={to.server.port}"
-    target += f",export={to.export}"
-    words = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "raw", "--target-image-opts"]
+    words, target = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "raw", "--target-image-opts"], _address(to)
     if to.keys:
         words += ["--object", to.keys.as_option(server=False)]
-        target += f",tls-creds={OBJECT_ID}"
     if max_bytes_per_s:
         words += ["-r", str(max_bytes_per_s)]
     process = await asyncio.create_subprocess_exec(
@@ -300,6 +302,25 @@ async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], Non
             f"{path.name} could not be copied: {said}",
             "Look at both nodes.",
         )
+
+
+def flush_export(to: RemoteExport) -> None:
+    """Have a carrier write to its disk what it has received of an export. Raises StepFailed with qemu-io's words."""
+    words, target = ["qemu-io"], _address(to)
+    if to.keys:
+        words += ["--object", to.keys.as_option(server=False)]
+    done = subprocess.run(
+        [*words, "--image-opts", target, "-c", "flush"], capture_output=True, text=True, timeout=_FLUSH_S, check=False
+    )
+    if done.returncode != 0:
+        said = " ".join(f"{done.stdout} {done.stderr}".split())
+        raise StepFailed("not_flushed", f"what was received cannot be written: {said}", "Is the storage full?")
+
+
+def _address(to: RemoteExport) -> str:
+    target = f"driver=nbd,server.type=inet,server.host={to.server.address},server.port={to.server.port}"
+    target += f",export={to.export}"
+    return f"{target},tls-creds={OBJECT_ID}" if to.keys else target
 
 
 def _bytes_read(pid: int) -> int | None:

@@ -7,7 +7,6 @@ also when QEMU dies in between: `qemu-img commit` does the same for a guest that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from haulier.errors import StepFailed
@@ -50,32 +49,31 @@ async def go_on_with_base(monitor: Monitor, device: str, *, bitmap: str | None, 
     """With the guest standing still: its disk is the base alone from now on. Safe to call again.
 
     The overlay's file must be gone before the guest runs: to merge it once more would undo what was written since.
-    `bitmap` records the guest's writes on the base, `persistent` as in `record_writes`.
+    `bitmap` says on the base what it said on the overlay, and goes on there; `persistent` as in `record_writes`. Raises
+    StepFailed when the two have not been brought together; the guest's disk is both still.
     """
-    job = _job(device)
+    base, top, job = node_name(device), overlay_node(device), _job(device)
     if await _find(monitor, job) is None:
+        if await _is_used(monitor, top):
+            words = f"the merge of {device} has ended before its time"
+            raise StepFailed("merge_failed", words, "Is the target's storage full?")
         return
     if bitmap:
-        await record_writes(monitor, [(node_name(device), persistent)], bitmap=bitmap)
+        await record_writes(monitor, [(base, persistent)], bitmap=bitmap)
+        source = {"node": top, "name": bitmap}
+        await monitor.execute("block-dirty-bitmap-merge", node=base, target=bitmap, bitmaps=[source])
     await monitor.execute("block-job-complete", device=job)
     await wait_until_done(monitor, [job])
 
 
-async def forget_overlay(monitor: Monitor, device: str, *, bitmap: str | None) -> None:
-    """What `bitmap` recorded on the overlay is the base's from now on, and the overlay is closed. Safe twice."""
-    base, top = node_name(device), overlay_node(device)
-    if not await _has(monitor, top):
-        # Of an earlier try the layer below may be left.
-        await _close(monitor, f"file-{top}")
-        return
-    if bitmap:
-        try:
-            source = {"node": top, "name": bitmap}
-            await monitor.execute("block-dirty-bitmap-merge", node=base, target=bitmap, bitmaps=[source])
-        except StepFailed:
-            # One that claims too little is worse than none: then the next sync sends all.
-            with suppress(StepFailed):
-                await monitor.execute("block-dirty-bitmap-remove", node=base, name=bitmap)
+async def is_on_base(monitor: Monitor, device: str) -> bool:
+    """Whether the guest's disk is the base alone: then the overlay's file is worth nothing, and must go."""
+    return not await _is_used(monitor, overlay_node(device))
+
+
+async def forget_overlay(monitor: Monitor, device: str) -> None:
+    """Close the overlay of a disk that is on its base. Safe to call again."""
+    top = overlay_node(device)
     await _close(monitor, top)
     await _close(monitor, f"file-{top}")
 

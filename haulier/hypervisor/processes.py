@@ -113,7 +113,8 @@ def end(daemon: Daemon, *, patience_s: float = 5.0) -> bool:
 def end_in_order(daemon: Daemon, *, patience_s: float) -> None:
     """End a process by SIGTERM alone, so that it writes what it has in memory. Safe to call twice.
 
-    Raises StepFailed `process_stays` when it has not ended after `patience_s`; it runs on then.
+    Raises StepFailed `process_stays` when it has not ended after `patience_s` (it runs on then), `process_killed` when
+    it was killed: one that ends by itself takes its pid file with it.
     """
     if (pid := daemon.pid()) is not None:
         with suppress(ProcessLookupError):
@@ -121,7 +122,8 @@ def end_in_order(daemon: Daemon, *, patience_s: float) -> None:
         if not wait_for_end(daemon, seconds=patience_s):
             words = f"the process of {daemon.pid_file} has not ended after {patience_s:g} s"
             raise StepFailed("process_stays", words, "Is its disk very slow?")
-    daemon.pid_file.unlink(missing_ok=True)
+        if not daemon.ended_by_itself():
+            raise StepFailed("process_killed", f"the process of {daemon.pid_file} was killed", "See its host's log.")
 
 
 def _end_by_handle(handle: int, daemon: Daemon, patience_s: float) -> None:

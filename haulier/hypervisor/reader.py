@@ -5,6 +5,7 @@ With it a sync is the same whether the guest runs or not: the same jobs, the sam
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ async def open_reader(place: VmPlace, disks: Sequence[ReadDisk], *, keys: KeyFol
                 ) from error
             yield monitor
         # In order: the bitmaps are written when the images are closed.
-        end_in_order(place.reader, patience_s=_CLOSE_S)
+        await asyncio.to_thread(end_in_order, place.reader, patience_s=_CLOSE_S)
     finally:
         stop_reader(place)
 

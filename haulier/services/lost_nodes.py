@@ -26,6 +26,7 @@ from models import (
     NodeState,
     Operation,
     OperationState,
+    Replica,
     Side,
     TransferMethod,
     Vm,
@@ -98,5 +99,6 @@ def _put_source_away(unit: Unit, attempt: Attempt, node: Node) -> None:
     for transfer in attempt.transfers:
         source, target = transfer.source_storage, transfer.target_storage
         stays = source.shared and target.shared and source.name == target.name
-        if not stays and transfer.method is not TransferMethod.NONE:
+        kept = select(Replica.id).where(Replica.storage_id == source.id, Replica.name == transfer.source_name)
+        if not stays and transfer.method is not TransferMethod.NONE and unit.session.scalar(kept) is None:
             put_away(unit.session, attempt.id, node.id, Path(source.path) / transfer.source_name)

@@ -22,6 +22,8 @@ from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 # Beyond what the guest is given to power off: making volumes, starting programs.
 _LEASE_S = 180.0
+# What a replica has received last may be yet to be merged; a worker that dies is noticed when it begins again.
+_MERGE_S = 6 * 3600.0
 
 
 def require_worker(context: Context, node: Node) -> None:
@@ -78,7 +80,8 @@ def take_operation(context: Context, operation_id: int) -> Order | None:
         if operation is None or operation.vm is None or operation.state is not OperationState.READY:
             return None
         operation.state = OperationState.RUNNING
-        operation.lease_until = now() + timedelta(seconds=_LEASE_S + float(operation.arguments.get("grace_s", 0)))
+        lease_s = _MERGE_S if operation.kind is OperationKind.RECOVER else _LEASE_S
+        operation.lease_until = now() + timedelta(seconds=lease_s + float(operation.arguments.get("grace_s", 0)))
         return Order(operation.id, operation.vm.id, operation.vm.name, operation.arguments)
 
 

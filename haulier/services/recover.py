@@ -30,7 +30,9 @@ from models import (
     Locality,
     Node,
     NodeState,
+    Operation,
     OperationKind,
+    OperationState,
     Replica,
     Replication,
     Storage,
@@ -122,7 +124,7 @@ def _path(replica: Replica) -> Path:
     return Path(replica.storage.path) / replica.name
 
 
-def take_over(context: Context, vm_id: int, node_id: int) -> None:
+def take_over(context: Context, vm_id: int, node_id: int, *, operation_id: int) -> None:
     """Make the replica the VM, in one transaction, under a new epoch. It does not run yet.
 
     Raises Refused when it cannot be any more, because the lost node is back, or the replica is not whole; nothing was
@@ -133,6 +135,8 @@ def take_over(context: Context, vm_id: int, node_id: int) -> None:
         vm = session.get_one(Vm, vm_id, with_for_update=True)
         left = session.get_one(Node, vm.node_id, with_for_update=True)
         node = session.get_one(Node, node_id)
+        if session.get_one(Operation, operation_id).state is not OperationState.RUNNING:
+            raise Refused("given_up", "the recovery was given up", f"haulier vm show {vm.name}")
         back = silent_s(left, limit_s=context.settings.node_silent_after_s) is None
         if left.state is not NodeState.LOST or back:
             raise Refused("node_not_lost", f"node {left.name} is back", f"haulier vm show {vm.name}")

@@ -55,7 +55,9 @@ def _overlay(replica: Replica) -> Overlay:
 def record_merged(context: Context, overlay: Overlay) -> None:
     """The base alone is the replica again, and the overlay's file is gone. Safe to call twice."""
     with context.database.write() as session:
-        session.get_one(Replica, overlay.replica_id).overlay = None
+        replica = session.get(Replica, overlay.replica_id)
+        if replica is not None and replica.overlay is not None and overlay.path.match(f"*{replica.overlay}"):
+            replica.overlay = None
 
 
 def old_files(context: Context, view: AttemptView) -> list[Path]:

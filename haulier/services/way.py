@@ -45,9 +45,10 @@ def _cancel(context: Context, vm_name: str) -> int | None:
             return None
         # One that has been handed over is a moment from its end, and is only waited for.
         if sync.state in (MigrationState.QUEUED, MigrationState.RUNNING) and not sync.cancel_asked:
-            sync.cancel_asked = True
-            # The beat must not file the next one before whoever wants the VM has got it.
-            unit.session.get_one(Replication, sync.replication_id).due_at = now() + _TRUCE
+            # The beat must not file the next one before whoever wants the VM has got it. Locked in the order of those
+            # who take a generation.
+            replication = unit.session.get_one(Replication, sync.replication_id, with_for_update=True)
+            sync.cancel_asked, replication.due_at = True, now() + _TRUCE
             unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
         return sync.id
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from haulier.errors import StepFailed
 from haulier.hypervisor import disks, generations, machine, overlays, stream
 from haulier.hypervisor.devices import node_name, overlay_node
 from haulier.hypervisor.generations import DiskBackup, bitmap_name
@@ -88,6 +89,24 @@ def test_merge_is_taken_up_again_where_it_was_left(make_place: Callable[[str], V
     assert read(here.logs / "disk.raw", "raw")[:CLUSTER] == b"b" * CLUSTER
 
 
+def test_merge_that_has_died_is_no_merge(make_place: Callable[[str], VmPlace]) -> None:
+    """The guest's disk is base and overlay, and the overlay must stay."""
+    here = make_place("target")
+
+    async def work() -> None:
+        async with on_an_overlay(here, "raw") as monitor:
+            await write(monitor, "b", 0)
+            await overlays.bring_together(monitor, "virtio0")
+            await monitor.execute("block-job-cancel", device="haulier-merge-virtio0", force=True)
+            await monitor.wait_for(lambda event: event.name == "BLOCK_JOB_CANCELLED")
+            with pytest.raises(StepFailed, match="merge_failed"):
+                await overlays.go_on_with_base(monitor, "virtio0", bitmap=None, persistent=False)
+            assert not await overlays.is_on_base(monitor, "virtio0")
+            await merge(monitor, bitmap=None, persistent=False)
+
+    run(work())
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_difference_comes_first_and_then_what_is_written(make_place: Callable[[str], VmPlace], format: str) -> None:
     """As migration onto a replica does it: backups by a bitmap, then a mirror of later writes, onto one export."""
@@ -125,7 +144,8 @@ async def merge(monitor: Monitor, *, bitmap: str | None, persistent: bool) -> No
     """As the target does it, between two moments in which its process may die."""
     await overlays.bring_together(monitor, "virtio0")
     await overlays.go_on_with_base(monitor, "virtio0", bitmap=bitmap, persistent=persistent)
-    await overlays.forget_overlay(monitor, "virtio0", bitmap=bitmap)
+    assert await overlays.is_on_base(monitor, "virtio0")
+    await overlays.forget_overlay(monitor, "virtio0")
 
 
 class Wire:

@@ -148,12 +148,28 @@ def beta(world: World) -> int:
         return session.scalars(select(Node.id).where(Node.name == "beta")).one()
 
 
+def take_over(world: World) -> None:
+    """As the worker of beta does it, that has taken the operation."""
+    with world.context.database.write() as session:
+        kind = OperationKind.RECOVER
+        operation = Operation(
+            node_id=beta(world), kind=kind, arguments={}, state=OperationState.RUNNING, created_at=now()
+        )
+        session.add(operation)
+        session.flush()
+        number = operation.id
+    try:
+        recover.take_over(world.context, 1, beta(world), operation_id=number)
+    finally:
+        world.change(Operation, state=OperationState.DONE)
+
+
 def test_replica_becomes_the_vm(world: World) -> None:
     add_replica(world)
     lose(world, "alpha")
     found = recover.load_replica(world.context, 1, beta(world))
     assert (str(found.tpm), found.digest, found.identity) == ("/beta/images/web/tpm.raw.r", DIGEST, IDENTITY)
-    recover.take_over(world.context, 1, beta(world))
+    take_over(world)
     vm = world.vm()
     assert (vm.node.name, vm.epoch, vm.state) == ("beta", 1, VmState.STOPPED)
     assert [volume.name for volume in vm.volumes] == ["web/disk.qcow2.r", "web/ci.raw.r", "web/tpm.raw.r"]
@@ -166,7 +182,7 @@ def test_replica_becomes_the_vm(world: World) -> None:
         (replication,) = session.scalars(select(Replication))
         assert replication.ended_at is not None
     with pytest.raises(Refused, match="node_not_lost"):
-        recover.take_over(world.context, 1, beta(world))
+        take_over(world)
 
 
 def test_node_that_is_back_in_time_keeps_its_vm(world: World) -> None:
@@ -174,7 +190,7 @@ def test_node_that_is_back_in_time_keeps_its_vm(world: World) -> None:
     lose(world, "alpha")
     world.change(Node, Node.name == "alpha", state=NodeState.MAINTENANCE)
     with pytest.raises(Refused, match="node_not_lost"):
-        recover.take_over(world.context, 1, beta(world))
+        take_over(world)
     assert (world.vm().node.name, world.vm().epoch, world.count(Replica)) == ("alpha", 0, 3)
 
 
@@ -190,7 +206,7 @@ def test_replica_that_is_not_whole(world: World) -> None:
     add_replica(world, but="scsi0")
     assert codes(world) == ["replica_incomplete"]
     with pytest.raises(Refused, match="replica_incomplete"):
-        recover.take_over(world.context, 1, beta(world))
+        take_over(world)
     assert world.vm().node.name == "alpha"
 
 
@@ -229,7 +245,7 @@ def test_node_whose_worker_was_only_cut_off_comes_back_with_its_heartbeat(world:
     assert node_state(world, "alpha") is NodeState.MAINTENANCE
     world.change(Node, Node.name == "alpha", state=NodeState.LOST)
     with pytest.raises(Refused, match="node_not_lost"):
-        recover.take_over(world.context, 1, beta(world))
+        take_over(world)
 
 
 def test_old_volumes_of_a_source_that_is_lost_after_the_hand_over_are_found_again(world: World, halves: Halves) -> None:
