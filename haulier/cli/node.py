@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from haulier.cli.around import context
-from haulier.cli.output import show, size, table
+from haulier.cli.output import show, show_text, size, table
 from haulier.services import lost_nodes, nodes
 
 app = App(name="node", help="Show and change nodes.")
@@ -100,3 +100,6 @@ def lost(name: str, /, *, yes_it_is_off: Annotated[bool, Parameter(negative=())]
     """
     document = lost_nodes.declare_lost(context(), name, is_off=yes_it_is_off)
     show(document, f"{name} is lost; what waited for it goes on without")
+    for each in document["lost_vms"]:
+        where = ", ".join(f"haulier recover {each['vm']} --on {on}" for on in each["replicas_on"])
+        show_text(f"  {each['vm']}: {where or 'there is no replica of it'}")

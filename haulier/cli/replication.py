@@ -27,7 +27,7 @@ def replicate(name: str, /, *, to: str, every: str | None = None, wait: Flag = F
     to
         The node that the replica is kept on.
     every
-        How often it is brought up to date: 90s, 15m, 2h, 1d. Without it only now.
+        How often it is brought up to date: 90s, 15m, 2h, 1d. Without it, now, and as often as was said before.
     wait
         Return when this sync is over, and show how it goes.
     """

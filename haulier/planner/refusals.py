@@ -118,7 +118,8 @@ def _busy(vm: str, *, migration: int | None, operation: str | None) -> Iterator[
 def silent_node(name: str, silent_s: float) -> Problem:
     """The problem of a node whose worker does not answer; `silent_s` is infinite if it never did."""
     since = "does not run" if silent_s == float("inf") else f"was last heard of {silent_s:.0f} s ago"
-    return Problem("node_silent", f"the worker of node {name} {since}", "Start it (`haulier up` for a local one).")
+    hint = "Start it (`haulier up` for a local one). If its host is off for good: haulier node lost, then recover."
+    return Problem("node_silent", f"the worker of node {name} {since}", hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def refuse_recovery(facts: RecoveryFacts) -> tuple[Problem, ...]:
 
 def _recovery(facts: RecoveryFacts) -> Iterator[Problem]:
     if facts.vm_node == facts.on and facts.node_state != "lost":
-        yield Problem("already_there", f"VM {facts.vm} is on {facts.on}", f"haulier vm start {facts.vm}")
+        yield Problem("already_there", f"VM {facts.vm} is on {facts.on}", f"haulier vm show {facts.vm}")
         return
     if facts.node_state != "lost":
         yield Problem(

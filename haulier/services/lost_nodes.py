@@ -27,6 +27,7 @@ from models import (
     Operation,
     OperationState,
     Replica,
+    Replication,
     Side,
     TransferMethod,
     Vm,
@@ -46,11 +47,15 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
             hint = "Only if the host is off for certain: add --yes-it-is-off."
             raise Refused("not_confirmed", f"guests of {name} would run twice if it were not off", hint)
         if silent_s(node, limit_s=context.settings.node_silent_after_s) is None:
-            raise Refused("node_alive", f"the worker of node {name} lives", "Stop the host first.")
+            limit_s = context.settings.node_silent_after_s
+            hint = f"Stop the host first. A worker that is not heard for {limit_s:g} s counts as silent."
+            raise Refused("node_alive", f"the worker of node {name} lives, or was heard just now", hint)
         if node.state is not NodeState.LOST:
             node.state = NodeState.LOST
             unit.note("node.lost", node=name)
-        for vm in unit.session.scalars(select(Vm).where(Vm.node_id == node.id, Vm.state != VmState.STOPPED)):
+        for vm in unit.session.scalars(
+            select(Vm).where(Vm.node_id == node.id, Vm.state.in_((VmState.RUNNING, VmState.PAUSED)))
+        ):
             vm.state, vm.pid, vm.qmp, vm.run_state = VmState.LOST, None, None, None
             unit.note("vm.lost", vm=vm.name, node=name)
         here = or_(Migration.source_id == node.id, Migration.target_id == node.id)
@@ -61,7 +66,15 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
             operation.state = OperationState.RUNNING
             unit.session.flush()
             end_operation(unit, operation.id, OperationState.FAILED, (_lost(node),))
-    return show_node(context, name)
+        lost_vms = [_lost_vm(unit, vm) for vm in unit.session.scalars(select(Vm).where(Vm.node_id == node.id))]
+    return {**show_node(context, name), "lost_vms": lost_vms}
+
+
+def _lost_vm(unit: Unit, vm: Vm) -> dict[str, Any]:
+    """Where a VM of the node has a replica."""
+    live = (Replication.vm_id == vm.id, Replication.ended_at.is_(None), Replication.target_id != vm.node_id)
+    kept = [each for each in unit.session.scalars(select(Replication).where(*live)) if each.replicas]
+    return {"vm": vm.name, "replicas_on": [each.target.name for each in kept]}
 
 
 def _lost(node: Node) -> Problem:

@@ -117,6 +117,9 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
         node = find_node(unit.session, name)
         if change.address is not None:
             node.address = change.address
+        if change.maintenance is not None and node.state is NodeState.LOST:
+            words = f"node {name} was declared lost, and its worker has not been heard since"
+            raise Refused("node_lost", words, "Start its worker: it is in maintenance then.")
         if change.maintenance is not None:
             node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
             unit.note("node.maintenance", node=name, on=change.maintenance)

@@ -20,7 +20,18 @@ from haulier.services.operations import await_operation, file_operation, require
 from haulier.services.replicas import drop_rows
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S
-from models import Migration, MigrationState, NodeState, Operation, OperationKind, Replication, Vm, VolumeTransfer
+from models import (
+    Event,
+    Migration,
+    MigrationState,
+    NodeState,
+    Operation,
+    OperationKind,
+    Replication,
+    Vm,
+    VmState,
+    VolumeTransfer,
+)
 from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 
@@ -63,6 +74,9 @@ def end_replication(context: Context, vm_name: str, *, target: str) -> None:
         if replication is None:
             raise Refused("no_replication", f"VM {vm_name} is not replicated to {target}", "haulier replication list")
         require_free(unit, vm)
+        if vm.state is VmState.LOST:
+            hint = f"haulier recover {vm_name} --on {target}, or start the VM where it is."
+            raise Refused("vm_lost", f"VM {vm_name} is lost, and this may be the newest of it that is left", hint)
         if node.state is NodeState.LOST:
             drop_rows(unit, replication)
             return
@@ -118,8 +132,25 @@ def _document(session: Session, replication: Replication) -> dict[str, Any]:
         "due_at": replication.due_at.isoformat() if replication.due_at else None,
         "failures": replication.failures,
         "sync": newest and newest.id,
-        "error": newest.problems[0] if newest and newest.problems else None,
+        "error": _why(session, replication, newest),
     }
+
+
+def _why(session: Session, replication: Replication, newest: Migration | None) -> dict[str, Any] | None:
+    """Why the newest try came to nothing; one that could not even be filed is told of by its event alone."""
+    if not _came_to_nothing(replication, newest):
+        return None
+    told = session.scalar(
+        select(Event)
+        .where(Event.kind == "replication.failed", Event.vm == replication.vm.name)
+        .where(Event.node == replication.target.name)
+        .order_by(Event.id.desc())
+        .limit(1)
+    )
+    if told is not None and (newest is None or newest.finished_at is None or told.at >= newest.finished_at):
+        found: dict[str, Any] | None = told.data.get("problem")
+        return found
+    return newest.problems[0] if newest and newest.problems else None
 
 
 def _state(replication: Replication, newest: Migration | None) -> str:
@@ -127,9 +158,18 @@ def _state(replication: Replication, newest: Migration | None) -> str:
         return "idle"
     if newest is not None and newest.state in OPEN_MIGRATION:
         return "needs_operator" if newest.needs_operator else "syncing"
-    if newest is None or newest.state is MigrationState.DONE:
-        return "current" if replication.synced_at else "new"
-    return "failed"
+    if _came_to_nothing(replication, newest):
+        return "failed"
+    return "current" if replication.synced_at else "new"
+
+
+def _came_to_nothing(replication: Replication, newest: Migration | None) -> bool:
+    """Whether the newest try failed. One that made way did not, and what turned round since is newer than any."""
+    if replication.failures:
+        return True
+    failed = newest is not None and newest.state in (MigrationState.UNDONE, MigrationState.REFUSED)
+    turned = newest is not None and replication.synced_at is not None and replication.synced_at > newest.created_at
+    return failed and not turned
 
 
 def _bytes_of(session: Session, sync: Migration) -> int:

@@ -12,7 +12,7 @@ from haulier.errors import Refused
 from haulier.services import chain, recover, replications
 from haulier.services.allocations import allocated_volumes
 from haulier.services.lost_nodes import declare_lost
-from haulier.services.nodes import beat, leave, register_node
+from haulier.services.nodes import NodeChange, beat, change_node, leave, register_node
 from haulier.services.operations import take_back_operations
 from models import (
     LedgerRole,
@@ -271,3 +271,21 @@ def test_iso_image_of_the_lost_node_alone(world: World) -> None:
     world.change(Volume, Volume.device == "ide2", role=VolumeRole.CDROM)
     lose(world, "alpha")
     assert codes(world) == ["cdrom_local"]
+
+
+def test_only_its_own_worker_brings_a_lost_node_back(world: World) -> None:
+    lose(world, "alpha")
+    with pytest.raises(Refused, match="node_lost"):
+        change_node(world.context, "alpha", NodeChange(maintenance=False))
+    assert node_state(world, "alpha") is NodeState.LOST
+
+
+def test_newest_copy_of_a_lost_vm_is_not_ended(world: World) -> None:
+    add_replica(world)
+    lose(world, "alpha")
+    with pytest.raises(Refused, match="vm_lost"):
+        replications.end_replication(world.context, "web", target="beta")
+    assert world.count(Replica) == 3
+    world.silence("alpha")
+    found = declare_lost(world.context, "alpha", is_off=True)["lost_vms"]
+    assert found == [{"vm": "web", "replicas_on": ["beta"]}]

@@ -199,6 +199,8 @@ def test_refused_sync_is_a_failure_with_its_reason(world: World) -> None:
     world.change(Replication, due_at=now() - LONG_AGO)
     sweep(world)
     assert (shown(world)["failures"], shown(world)["sync"]) == (2, 1)
+    why = shown(world)["error"]
+    assert isinstance(why, dict) and why["code"] == "node_silent", "also of one that could not be filed"
 
 
 def test_replication_of_a_vm_that_is_busy_waits(world: World) -> None:
@@ -244,6 +246,7 @@ def test_beat_does_not_come_between_who_wants_the_vm_and_the_vm(world: World, mo
     assert world.state() == "cancelled"
     sweep(world)
     assert shown(world)["sync"] == 1, "not before the truce is over"
+    assert (shown(world)["state"], shown(world)["error"]) == ("new", None), "to make way is no failure"
     world.change(Replication, due_at=now() - timedelta(seconds=1))
     sweep(world)
     assert (shown(world)["sync"], shown(world)["failures"]) == (2, 0)
