@@ -11,24 +11,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from haulier.errors import NeedsOperator, StepFailed
+from haulier.errors import StepFailed
 from haulier.hypervisor.images import (
     VOLUME_EXISTS,
     CarrierExport,
     NbdServer,
     create_image,
     create_overlay,
-    destroy_image,
-    remove_image,
     start_carrier,
     stop_carrier,
 )
-from haulier.hypervisor.volume_paths import innermost, require_inside
+from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.allocations import (
     allocated_volumes,
     free_allocations,
-    paths_in_use,
-    storage_folders,
     take_memory,
     take_volume,
 )
@@ -36,6 +32,7 @@ from haulier.services.attempts import TransferView
 from haulier.services.ledger import TpmCopy, drop_reserved, reserve_copy
 from models import AllocationKind, Phase, TransferMethod, VolumeRole
 from tasks.celery import app
+from tasks.freeing import Freeing
 from tasks.merging import merge_replica
 from tasks.runner import Notes, StepRun, execute
 
@@ -117,16 +114,9 @@ async def undo(work: StepRun) -> None:
     """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
     view = work.view
     stop_carrier(work.place)
-    folders, in_use = storage_folders(work.context, view.target.id), paths_in_use(work.context, view.target.id)
+    freeing = Freeing(work.context, view.target.id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
-        require_inside(path, innermost(path, folders), error=NeedsOperator)
-        # The rows have the last word: whatever an error somewhere else makes of the paths, a VM's volume stays.
-        if path in in_use:
-            raise NeedsOperator("volume_in_use", f"{path} is a VM's volume", "Nothing more was freed.")
-        if view.tpm and path == view.tpm.target_path:
-            destroy_image(path)
-        else:
-            remove_image(path)
+        freeing.free(path, is_secret=view.tpm is not None and path == view.tpm.target_path)
         _forget(work, path)
     free_allocations(work.context, view.attempt_id)
     work.place.clear()

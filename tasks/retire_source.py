@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import copy_state, destroy_image, remove_image, stop_carrier
+from haulier.hypervisor.images import copy_state, destroy_image, stop_carrier
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
-from haulier.services.allocations import paths_in_use
 from haulier.services.attempts import AttemptView, TransferView, Turn, require_tpm_transfer
 from haulier.services.generations import made_by
 from haulier.services.ledger import TpmCopy, drop_reserved, quarantine_path, reserve_copy
 from haulier.services.replicas import adopt_source
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
+from tasks.freeing import Freeing
 from tasks.runner import Notes, StepRun, execute
 
 
@@ -73,12 +73,9 @@ def _is_proved(view: AttemptView, copy: TpmCopy | None) -> bool:
 
 def _free_volumes(work: StepRun, copy: TpmCopy | None) -> None:
     view = work.view
-    in_use = paths_in_use(work.context, view.source.id)
+    freeing = Freeing(work.context, view.source.id)
     for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.DELTA, TransferMethod.COPY):
-        # The rows have the last word: whatever an error somewhere else makes of the paths, a VM's volume stays.
-        if volume.source_path in in_use:
-            raise NeedsOperator("volume_in_use", f"{volume.source_path} is a VM's volume", "Nothing more was freed.")
-        remove_image(volume.source_path)
+        freeing.free(volume.source_path)
     if copy is not None:
         destroy_image(copy.path)
         drop_reserved(work.context, copy)

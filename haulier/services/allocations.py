@@ -148,6 +148,7 @@ def free_allocations(
     kind: AllocationKind | None = None,
     purpose: str | None = None,
     path: Path | None = None,
+    node_id: int | None = None,
 ) -> None:
     """Write down that what the attempt had taken is given back; without a filter all of it. Safe to call twice."""
     wanted = [Allocation.attempt_id == attempt_id, Allocation.freed_at.is_(None)]
@@ -157,5 +158,7 @@ def free_allocations(
         wanted.append(Allocation.purpose == purpose)
     if path is not None:
         wanted.append(Allocation.path == str(path))
+    if node_id is not None:
+        wanted.append(Allocation.node_id == node_id)
     with context.database.write() as session:
         session.execute(update(Allocation).where(*wanted).values(freed_at=now()))

@@ -95,7 +95,7 @@ def _give_up_side(unit: Unit, migration: Migration, node: Node) -> None:
         return
     forget_side(unit, attempt, side)
     if migration.state is MigrationState.HANDED_OVER:
-        if side is Side.SOURCE:
+        if side is Side.SOURCE and migration.replication_id is None:
             _put_source_away(unit, attempt, node)
         release(unit, attempt)
         finish_if_done(unit, attempt)

@@ -66,6 +66,8 @@ def old_files(context: Context, view: AttemptView) -> list[Path]:
         paths = session.scalars(
             select(Allocation.path).where(
                 Allocation.attempt_id == view.attempt_id,
+                # A node that was lost may have left files of the same names.
+                Allocation.node_id == view.target.id,
                 Allocation.purpose == OLD_FILE,
                 Allocation.freed_at.is_(None),
             )
@@ -75,7 +77,7 @@ def old_files(context: Context, view: AttemptView) -> list[Path]:
 
 def record_gone(context: Context, view: AttemptView, path: Path) -> None:
     """Such a file has gone. Safe to call twice."""
-    free_allocations(context, view.attempt_id, kind=AllocationKind.VOLUME, path=path)
+    free_allocations(context, view.attempt_id, kind=AllocationKind.VOLUME, path=path, node_id=view.target.id)
 
 
 @dataclass(frozen=True, slots=True)

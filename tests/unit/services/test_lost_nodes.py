@@ -14,8 +14,12 @@ from haulier.services.allocations import allocated_volumes
 from haulier.services.lost_nodes import declare_lost
 from haulier.services.nodes import NodeChange, beat, change_node, leave, register_node
 from haulier.services.operations import take_back_operations
+from haulier.services.replicas import old_files
 from models import (
+    Allocation,
     LedgerRole,
+    Migration,
+    MigrationState,
     Node,
     NodeState,
     Operation,
@@ -289,3 +293,22 @@ def test_newest_copy_of_a_lost_vm_is_not_ended(world: World) -> None:
     world.silence("alpha")
     found = declare_lost(world.context, "alpha", is_off=True)["lost_vms"]
     assert found == [{"vm": "web", "replicas_on": ["beta"]}]
+
+
+def test_target_does_not_take_the_lost_sources_files_for_its_own(world: World, halves: Halves) -> None:
+    """Storages may lie at the same path on both hosts: there the name is that of the VM's own disk."""
+    _, hand = halves
+    world.change(Storage, path="/srv/images")
+    view = world.view()
+    world.reserve_tpm(view)
+    assert world.commit(hand, view)
+    lose(world, "alpha")
+    assert allocated_volumes(world.context, view.attempt_id, view.source)
+    assert old_files(world.context, view) == []
+
+
+def test_volumes_of_a_vm_stay_its_own_when_its_node_is_lost_in_a_sync(world: World) -> None:
+    sync = replications.replicate(world.context, "web", target="beta", every_s=None)
+    world.change(Migration, Migration.id == sync, state=MigrationState.HANDED_OVER)
+    lose(world, "alpha")
+    assert world.count(Allocation) == 0
