@@ -122,7 +122,8 @@ class Replication(Base):
 
     `generation` counts the moments that were brought over whole; `synced_at` is when the newest was. `every_s` is how
     often a new one is made, None for by hand; `due_at` is when, None while that is not known. `failures` counts the
-    syncs in a row that came to nothing. `ended_at`: nobody wants it any more, and there is no replica of it.
+    syncs in a row that came to nothing, `problem` is why the newest of them did. `ended_at`: nobody wants it any more,
+    and there is no replica of it.
     """
 
     __tablename__ = "replication"
@@ -139,6 +140,7 @@ class Replication(Base):
     synced_at: Mapped[datetime | None]
     due_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(default=0)
+    problem: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
 

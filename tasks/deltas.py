@@ -37,7 +37,7 @@ from haulier.hypervisor.overlays import (
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView
 from models import AllocationKind, Phase, Side, TransferMethod
-from tasks.merging import merge_file
+from tasks.merging import merge_into
 from tasks.runner import StepRun, reporting
 
 _ROUND = f"{PREFIX}round-"
@@ -214,9 +214,7 @@ async def merge_deltas(work: StepRun) -> None:
         async with open_monitor(work.place.control) as monitor:
             await _merge_running(work, monitor, deltas)
     for each in deltas:
-        if each.target_path.exists():
-            await merge_file(each.target_path)
-            remove_image(each.target_path)
+        await merge_into(each.final_path, each.target_path)
         free_allocations(work.context, view.attempt_id, kind=AllocationKind.VOLUME, path=each.target_path)
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor.images import flush, flush_folder, merge_overlay, remove_image
-from haulier.hypervisor.processes import holders
+from haulier.hypervisor.processes import wait_until_released
 from haulier.hypervisor.volume_paths import require_inside, require_mounted
 from haulier.services.context import Context
 from haulier.services.replicas import Overlay, overlays_of, record_merged
-
-_LOOK_S = 0.5
 
 
 async def merge_replica(context: Context, replication_id: int) -> None:
@@ -31,17 +29,20 @@ async def _merge(context: Context, overlay: Overlay) -> None:
     if not overlay.base.exists():
         raise StepFailed("replica_missing", f"{overlay.base} of a replica is not there", "Is its storage mounted?")
     # Its file goes before its row: a row without a file was merged.
-    if overlay.path.exists():
-        await merge_file(overlay.path)
-        await asyncio.to_thread(flush, overlay.base)
-        await fault_point("take_generation.merged")
-        remove_image(overlay.path)
-        flush_folder(overlay.path.parent)
+    await merge_into(overlay.base, overlay.path)
     record_merged(context, overlay)
 
 
-async def merge_file(path: Path) -> None:
-    """Merge an overlay that no QEMU has open. A merge that has outlived its worker is waited for."""
-    while holders(path):  # noqa: ASYNC110 - of no child of ours
-        await asyncio.sleep(_LOOK_S)
-    await merge_overlay(path)
+async def merge_into(base: Path, overlay: Path) -> None:
+    """Merge an overlay that no QEMU has open into its base, and remove it. Safe to call twice.
+
+    Raises StepFailed with qemu-img's words. A merge that has outlived its worker is waited for.
+    """
+    if not overlay.exists():
+        return
+    await wait_until_released(overlay)
+    await merge_overlay(overlay)
+    await asyncio.to_thread(flush, base)
+    await fault_point("take_generation.merged")
+    remove_image(overlay)
+    flush_folder(overlay.parent)

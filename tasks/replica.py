@@ -31,7 +31,7 @@ def _drop_replica(order: Order, vm: VmView) -> None:
     replication_id = int(order.arguments["replication"])
     for replica in replicas_of(context(), replication_id):
         # The base before its overlay: a row without an overlay's file is taken for merged.
-        for path in reversed(replica.paths):
+        for path in replica.paths:
             require_inside(path, replica.folder)
             (destroy_image if replica.is_secret else remove_image)(path)
         record_dropped(context(), replica.id)

@@ -12,9 +12,9 @@ from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import AttemptView, TransferView, Turn, require_tpm_transfer
-from haulier.services.generations import made_by
 from haulier.services.ledger import TpmCopy, drop_reserved, quarantine_path, reserve_copy
 from haulier.services.replicas import adopt_source
+from haulier.services.transfers import made_by
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.freeing import Freeing

@@ -7,6 +7,7 @@ of ours.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import select
@@ -172,6 +173,27 @@ def holders(path: Path) -> list[int]:
             if any(_leads_to(link, path) for link in (process / "fd").iterdir()):
                 found.append(int(process.name))
     return sorted(found)
+
+
+async def wait_until_released(path: Path) -> None:
+    """Wait until the processes that have a file open have ended, whoever began them."""
+    while pids := holders(path):
+        for pid in pids:
+            await _ended(pid)
+
+
+async def _ended(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
 
 
 def _leads_to(link: Path, path: Path) -> bool:

@@ -8,17 +8,15 @@ the base, which may be done again after any death. Other volumes are files of th
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.definition import Role, VmDefinition, sections
+from haulier.definition import Role
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, Method, VolumeFacts, choose_sync_method
 from haulier.planner.refusals import STARTED, refuse_filing
@@ -28,8 +26,9 @@ from haulier.services.chain import Claim, held_step
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, filing_facts, open_migration
 from haulier.services.ledger import TpmCopy, find_row
+from haulier.services.replicas import paths_of
 from haulier.services.steps import move_migration
-from haulier.services.transfers import free_name
+from haulier.services.transfers import TargetPlace, add_transfer, free_name, made_by, overlay_name, snapshot_devices
 from models import (
     Allocation,
     Attempt,
@@ -38,9 +37,7 @@ from models import (
     Replica,
     Replication,
     Storage,
-    TransferMethod,
     Volume,
-    VolumeTransfer,
 )
 
 
@@ -77,11 +74,7 @@ def file_sync(context: Context, unit: Unit, replication: Replication) -> Migrati
 def _plan(session: Session, replication: Replication) -> list[_Sending]:
     storages = {storage.name: storage for storage in replication.target.storages}
     replicas = {replica.volume_id: replica for replica in replication.replicas}
-    in_snapshots = {
-        spec.device
-        for spec in VmDefinition.from_dict(replication.vm.definition).volumes
-        if spec.section not in (None, sections.PENDING)
-    }
+    in_snapshots = snapshot_devices(replication.vm)
     planned = []
     for volume in replication.vm.volumes:
         facts = VolumeFacts(
@@ -105,38 +98,13 @@ def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Send
         taken = given.setdefault(each.storage.id, set())
         base, wanted = None, made_by(each.volume.name, attempt.migration_id)
         if each.choice.method is Method.DELTA:
-            base = (
-                each.replica.name if each.replica else free_name(session, each.storage, each.volume.name, given=taken)
-            )
+            known = each.replica and each.replica.name
+            base = known or free_name(session, each.storage, each.volume.name, given=taken)
             taken.add(base)
-            wanted = f"{base}.m{attempt.migration_id}"
+            wanted = overlay_name(base, attempt.migration_id)
         name = free_name(session, each.storage, wanted, given=taken)
         taken.add(name)
-        session.add(
-            VolumeTransfer(
-                attempt_id=attempt.id,
-                volume_id=each.volume.id,
-                role=each.volume.role,
-                method=TransferMethod(each.choice.method),
-                reason=each.choice.reason,
-                source_storage_id=each.volume.storage_id,
-                source_name=each.volume.name,
-                target_storage_id=each.storage.id,
-                target_name=name,
-                base_name=base,
-                bytes_total=each.volume.size_bytes or 0,
-            )
-        )
-
-
-def made_by(name: str, migration_id: int) -> str:
-    """What the file is called that a sync or a migration makes for a replica, after the volume's own: no two are called
-    the same, whatever one that was given up has left.
-    """
-    path = Path(name)
-    # One that was a replica's itself has a number already.
-    stem = re.sub(r"\.m\d+$", "", path.stem)
-    return str(path.with_name(f"{stem}.m{migration_id}{path.suffix}"))
+        add_transfer(session, attempt, each.volume, each.choice, to=TargetPlace(each.storage, name, base))
 
 
 def newest_generation(context: Context, replication_id: int) -> int:
@@ -182,6 +150,7 @@ def commit_generation(context: Context, held: Claim, view: AttemptView, arrived:
             return False
         moment = datetime.fromtimestamp(arrived.at, UTC)
         replication.generation, replication.synced_at, replication.failures = arrived.generation, moment, 0
+        replication.problem = None
         for transfer in view.transfers:
             _take(unit.session, view, replication, transfer, arrived)
         _drop_others(unit.session, view, replication)
@@ -200,7 +169,8 @@ def _drop_others(session: Session, view: AttemptView, replication: Replication) 
     sent = {transfer.volume_id for transfer in view.transfers}
     for replica in replication.replicas:
         if replica.volume_id not in sent:
-            put_away(session, view.attempt_id, view.target.id, Path(replica.storage.path) / replica.name)
+            for path in paths_of(replica):
+                put_away(session, view.attempt_id, view.target.id, path)
             session.delete(replica)
 
 
@@ -217,10 +187,7 @@ def _take(
     if transfer.device in view.unchanged:
         return
     if transfer.base_path is not None:
-        replica.name, replica.overlay = (
-            str(transfer.base_path.relative_to(transfer.target_folder)),
-            transfer.target_name,
-        )
+        replica.name, replica.overlay = transfer.final_name, transfer.target_name
     else:
         if replica.name:
             put_away(session, view.attempt_id, view.target.id, transfer.target_folder / replica.name)

@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
+from haulier.definition.sections import Place
 from haulier.errors import Refused
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node
@@ -64,6 +65,11 @@ def find_node_id(context: Context, name: str) -> int:
     """The id of a node's row. Raises Refused `unknown_node`."""
     with context.database.read() as session:
         return find_node(session, name).id
+
+
+def place_named(storage: str, name: str) -> Place:
+    """A volume's place as a definition names it: a file by its absolute path lies on no storage."""
+    return (None, f"/{name}") if storage == HOST_FILES else (storage, name)
 
 
 def mount_of(storage: Storage) -> Path | None:

@@ -18,7 +18,7 @@ from haulier.definition.sections import Place, moved
 from haulier.services.attempts import AttemptView, TransferView
 from haulier.services.chain import Claim
 from haulier.services.context import Context
-from haulier.services.nodes import HOST_FILES
+from haulier.services.nodes import place_named
 from models import (
     Allocation,
     Attempt,
@@ -124,14 +124,9 @@ def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
 def _moves(view: AttemptView) -> Iterator[tuple[Place, Place]]:
     for transfer in view.transfers:
         yield (
-            _place(transfer.source_storage, transfer.source_name),
-            _place(transfer.target_storage, transfer.final_name),
+            place_named(transfer.source_storage, transfer.source_name),
+            place_named(transfer.target_storage, transfer.final_name),
         )
-
-
-def _place(storage: str, name: str) -> Place:
-    """As a definition names it: a file by its absolute path lies on no storage."""
-    return (None, f"/{name}") if storage == HOST_FILES else (storage, name)
 
 
 def _consequences(view: AttemptView) -> Iterator[_Consequence]:

@@ -21,8 +21,9 @@ from haulier.services.context import Context
 from haulier.services.filing import filing_facts
 from haulier.services.ledger import TpmCopy, find_row
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import HOST_FILES, silent_s
+from haulier.services.nodes import place_named, silent_s
 from haulier.services.operations import await_operation, file_operation
+from haulier.services.replicas import paths_of
 from haulier.services.vms import show_vm
 from haulier.services.way import make_way
 from models import (
@@ -113,7 +114,7 @@ def load_replica(context: Context, vm_id: int, node_id: int) -> WholeReplica:
     """What is recorded of the VM's replica on a node: each file with the folder of its storage."""
     with context.database.read() as session:
         replicas = list(_replicas(session, session.get_one(Vm, vm_id), session.get_one(Node, node_id)).values())
-        paths = tuple((Path(each.storage.path) / each.name, Path(each.storage.path)) for each in replicas)
+        paths = tuple((_path(each), Path(each.storage.path)) for each in replicas)
         tpm = next((_path(each) for each in replicas if each.volume.role is VolumeRole.TPMSTATE), None)
         row = find_row(session, TpmCopy(vm_id, node_id, tpm)) if tpm else None
         replication_id = replicas[0].replication_id if replicas else 0
@@ -121,7 +122,7 @@ def load_replica(context: Context, vm_id: int, node_id: int) -> WholeReplica:
 
 
 def _path(replica: Replica) -> Path:
-    return Path(replica.storage.path) / replica.name
+    return paths_of(replica)[0]
 
 
 def take_over(context: Context, vm_id: int, node_id: int, *, operation_id: int) -> None:
@@ -159,18 +160,14 @@ def take_over(context: Context, vm_id: int, node_id: int, *, operation_id: int) 
 
 def _move(session: Session, node: Node, volume: Volume, replica: Replica | None) -> tuple[Place, Place]:
     """The volume's row names the replica's file from now on; what is shared is found by its storage's name."""
-    before = _place(volume.storage, volume.name)
+    before = place_named(volume.storage.name, volume.name)
     if replica is not None:
         volume.storage_id, volume.name, volume.locality = replica.storage_id, replica.name, Locality.LOCAL
-        return before, _place(replica.storage, replica.name)
+        return before, place_named(replica.storage.name, replica.name)
     here = session.scalar(select(Storage).where(Storage.node_id == node.id, Storage.name == volume.storage.name))
     if here is not None:
         volume.storage_id = here.id
     return before, before
-
-
-def _place(storage: Storage, name: str) -> Place:
-    return (None, f"/{name}") if storage.name == HOST_FILES else (storage.name, name)
 
 
 def _take_tpm(session: Session, vm: Vm, node: Node, replicas: dict[int, Replica]) -> None:

@@ -34,10 +34,14 @@ class Overlay:
     """An overlay that is to be merged into its base."""
 
     replica_id: int
-    path: Path
+    name: str
     base: Path
     folder: Path
     mount: Path | None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
 
 
 def overlays_of(context: Context, replication_id: int) -> list[Overlay]:
@@ -49,14 +53,14 @@ def overlays_of(context: Context, replication_id: int) -> list[Overlay]:
 
 def _overlay(replica: Replica) -> Overlay:
     folder = Path(replica.storage.path)
-    return Overlay(replica.id, folder / str(replica.overlay), folder / replica.name, folder, mount_of(replica.storage))
+    return Overlay(replica.id, str(replica.overlay), folder / replica.name, folder, mount_of(replica.storage))
 
 
 def record_merged(context: Context, overlay: Overlay) -> None:
     """The base alone is the replica again, and the overlay's file is gone. Safe to call twice."""
     with context.database.write() as session:
         replica = session.get(Replica, overlay.replica_id)
-        if replica is not None and replica.overlay is not None and overlay.path.match(f"*{replica.overlay}"):
+        if replica is not None and replica.overlay == overlay.name:
             replica.overlay = None
 
 
@@ -80,9 +84,14 @@ def record_gone(context: Context, view: AttemptView, path: Path) -> None:
     free_allocations(context, view.attempt_id, kind=AllocationKind.VOLUME, path=path, node_id=view.target.id)
 
 
+def paths_of(replica: Replica) -> tuple[Path, ...]:
+    """The files of a replica: its own, then the overlay over it, if there is one."""
+    return tuple(Path(replica.storage.path) / name for name in (replica.name, replica.overlay) if name)
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaFiles:
-    """One volume's replica: its files, the newest first, and the folder of their storage. A TPM's state `is_secret`."""
+    """One volume's replica: its files as in `paths_of`, and the folder of their storage. A TPM's state `is_secret`."""
 
     id: int
     folder: Path
@@ -98,7 +107,7 @@ def replicas_of(context: Context, replication_id: int) -> list[ReplicaFiles]:
             ReplicaFiles(
                 replica.id,
                 Path(replica.storage.path),
-                tuple(Path(replica.storage.path) / name for name in (replica.overlay, replica.name) if name),
+                paths_of(replica),
                 replica.volume.role is VolumeRole.TPMSTATE,
             )
             for replica in replication.replicas
@@ -119,11 +128,10 @@ def record_dropped(context: Context, replica_id: int) -> None:
 
 def drop_rows(unit: Unit, replication: Replication) -> None:
     """Forget a replica whose node is lost; its files lie there, and the event names them."""
-    left = []
+    left = [str(path) for replica in replication.replicas for path in paths_of(replica)]
     for replica in list(replication.replicas):
-        path = Path(replica.storage.path) / replica.name
-        left += [str(path), *([str(path.parent / Path(replica.overlay).name)] if replica.overlay else [])]
-        move_copy(unit.session, TpmCopy(replication.vm_id, replica.storage.node_id, path), LedgerRole.DESTROYED)
+        own, *_ = paths_of(replica)
+        move_copy(unit.session, TpmCopy(replication.vm_id, replica.storage.node_id, own), LedgerRole.DESTROYED)
         unit.session.delete(replica)
     replication.every_s, replication.due_at, replication.ended_at = None, None, now()
     unit.note("replication.ended", vm=replication.vm.name, node=replication.target.name, left=left)
@@ -150,13 +158,13 @@ def turn_round(context: Context, view: AttemptView) -> None:
         if replication is None:
             return
         for replica in replication.replicas:
-            paths = (Path(replica.storage.path) / name for name in (replica.overlay, replica.name) if name)
-            for path in paths:
+            for path in paths_of(replica):
                 if path not in own:
                     put_away(session, view.attempt_id, view.target.id, path)
             session.delete(replica)
         if _replication_to(session, view, view.source.id) is None:
             replication.target_id, replication.synced_at, replication.failures = view.source.id, None, 0
+            replication.problem = None
             replication.due_at = now()
             unit.note("replication.turned_round", vm=view.vm, node=view.source.name)
 

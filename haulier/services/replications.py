@@ -21,18 +21,16 @@ from haulier.services.replicas import drop_rows
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S
 from models import (
-    Event,
     Migration,
     MigrationState,
     NodeState,
-    Operation,
     OperationKind,
     Replication,
     Vm,
     VmState,
     VolumeTransfer,
 )
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models.transitions import OPEN_MIGRATION
 
 
 def replicate(context: Context, vm_name: str, *, target: str, every_s: float | None) -> int:
@@ -132,25 +130,15 @@ def _document(session: Session, replication: Replication) -> dict[str, Any]:
         "due_at": replication.due_at.isoformat() if replication.due_at else None,
         "failures": replication.failures,
         "sync": newest and newest.id,
-        "error": _why(session, replication, newest),
+        "error": _why(replication, newest),
     }
 
 
-def _why(session: Session, replication: Replication, newest: Migration | None) -> dict[str, Any] | None:
-    """Why the newest try came to nothing; one that could not even be filed is told of by its event alone."""
+def _why(replication: Replication, newest: Migration | None) -> dict[str, Any] | None:
+    """Why the newest try came to nothing, also of one that could not even be filed."""
     if not _came_to_nothing(replication, newest):
         return None
-    told = session.scalar(
-        select(Event)
-        .where(Event.kind == "replication.failed", Event.vm == replication.vm.name)
-        .where(Event.node == replication.target.name)
-        .order_by(Event.id.desc())
-        .limit(1)
-    )
-    if told is not None and (newest is None or newest.finished_at is None or told.at >= newest.finished_at):
-        found: dict[str, Any] | None = told.data.get("problem")
-        return found
-    return newest.problems[0] if newest and newest.problems else None
+    return replication.problem or (newest.problems[0] if newest and newest.problems else None)
 
 
 def _state(replication: Replication, newest: Migration | None) -> str:
@@ -198,7 +186,11 @@ def _look_after(context: Context, unit: Unit, replication: Replication) -> None:
     # In the order in which everybody else locks the two.
     unit.session.get_one(Vm, replication.vm_id, with_for_update=True)
     unit.session.refresh(replication, with_for_update=True)
-    if replication.every_s is None or replication.vm.node_id == replication.target_id or _is_busy(unit, replication):
+    if (
+        replication.every_s is None
+        or replication.vm.node_id == replication.target_id
+        or not _is_free(unit, replication)
+    ):
         return
     if replication.due_at is None:
         replication.due_at = _next_at(unit, replication, replication.every_s)
@@ -210,12 +202,13 @@ def _look_after(context: Context, unit: Unit, replication: Replication) -> None:
         _failed(unit, replication, replication.every_s, error.problems)
 
 
-def _is_busy(unit: Unit, replication: Replication) -> bool:
-    """Whether something works on the VM; another replication's sync may have begun since we looked for what is due."""
-    moving = (Migration.vm_id == replication.vm_id, Migration.state.in_(OPEN_MIGRATION))
-    worked_on = (Operation.vm_id == replication.vm_id, Operation.state.in_(OPEN_OPERATION))
-    queries = (select(Migration.id).where(*moving), select(Operation.id).where(*worked_on))
-    return any(unit.session.scalar(query.limit(1)) is not None for query in queries)
+def _is_free(unit: Unit, replication: Replication) -> bool:
+    """Whether nothing works on the VM; another replication's sync may have begun since we looked for what is due."""
+    try:
+        require_free(unit, replication.vm)
+    except Refused:
+        return False
+    return True
 
 
 def _next_at(unit: Unit, replication: Replication, every_s: float) -> datetime:
@@ -231,6 +224,7 @@ def _next_at(unit: Unit, replication: Replication, every_s: float) -> datetime:
 def _failed(unit: Unit, replication: Replication, every_s: float, problems: tuple[Problem, ...]) -> datetime:
     """Count it, tell why, and say when it is tried again: later each time."""
     replication.failures += 1
+    replication.problem = problems[0].as_dict() if problems else None
     wait_s = delay_s(replication.failures, at_most_s=every_s, chance=random.random())  # noqa: S311 - of no secret
     replication.due_at = now() + timedelta(seconds=wait_s)
     unit.note(
@@ -239,6 +233,6 @@ def _failed(unit: Unit, replication: Replication, every_s: float, problems: tupl
         node=replication.target.name,
         failures=replication.failures,
         again_at=replication.due_at.isoformat(),
-        problem=problems[0].as_dict() if problems else None,
+        problem=replication.problem,
     )
     return replication.due_at

@@ -4,6 +4,7 @@ a name that is free there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +75,7 @@ def plan_crossings(
         )
     }  # fmt: skip
     storages = {storage.name: storage for storage in target.storages}
-    in_snapshots = {
-        spec.device
-        for spec in VmDefinition.from_dict(vm.definition).volumes
-        if spec.section not in (None, sections.PENDING)
-    }
+    in_snapshots = snapshot_devices(vm)
     crossings = []
     for volume in vm.volumes:
         to = storage_map.get(volume.storage.name, volume.storage.name)
@@ -99,6 +96,12 @@ def plan_crossings(
     return tuple(crossings)
 
 
+def snapshot_devices(vm: Vm) -> set[str]:
+    """The devices that a snapshot of the VM refers to, and the VM as it is now does not."""
+    volumes = VmDefinition.from_dict(vm.definition).volumes
+    return {spec.device for spec in volumes if spec.section not in (None, sections.PENDING)}
+
+
 def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) -> None:
     """Write down the transfers of an attempt. Raises Refused for a crossing without a storage."""
     given: set[tuple[int, str]] = set()
@@ -109,28 +112,56 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         base, wanted = None, volume.name
         if crossing.replica is not None and crossing.choice.method is Method.DELTA:
             base = crossing.replica.name
-            wanted = f"{base}.m{attempt.migration_id}"
+            wanted = overlay_name(base, attempt.migration_id)
         if crossing.stays:
             name = volume.name
         else:
             here = {name for at, name in given if at == storage.id}
             name = free_name(unit.session, storage, wanted, given=here)
         given.add((storage.id, name))
-        unit.session.add(
-            VolumeTransfer(
-                attempt_id=attempt.id,
-                volume_id=volume.id,
-                role=volume.role,
-                method=TransferMethod(crossing.choice.method),
-                reason=crossing.choice.reason,
-                source_storage_id=volume.storage_id,
-                source_name=volume.name,
-                target_storage_id=storage.id,
-                target_name=name,
-                base_name=base,
-                bytes_total=volume.size_bytes or 0,
-            )
+        to = TargetPlace(storage, name, base)
+        add_transfer(unit.session, attempt, volume, crossing.choice, to=to)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlace:
+    """Where a volume goes: a storage and a name in it; with a `base` it is an overlay over that."""
+
+    storage: Storage
+    name: str
+    base: str | None = None
+
+
+def add_transfer(session: Session, attempt: Attempt, volume: Volume, choice: Choice, *, to: TargetPlace) -> None:
+    """Write down how one volume crosses, and both its places."""
+    session.add(
+        VolumeTransfer(
+            attempt_id=attempt.id,
+            volume_id=volume.id,
+            role=volume.role,
+            method=TransferMethod(choice.method),
+            reason=choice.reason,
+            source_storage_id=volume.storage_id,
+            source_name=volume.name,
+            target_storage_id=to.storage.id,
+            target_name=to.name,
+            base_name=to.base,
+            bytes_total=volume.size_bytes or 0,
         )
+    )
+
+
+def overlay_name(base: str, migration_id: int) -> str:
+    """What an overlay over a replica's file is called: no two are called the same, whatever an earlier one has left."""
+    return f"{base}.m{migration_id}"
+
+
+def made_by(name: str, migration_id: int) -> str:
+    """The same of a file of its own that a sync or a migration makes for a replica, after the volume's name."""
+    path = Path(name)
+    # One that was a replica's itself has a number already.
+    stem = re.sub(r"\.m\d+$", "", path.stem)
+    return str(path.with_name(f"{stem}.m{migration_id}{path.suffix}"))
 
 
 def free_name(session: Session, storage: Storage, name: str, *, given: set[str]) -> str:
