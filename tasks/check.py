@@ -18,7 +18,7 @@ from haulier.hypervisor.images import free_bytes
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.planner.refusals import SourceFacts, TargetFacts, foreign_job, refuse_source, refuse_target, still_there
-from haulier.services.attempts import AttemptView, TransferView
+from haulier.services.attempts import AttemptView, TransferView, require_sync
 from haulier.services.generations import live_replications, newest_generation
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
@@ -66,7 +66,7 @@ def _at_rest(work: StepRun) -> _Seen:
 
 async def _fix_generation(work: StepRun) -> Notes:
     """Of a sync: what it brings over is the generation after the newest one."""
-    newest = newest_generation(work.context, work.view.replication_id or 0)
+    newest = newest_generation(work.context, require_sync(work.view))
     return {"generation": newest + 1, "live_replications": live_replications(work.context, work.view.vm_id)}
 
 

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine
 from haulier.hypervisor.dead_links import cut_on_failure
 from haulier.hypervisor.devices import PREFIX, node_name, overlay_node
-from haulier.hypervisor.disks import Mirror, connect_export, follow_writes, read_progress, start_mirror, wait_until_done
+from haulier.hypervisor.disks import Mirror, connect_export, follow_writes, start_mirror, wait_until_done
 from haulier.hypervisor.generations import (
     DiskBackup,
     begin_generation,
@@ -37,6 +38,7 @@ from haulier.hypervisor.overlays import (
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView
 from models import AllocationKind, Phase, Side, TransferMethod
+from tasks.jobs import report_jobs
 from tasks.merging import merge_into
 from tasks.runner import StepRun, reporting
 
@@ -45,9 +47,9 @@ _ROUNDS = 6
 _LITTLE_BYTES = 4 << 20
 
 
-async def send_deltas(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]) -> dict[str, int]:
-    """Bring the difference over and begin to mirror what is written later; of a disk without a usable bitmap all of it.
-    Returns the bytes that have been sent, by device.
+async def send_all(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]) -> dict[str, int]:
+    """Begin to mirror all disks: as a whole, or, of one with a replica and a bitmap that says what that lacks, what is
+    written later, once the difference has been sent. Returns how many bytes that was, by device.
 
     Raises StepFailed with QEMU's words. The guest runs on; if our process dies, `undo_deltas` sees to that.
     """
@@ -146,22 +148,17 @@ class _Rounds:
         before, self._number = self._number, self._number + 1
         name = f"{_ROUND}{self._number}"
         at_most = self._work.context.settings.max_bandwidth_bytes_per_s
-        backups = self._backups if before == 0 else [_since(each, f"{_ROUND}{before}") for each in self._backups]
+        backups = self._backups if before == 0 else [replace(each, since=f"{_ROUND}{before}") for each in self._backups]
         jobs = await begin_generation(
             self._monitor, backups, bitmap=name, number=self._number, max_bytes_per_s=at_most, lasting=False
         )
-        async with reporting(self._report):
+        async with reporting(lambda: report_jobs(self._work, self._monitor, before=self.sent)):
             done = await wait_until_done(self._monitor, jobs)
         for device, length in done.items():
             self.sent[device] = self.sent.get(device, 0) + length
         if before:
             for each in self._backups:
                 await drop_bitmap(self._monitor, each.device, f"{_ROUND}{before}")
-
-    async def _report(self) -> None:
-        for each in await read_progress(self._monitor):
-            before = self.sent.get(each.device, 0)
-            self._work.progress[each.device] = {"bytes": before + each.done, "bytes_total": before + each.total}
 
     async def left_bytes(self) -> int:
         """How much was written since the newest round began."""
@@ -172,10 +169,6 @@ class _Rounds:
         """The newest round's bitmap has done its work."""
         for each in self._backups:
             await drop_bitmap(self._monitor, each.device, f"{_ROUND}{self._number}")
-
-
-def _since(backup: DiskBackup, bitmap: str) -> DiskBackup:
-    return DiskBackup(backup.device, backup.role, backup.format, backup.export, bitmap)
 
 
 async def undo_deltas(work: StepRun, monitor: Monitor, *, we_stopped: bool) -> None:

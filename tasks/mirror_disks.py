@@ -7,16 +7,16 @@ A mirror that is ready sends each later write to both sides; it is finished in t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
-from haulier.hypervisor.disks import Mirror, drop_jobs, read_progress, start_mirror, wait_until_ready
+from haulier.hypervisor.disks import Mirror, drop_jobs, wait_until_ready
 from haulier.hypervisor.images import NbdServer
-from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.stream import drop_key, ensure_key
 from haulier.services.attempts import AttemptView, update_transfer
-from models import Phase, Side, TransferMethod
+from models import Phase, Side
 from tasks.celery import app
-from tasks.deltas import send_deltas, undo_deltas
+from tasks.deltas import send_all, undo_deltas
+from tasks.jobs import report_jobs
 from tasks.runner import Notes, StepRun, execute, reporting
 
 
@@ -35,28 +35,13 @@ async def run(work: StepRun) -> Notes:
     async with open_monitor(work.place.control) as monitor:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=False)
-        deltas = {volume.device for volume in work.view.by_method(TransferMethod.DELTA)}
-        for mirror in mirrors:
-            if mirror.device not in deltas:
-                await start_mirror(monitor, mirror, max_bytes_per_s=work.context.settings.max_bandwidth_bytes_per_s)
-        sent = await send_deltas(work, monitor, [mirror for mirror in mirrors if mirror.device in deltas])
-        async with reporting(lambda: _report(work, monitor, sent)):
+        sent = await send_all(work, monitor, mirrors)
+        async with reporting(lambda: report_jobs(work, monitor, before=sent)):
             await wait_until_ready(monitor, mirrors)
-        await _report(work, monitor, sent)
+        await report_jobs(work, monitor, before=sent)
     for volume in work.view.mirrored:
         update_transfer(work.context, volume.id, seconds=time.monotonic() - begun)
     return {}
-
-
-async def _report(work: StepRun, monitor: Monitor, sent: Mapping[str, int]) -> None:
-    """How far the mirrors are; `sent` is what went over before them, by device."""
-    ids = {volume.device: volume.id for volume in work.view.transfers}
-    for each in await read_progress(monitor):
-        if each.device in ids:
-            before = sent.get(each.device, 0)
-            done, total = before + each.done, before + each.total
-            update_transfer(work.context, ids[each.device], bytes=done, bytes_total=total)
-            work.progress[each.device] = {"bytes": done, "bytes_total": total}
 
 
 async def undo(work: StepRun) -> None:

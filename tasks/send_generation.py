@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
-from haulier.hypervisor.disks import drop_jobs, end_jobs, read_progress, wait_until_done
+from haulier.hypervisor.disks import drop_jobs, end_jobs, wait_until_done
 from haulier.hypervisor.generations import (
     DiskBackup,
     begin_generation,
@@ -23,19 +23,19 @@ from haulier.hypervisor.generations import (
     drop_bitmaps_of_others,
     read_bitmaps,
 )
-from haulier.hypervisor.images import NbdServer, destroy_image
+from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.reader import ReadDisk, open_reader, stop_reader
 from haulier.hypervisor.stream import drop_key, ensure_key
-from haulier.hypervisor.tpm_identity import forget_scratch
 from haulier.hypervisor.tpm_state import TpmState, read_state
 from haulier.hypervisor.volume_paths import require_inside
-from haulier.services.attempts import AttemptView, TransferView, update_transfer
+from haulier.services.attempts import AttemptView, TransferView, require_sync, update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.copy_cold import copy_volumes
+from tasks.jobs import report_jobs
 from tasks.runner import Notes, StepRun, execute, reporting
-from tasks.sync_tpm import recognise, scratch_copy, send_state
+from tasks.sync_tpm import forget_copies, recognise, send_state
 
 _TRIES = 20
 
@@ -54,13 +54,13 @@ async def run(work: StepRun) -> Notes:
         jobs, at, state = await _take_moment(work, monitor, backups)
         await fault_point("send_generation.begun")
         begun = time.monotonic()
-        async with reporting(lambda: _report(work, monitor)):
+        async with reporting(lambda: report_jobs(work, monitor)):
             sent = await wait_until_done(monitor, jobs)
     for volume in view.by_method(TransferMethod.DELTA):
         update_transfer(work.context, volume.id, bytes=sent[volume.device], seconds=time.monotonic() - begun)
     identity = await _send_tpm(work, view.tpm, state) if view.tpm and state else None
     await copy_volumes(work)
-    _clear(work)
+    forget_copies(work)
     return {"at": at, "digest": state and state.digest, "identity": identity}
 
 
@@ -92,7 +92,7 @@ async def _backups(view: AttemptView, monitor: Monitor) -> list[DiskBackup]:
     # Left by replications that have ended, by a sync that was committed, or that nobody could undo.
     live = view.notes[Phase.CHECK, Side.CONTROL]["live_replications"]
     await drop_bitmaps_of_others(monitor, devices, live=live)
-    await drop_bitmaps(monitor, devices, of=_replication(view), keep={_last_bitmap(view)})
+    await drop_bitmaps(monitor, devices, of=require_sync(view), keep={_last_bitmap(view)})
     known = {
         found.device
         for found in await read_bitmaps(monitor, devices)
@@ -110,12 +110,8 @@ async def _backups(view: AttemptView, monitor: Monitor) -> list[DiskBackup]:
     ]
 
 
-def _replication(view: AttemptView) -> int:
-    return view.replication_id or 0
-
-
 def _last_bitmap(view: AttemptView) -> str:
-    return bitmap_name(_replication(view), view.generation - 1)
+    return bitmap_name(require_sync(view), view.generation - 1)
 
 
 async def _take_moment(
@@ -123,7 +119,7 @@ async def _take_moment(
 ) -> tuple[list[str], float, TpmState | None]:
     """Begin to send. Returns the jobs, the moment in seconds since 1970, and the TPM's state of that moment."""
     view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
-    bitmap = bitmap_name(_replication(view), view.generation)
+    bitmap = bitmap_name(require_sync(view), view.generation)
     for number in range(_TRIES):
         before = read_state(view.tpm.source_path) if view.tpm else None
         jobs = await begin_generation(monitor, backups, bitmap=bitmap, number=number, max_bytes_per_s=at_most)
@@ -132,7 +128,7 @@ async def _take_moment(
         if before == after:
             return jobs, at, after
         await end_jobs(monitor)
-        await drop_bitmaps(monitor, [each.device for each in backups], of=_replication(view), keep={_last_bitmap(view)})
+        await drop_bitmaps(monitor, [each.device for each in backups], of=require_sync(view), keep={_last_bitmap(view)})
     raise StepFailed("tpm_state_unstable", f"the TPM of {view.vm} changes all the time", "Is the guest in a TPM loop?")
 
 
@@ -145,11 +141,6 @@ async def _send_tpm(work: StepRun, tpm: TransferView, state: TpmState) -> str | 
     return identity
 
 
-async def _report(work: StepRun, monitor: Monitor) -> None:
-    for each in await read_progress(monitor):
-        work.progress[each.device] = {"bytes": each.done, "bytes_total": each.total}
-
-
 async def undo(work: StepRun) -> None:
     """End what is being sent and forget the moment; the last generation's bitmap stays."""
     view = work.view
@@ -158,18 +149,9 @@ async def undo(work: StepRun) -> None:
         devices = [disk.device for disk in view.by_method(TransferMethod.DELTA)]
         async with open_monitor(work.place.control) as monitor:
             await drop_jobs(monitor)
-            await drop_bitmaps(monitor, devices, of=_replication(view), keep={_last_bitmap(view)})
+            await drop_bitmaps(monitor, devices, of=require_sync(view), keep={_last_bitmap(view)})
             await drop_key(monitor)
-    destroy_image(scratch_copy(work))
-    forget_scratch(work.place.run)
-    _clear(work)
-
-
-def _clear(work: StepRun) -> None:
-    if keys := work.keys():
-        keys.remove()
-    if work.view.offline:
-        work.place.clear()
+    forget_copies(work)
 
 
 @app.task(name=f"haulier.{Phase.SEND_GENERATION}")

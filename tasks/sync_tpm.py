@@ -89,6 +89,11 @@ def scratch_copy(work: StepRun) -> Path:
 
 async def undo(work: StepRun) -> None:
     """The copy on the target is freed by `reserve`; here the key is left, and scratch copies of a killed worker."""
+    forget_copies(work)
+
+
+def forget_copies(work: StepRun) -> None:
+    """Nothing of the TPM's state is left here but the state, and no key. Safe to call twice."""
     destroy_image(scratch_copy(work))
     forget_scratch(work.place.run)
     if keys := work.keys():

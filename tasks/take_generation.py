@@ -13,6 +13,7 @@ from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor.images import NbdServer, RemoteExport, close_carrier, flush, flush_export, require_carrier
 from haulier.services.allocations import free_allocations
+from haulier.services.attempts import require_sync
 from haulier.services.generations import Arrived, commit_generation
 from models import Phase, Side
 from tasks.celery import app
@@ -30,7 +31,7 @@ async def run(work: StepRun) -> Notes:
     if not view.handed_over:
         await _take(work)
         await fault_point("take_generation.committed")
-    await merge_replica(work.context, view.replication_id or 0)
+    await merge_replica(work.context, require_sync(view))
     remove_old_replicas(work)
     if keys := work.keys():
         keys.remove()

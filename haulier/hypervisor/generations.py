@@ -121,8 +121,8 @@ async def begin_generation(
     disks hold now is sent (0: as fast as it goes). Returns the jobs that do it.
 
     `number` tells apart the tries of one conversation. A bitmap that is `lasting` is kept in the image, where that has
-    room for one. Raises StepFailed with QEMU's words; nothing was begun then. The
-    guest goes on: what it overwrites is sent before.
+    room for one. Raises StepFailed with QEMU's words; nothing was begun then. The guest goes on: what it overwrites is
+    sent before.
     """
     jobs = [f"{each.node}.{number}" for each in backups]
     actions = [
@@ -137,9 +137,13 @@ async def begin_generation(
 
 def _add_bitmap(backup: DiskBackup, bitmap: str, *, lasting: bool) -> dict[str, Any]:
     # A raw image has no room for one: it is lost with its QEMU.
-    persistent = lasting and backup.format == "qcow2"
-    place = {"node": node_name(backup.device), "name": bitmap}
-    return {"type": "block-dirty-bitmap-add", "data": {**place, "granularity": _GRANULARITY, "persistent": persistent}}
+    return adding_bitmap(node_name(backup.device), bitmap, persistent=lasting and backup.format == "qcow2")
+
+
+def adding_bitmap(node: str, bitmap: str, *, persistent: bool) -> dict[str, Any]:
+    """The action of a transaction that begins to record in a bitmap what is written to a block node."""
+    options = {"granularity": _GRANULARITY, "persistent": persistent}
+    return {"type": "block-dirty-bitmap-add", "data": {"node": node, "name": bitmap, **options}}
 
 
 def _send(backup: DiskBackup, job: str, max_bytes_per_s: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from haulier.errors import StepFailed
 from haulier.hypervisor.devices import PREFIX, node_name, overlay_node
 from haulier.hypervisor.disks import wait_until_done
+from haulier.hypervisor.generations import adding_bitmap
 from haulier.hypervisor.monitor import Monitor
 
 
@@ -24,7 +25,7 @@ async def record_writes(monitor: Monitor, nodes: Sequence[tuple[str, bool]], *, 
         for node in await monitor.execute("query-named-block-nodes", flat=True)
     }
     actions = [
-        {"type": "block-dirty-bitmap-add", "data": {"node": node, "name": bitmap, "persistent": persistent}}
+        adding_bitmap(node, bitmap, persistent=persistent)
         for node, persistent in nodes
         if bitmap not in known.get(node, ())
     ]

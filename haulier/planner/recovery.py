@@ -32,6 +32,7 @@ class StepAct(StrEnum):
     ROLL_BACK = "undo the attempt"
     REFUSE = "refuse the migration"
     GO_PAST = "go on with the other side's undo"
+    LET_GO = "wait for its side no longer"
     SEND_AGAIN = "send its message again"
 
 
@@ -42,7 +43,7 @@ class StepFinding:
     `lease_over`: somebody had taken it and has not renewed its lease; else nobody has taken it for a while.
     `undo`: it is to be undone. `handed_over`: the commit that gives the guest to the target is in the database.
     `node_silent`: no heartbeat of its node. `before_touching`: its phase touches nothing. `lost_often`: it has lost
-    several workers already.
+    several workers already. `sync_target`: it is the target's step of a sync.
     """
 
     lease_over: bool
@@ -51,6 +52,7 @@ class StepFinding:
     node_silent: bool
     before_touching: bool
     lost_often: bool
+    sync_target: bool = False
 
 
 STEP_RULES: tuple[Rule[StepAct], ...] = (
@@ -78,6 +80,18 @@ STEP_RULES: tuple[Rule[StepAct], ...] = (
         "nobody knows how far the step came. The target can no longer take the guest once `rolling_back` is written: "
         "both start from `running`, and the fencing number of who was lost is outdated",
         {"lease_over": True},
+    ),
+    Rule(
+        StepAct.LET_GO,
+        "the target's step of a sync is to be undone, its node has no heartbeat",
+        "no guest is there. What is left is found when the node is back, and no VM must wait for its replica's host",
+        {"undo": True, "node_silent": True, "sync_target": True},
+    ),
+    Rule(
+        StepAct.LET_GO,
+        "the target's step of a sync that says `handed_over`, its node has no heartbeat",
+        "the generation is the replica's, base and overlay together: whoever uses it next merges them first",
+        {"handed_over": True, "node_silent": True, "sync_target": True},
     ),
     Rule(
         StepAct.GO_PAST,

@@ -361,6 +361,13 @@ def source_note(context: Context, attempt_id: int) -> SourceNote | None:
         return SourceNote(row.notes["digest"], bool(row.notes["was_running"]), row.marks.get("paused"))
 
 
+def require_sync(view: AttemptView) -> int:
+    """The replication of an attempt that must be a sync's."""
+    if view.replication_id is None:
+        raise StepFailed("no_sync", f"the migration of {view.vm} is no sync", "This is a defect.")
+    return view.replication_id
+
+
 def require_tpm_transfer(view: AttemptView) -> TransferView:
     """The TPM's volume of an attempt that must have one."""
     if view.tpm is None:

@@ -46,8 +46,8 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
         if not is_off:
             hint = "Only if the host is off for certain: add --yes-it-is-off."
             raise Refused("not_confirmed", f"guests of {name} would run twice if it were not off", hint)
-        if silent_s(node, limit_s=context.settings.node_silent_after_s) is None:
-            limit_s = context.settings.node_silent_after_s
+        limit_s = context.settings.node_silent_after_s
+        if silent_s(node, limit_s=limit_s) is None:
             hint = f"Stop the host first. A worker that is not heard for {limit_s:g} s counts as silent."
             raise Refused("node_alive", f"the worker of node {name} lives, or was heard just now", hint)
         if node.state is not NodeState.LOST:
@@ -63,9 +63,7 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
             _give_up_side(unit, migration, node)
         working = (Operation.node_id == node.id, Operation.state.in_(OPEN_OPERATION))
         for operation in unit.session.scalars(select(Operation).where(*working)):
-            operation.state = OperationState.RUNNING
-            unit.session.flush()
-            end_operation(unit, operation.id, OperationState.FAILED, (_lost(node),))
+            end_operation(unit, operation.id, OperationState.FAILED, (_lost(node),), not_taken=True)
         lost_vms = [_lost_vm(unit, vm) for vm in unit.session.scalars(select(Vm).where(Vm.node_id == node.id))]
     return {**show_node(context, name), "lost_vms": lost_vms}
 

@@ -20,7 +20,7 @@ from haulier.services.filing import USUAL_TERMS, Terms, filing_facts, open_migra
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.recovery import take_up_again
 from haulier.services.transfers import Crossing, file_transfers, plan_crossings
-from haulier.services.way import make_way
+from haulier.services.way import is_syncing, make_way
 from models import (
     Migration,
     MigrationState,
@@ -55,7 +55,11 @@ def explain(
         vm, node = find_vm(session, vm_name), find_node(session, target)
         terms = Terms(offline=vm.state not in STARTED, storage_map=storage_map)
         crossings = plan_crossings(session, vm, node, offline=terms.offline, storage_map=storage_map)
-        refusals = refuse_filing(_filing_facts(context, session, vm, node, crossings, terms))
+        facts = _filing_facts(context, session, vm, node, crossings, terms)
+        if is_syncing(session, vm):
+            # It would make way.
+            facts = dataclasses.replace(facts, open_migration=None)
+        refusals = refuse_filing(facts)
         moved = sum(crossing.volume.size_bytes or 0 for crossing in crossings if not crossing.stays)
         ram = 0 if terms.offline else int(vm.pinned.get("ram_kib", 0)) * 1024
         rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)

@@ -22,6 +22,7 @@ from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 # Beyond what the guest is given to power off: making volumes, starting programs.
 _LEASE_S = 180.0
+_TAKEN = (OperationState.RUNNING,)
 # What a replica has received last may be yet to be merged; a worker that dies is noticed when it begins again.
 _MERGE_S = 6 * 3600.0
 
@@ -104,11 +105,18 @@ def is_hurried(context: Context, operation_id: int) -> bool:
         return not session.get_one(Operation, operation_id).arguments["grace_s"]
 
 
-def end_operation(unit: Unit, operation_id: int, state: OperationState, problems: tuple[Problem, ...] = ()) -> None:
-    """Write down how an operation ended and wake up who waits for it."""
+def end_operation(
+    unit: Unit,
+    operation_id: int,
+    state: OperationState,
+    problems: tuple[Problem, ...] = (),
+    *,
+    not_taken: bool = False,
+) -> None:
+    """Write down how an operation ended and wake up who waits for it; one that is `not_taken` ends too, if that is said."""
     unit.session.execute(
         update(Operation)
-        .where(Operation.id == operation_id, Operation.state == OperationState.RUNNING)
+        .where(Operation.id == operation_id, Operation.state.in_(OPEN_OPERATION if not_taken else _TAKEN))
         .values(state=state, problems=[problem.as_dict() for problem in problems], finished_at=now())
     )
     unit.ring(f"operation.{operation_id}")

@@ -90,13 +90,7 @@ def _lost_worker(unit: Unit, step: Step) -> None:
 
 
 def _not_taken(context: Context, unit: Unit, step: Step) -> None:
-    migration = step.attempt.migration
-    taken = migration.replication_id is not None and migration.state is MigrationState.HANDED_OVER
-    if taken and _silence(context, step):
-        # The generation is the replica's; what is left to be tidied up there, the next sync does first.
-        forget_side(unit, step.attempt, step.side)
-        finish_if_done(unit, step.attempt)
-    elif not migration.needs_operator:
+    if not step.attempt.migration.needs_operator:
         _decided(unit, step, _silence(context, step), lease_over=False)
 
 
@@ -110,6 +104,7 @@ def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: boo
         node_silent=problem is not None and not lease_over,
         before_touching=step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING,
         lost_often=step.fence > _FENCE_AFTER_TWO_LOSSES,
+        sync_target=migration.replication_id is not None and step.side is Side.TARGET,
     )
     match decide_step(finding):
         case StepAct.RUN_AGAIN:
@@ -121,6 +116,12 @@ def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: boo
         case StepAct.GO_PAST:
             unit.send(message_for(step))
             advance_undo(unit, step.attempt, silent=step.side)
+        case StepAct.LET_GO:
+            forget_side(unit, step.attempt, step.side)
+            if finding.handed_over:
+                finish_if_done(unit, step.attempt)
+            else:
+                advance_undo(unit, step.attempt)
         case StepAct.REFUSE if problem:
             _end_step(step, problem)
             step.attempt.finished_at = now()

@@ -82,9 +82,6 @@ def advance_undo(unit: Unit, attempt: Attempt, *, silent: Side | None = None) ->
     other side's goes on, because the target cannot win any more and a guest that is paused on the source must not wait
     for a host that may never come back.
     """
-    if silent is Side.TARGET and attempt.migration.replication_id is not None:
-        # Nobody's guest is there: what a sync has left is found when the node comes back, and the VM is free.
-        forget_side(unit, attempt, silent)
     unit.session.flush()
     steps = sorted(attempt.steps, key=lambda step: step.position, reverse=True)
     for step in steps:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.services.context import Context
 from haulier.services.lookup import find_vm
-from models import Migration, MigrationState, Replication
+from models import Migration, MigrationState, Replication, Vm
 from models.transitions import OPEN_MIGRATION
 
 _LOOK_S = 0.5
@@ -36,11 +37,7 @@ def make_way(context: Context, vm_name: str) -> None:
 def _cancel(context: Context, vm_name: str) -> int | None:
     with context.unit() as unit:
         vm = find_vm(unit.session, vm_name)
-        sync = unit.session.scalar(
-            select(Migration).where(
-                Migration.vm_id == vm.id, Migration.replication_id.is_not(None), Migration.state.in_(OPEN_MIGRATION)
-            )
-        )
+        sync = _open_sync(unit.session, vm)
         if sync is None:
             return None
         # One that has been handed over is a moment from its end, and is only waited for.
@@ -51,6 +48,16 @@ def _cancel(context: Context, vm_name: str) -> int | None:
             sync.cancel_asked, replication.due_at = True, now() + _TRUCE
             unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
         return sync.id
+
+
+def is_syncing(session: Session, vm: Vm) -> bool:
+    """Whether what works on the VM is a sync."""
+    return _open_sync(session, vm) is not None
+
+
+def _open_sync(session: Session, vm: Vm) -> Migration | None:
+    of_the_vm = (Migration.vm_id == vm.id, Migration.replication_id.is_not(None))
+    return session.scalar(select(Migration).where(*of_the_vm, Migration.state.in_(OPEN_MIGRATION)))
 
 
 def _is_open(context: Context, migration_id: int) -> bool:

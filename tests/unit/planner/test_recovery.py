@@ -47,15 +47,26 @@ def test_row_says_which_fact_decides(rule: Rule[Any]) -> None:
     assert rule.because
 
 
+def may_be_let_go(finding: StepFinding) -> bool:
+    """Of a sync's target whose node is silent nothing is in hand but files: no guest, and nothing that could commit."""
+    return finding.sync_target and finding.node_silent and not finding.lease_over
+
+
+def test_side_is_let_go_of_a_syncs_target_that_is_silent_and_of_no_other() -> None:
+    for finding in findings(StepFinding):
+        wanted = may_be_let_go(finding) and (finding.undo or finding.handed_over)
+        assert (decide_step(finding) is StepAct.LET_GO) == wanted, finding
+
+
 def test_nothing_that_was_handed_over_goes_back() -> None:
     for finding in findings(StepFinding):
-        if finding.handed_over and not finding.undo:
+        if finding.handed_over and not finding.undo and not may_be_let_go(finding):
             assert decide_step(finding) in (StepAct.RUN_AGAIN, StepAct.SEND_AGAIN), finding
 
 
 def test_no_undo_is_left_alone() -> None:
     for finding in findings(StepFinding):
-        if finding.undo:
+        if finding.undo and not may_be_let_go(finding):
             assert decide_step(finding) in (StepAct.UNDO_AGAIN, StepAct.GO_PAST, StepAct.SEND_AGAIN), finding
 
 

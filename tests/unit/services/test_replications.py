@@ -15,6 +15,7 @@ from haulier.services import chain, generations, replications, way
 from haulier.services.chain import Claim
 from haulier.services.generations import Arrived
 from haulier.services.ledger import TpmCopy, reserve_copy
+from haulier.services.migrations import explain
 from haulier.services.replicas import old_files, overlays_of, record_merged
 from haulier.services.transfers import plan_crossings
 from models import (
@@ -311,3 +312,8 @@ def test_replica_of_a_volume_that_is_shared_by_now_goes(world: World) -> None:
     held = until_taken(world, generation=2)
     assert commit(world, held, generation=2)
     assert set(rows(world)) == {"scsi0", "tpmstate0"}
+
+
+def test_explain_knows_that_a_sync_makes_way(world: World) -> None:
+    ask(world)
+    assert explain(world.context, "web", target="beta")["refusals"] == []

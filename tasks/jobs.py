@@ -1,0 +1,22 @@
+"""How far QEMU's jobs are is written down: for people, and so that one that stands still is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from haulier.hypervisor.disks import read_progress
+from haulier.hypervisor.monitor import Monitor
+from haulier.services.attempts import update_transfer
+from tasks.runner import StepRun
+
+
+async def report_jobs(work: StepRun, monitor: Monitor, *, before: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Look once. `before` is what earlier jobs have sent of each device, in bytes."""
+    ids = {volume.device: volume.id for volume in work.view.transfers}
+    for each in await read_progress(monitor):
+        if each.device in ids:
+            sent = before.get(each.device, 0)
+            done, total = sent + each.done, sent + each.total
+            update_transfer(work.context, ids[each.device], bytes=done, bytes_total=total)
+            work.progress[each.device] = {"bytes": done, "bytes_total": total}
