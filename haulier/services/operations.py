@@ -113,7 +113,10 @@ def end_operation(
     *,
     not_taken: bool = False,
 ) -> None:
-    """Write down how an operation ended and wake up who waits for it; one that is `not_taken` ends too, if that is said."""
+    """Write down how an operation ended and wake up who waits for it.
+
+    One that nobody has taken does not end here, unless it may be `not_taken`.
+    """
     unit.session.execute(
         update(Operation)
         .where(Operation.id == operation_id, Operation.state.in_(OPEN_OPERATION if not_taken else _TAKEN))

@@ -1,0 +1,404 @@
+"""The table of what must never be: rows that SQL itself refuses, each with what would be allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.integration.rows import EXAMPLES, NOW, VOLUME_OF, Row
+
+OPEN = ("queued", "running", "handed_over", "rolling_back")
+CLOSED = ("done", "undone", "refused", "cancelled")
+PORT: Row = {"kind": "port", "path": None, "address": "10.0.0.1", "port": 49152}
+MEMORY: Row = {"kind": "memory", "path": None, "bytes": 4096}
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    """A row that SQL refuses under the name `by`, next to the row `beside` if one is needed, and what would be allowed.
+
+    `row` and `beside` are changes to the table's example. Each of `allowed` is a pair of further changes: to `beside`,
+    and to the row. `sqlite` is what SQLite says instead: the columns of a unique index, of a foreign key only that it
+    is one.
+    """
+
+    what: str
+    table: str
+    by: str
+    row: Row
+    allowed: tuple[tuple[Row, Row], ...]
+    beside: Row | None = None
+    sqlite: str = ""
+
+
+def closed_beside(column: str, *words: object) -> tuple[tuple[Row, Row], ...]:
+    """The pairs in which either row is closed: the older one, or the newer one."""
+    older: list[tuple[Row, Row]] = [({column: word}, {}) for word in words]
+    newer: list[tuple[Row, Row]] = [({}, {column: word}) for word in words]
+    return (*older, *newer)
+
+
+def crossing(role: str) -> Row:
+    """What a transfer of a volume of this role holds."""
+    return {"role": role, "method": "tpm_sync" if role == "tpmstate" else "mirror"}
+
+
+NEVER = (
+    *(
+        Never(
+            f"two open migrations of one VM: {first} and {second}",
+            "migration",
+            "uq_migration_one_open",
+            {"state": second},
+            (*closed_beside("state", *CLOSED), ({}, {"vm_id": 2})),
+            {"state": first},
+            "migration.vm_id",
+        )
+        for first in OPEN
+        for second in OPEN
+    ),
+    *(
+        Never(
+            f"a migration beside one that waits for an operator: {state}",
+            "migration",
+            "uq_migration_one_open",
+            {},
+            (*closed_beside("state", *CLOSED), ({}, {"vm_id": 2})),
+            {"state": state, "needs_operator": True},
+            "migration.vm_id",
+        )
+        for state in OPEN
+    ),
+    Never(
+        "waiting for an operator as a state of its own",
+        "migration",
+        "ck_migration_migrationstate",
+        {"state": "needs_operator"},
+        tuple(({}, {"state": state, "needs_operator": True}) for state in OPEN),
+    ),
+    Never(
+        "two active ledger rows of one VM",
+        "tpm_ledger",
+        "uq_tpm_ledger_one_active",
+        {"node_id": 2},
+        (*closed_beside("role", "reserved", "quarantined", "destroyed"), ({}, {"vm_id": 2})),
+        {},
+        "tpm_ledger.vm_id",
+    ),
+    Never(
+        "two ledger rows of one file",
+        "tpm_ledger",
+        "uq_tpm_ledger_one_row_a_file",
+        {"vm_id": 2},
+        (*closed_beside("role", "destroyed"), ({}, {"node_id": 2}), ({}, {"path": "/s/other"})),
+        {},
+        "tpm_ledger.node_id, tpm_ledger.path",
+    ),
+    Never(
+        "an active ledger row without identity",
+        "tpm_ledger",
+        "ck_tpm_ledger_active_has_identity",
+        {"identity": None},
+        tuple(({}, {"role": role}) for role in ("reserved", "quarantined", "destroyed")),
+    ),
+    *(
+        Never(
+            f"a tpmstate volume that crosses by {method}",
+            "volume_transfer",
+            "ck_volume_transfer_tpmstate_by_tpm_sync_only",
+            {"volume_id": VOLUME_OF["tpmstate"], "role": "tpmstate", "method": method},
+            (({}, {"method": "tpm_sync"}),),
+        )
+        for method in ("mirror", "delta", "copy", "recreate", "none")
+    ),
+    *(
+        Never(
+            f"a {role} that crosses by tpm_sync",
+            "volume_transfer",
+            "ck_volume_transfer_tpm_sync_for_tpmstate_only",
+            {"volume_id": VOLUME_OF[role], "role": role, "method": "tpm_sync"},
+            (({}, {"method": "mirror"}), ({}, {"volume_id": VOLUME_OF["tpmstate"], "role": "tpmstate"})),
+        )
+        for role in ("disk", "efidisk", "cloudinit", "cdrom", "unused", "vmstate")
+    ),
+    *(
+        Never(
+            f"a {own} volume that is recorded as {recorded}",
+            "volume_transfer",
+            "fk_volume_transfer_volume_id_role_volume",
+            {"volume_id": VOLUME_OF[own], **crossing(recorded)},
+            (({}, crossing(own)), ({}, {"volume_id": VOLUME_OF[recorded]})),
+            sqlite="FOREIGN KEY constraint failed",
+        )
+        for own in VOLUME_OF
+        for recorded in VOLUME_OF
+        if own != recorded
+    ),
+    Never(
+        "two live allocations of one address and port",
+        "allocation",
+        "uq_allocation_port",
+        PORT,
+        (*closed_beside("freed_at", NOW), ({}, {"port": 49153}), ({}, {"address": "10.0.0.2"})),
+        PORT,
+        "allocation.address, allocation.port",
+    ),
+    Never(
+        "two live allocations of one file",
+        "allocation",
+        "uq_allocation_volume",
+        {},
+        (*closed_beside("freed_at", NOW), ({}, {"node_id": 1}), ({}, {"path": "/s/other"})),
+        {},
+        "allocation.node_id, allocation.path",
+    ),
+    Never(
+        "a port allocation without a port",
+        "allocation",
+        "ck_allocation_port_has_address",
+        PORT | {"port": None},
+        (({}, {"port": 49152}),),
+    ),
+    Never(
+        "a port allocation without an address",
+        "allocation",
+        "ck_allocation_port_has_address",
+        PORT | {"address": None},
+        (({}, {"address": "10.0.0.1"}),),
+    ),
+    Never(
+        "a port allocation without port and address",
+        "allocation",
+        "ck_allocation_port_has_address",
+        PORT | {"address": None, "port": None},
+        (({}, {"address": "10.0.0.1", "port": 49152}),),
+    ),
+    Never(
+        "a port on what is no port",
+        "allocation",
+        "ck_allocation_port_has_address",
+        {"port": 49152},
+        (({}, {"port": None}),),
+    ),
+    *(
+        Never(
+            f"a port and its address on {row['kind']}",
+            "allocation",
+            "ck_allocation_port_has_address",
+            row | {"address": "10.0.0.1", "port": 49152},
+            (({}, {"address": None, "port": None}),),
+        )
+        for row in (EXAMPLES["allocation"], MEMORY)
+    ),
+    *(
+        Never(
+            f"port {number}",
+            "allocation",
+            "ck_allocation_port_range",
+            PORT | {"port": number},
+            (({}, {"port": 1}), ({}, {"port": 65535})),
+        )
+        for number in (-1, 0, 65536)
+    ),
+    Never(
+        "a volume allocation without a path",
+        "allocation",
+        "ck_allocation_volume_has_path",
+        {"path": None},
+        (({}, {"path": "/s/f"}),),
+    ),
+    *(
+        Never(
+            f"a path on {row['kind']}",
+            "allocation",
+            "ck_allocation_volume_has_path",
+            row | {"path": "/s/f"},
+            (({}, {"path": None}),),
+        )
+        for row in (PORT, MEMORY)
+    ),
+    Never(
+        "a memory allocation without a size",
+        "allocation",
+        "ck_allocation_memory_has_bytes",
+        MEMORY | {"bytes": None},
+        (({}, {"bytes": 1}),),
+    ),
+    *(
+        Never(
+            f"a size on {row['kind']}",
+            "allocation",
+            "ck_allocation_memory_has_bytes",
+            row | {"bytes": 1},
+            (({}, {"bytes": None}),),
+        )
+        for row in (EXAMPLES["allocation"], PORT)
+    ),
+    Never(
+        "a migration onto its own node",
+        "migration",
+        "ck_migration_two_nodes",
+        {"target_id": 1},
+        (({}, {"target_id": 2}), ({}, {"source_id": 2})),
+    ),
+    Never(
+        "a volume owned by two VMs",
+        "volume",
+        "uq_volume_one_owner",
+        {"vm_id": 2},
+        (({"role": "cdrom"}, {"role": "cdrom"}), ({}, {"storage_id": 2}), ({}, {"name": "other"})),
+        {},
+        "volume.storage_id, volume.name",
+    ),
+    Never(
+        "one file behind two devices of a VM",
+        "volume",
+        "uq_volume_one_owner",
+        {"device": "scsi1"},
+        (({"role": "cdrom"}, {"role": "cdrom"}), ({}, {"name": "other"})),
+        {},
+        "volume.storage_id, volume.name",
+    ),
+    Never(
+        "two volumes at one device",
+        "volume",
+        "uq_volume_vm_id_device",
+        {"name": "other"},
+        (({}, {"device": "scsi1"}), ({}, {"vm_id": 2})),
+        {},
+        "volume.vm_id, volume.device",
+    ),
+    Never(
+        "a second tpmstate volume",
+        "volume",
+        "uq_volume_one_tpmstate",
+        {"role": "tpmstate", "format": "raw", "device": "tpmstate1", "name": "tpm1"},
+        (({}, {"vm_id": 2}), ({"role": "unused"}, {}), ({}, {"role": "unused"})),
+        {"role": "tpmstate", "format": "raw", "device": "tpmstate0", "name": "tpm0"},
+        "volume.vm_id",
+    ),
+    Never(
+        "tpmstate as qcow2",
+        "volume",
+        "ck_volume_tpmstate_is_raw",
+        {"role": "tpmstate", "format": "qcow2"},
+        (({}, {"format": "raw"}), ({}, {"role": "disk"})),
+    ),
+    Never(
+        "a volume of no size",
+        "volume",
+        "ck_volume_size",
+        {"size_bytes": 0},
+        (({}, {"size_bytes": 1}), ({}, {"size_bytes": None})),
+    ),
+    *(
+        Never(
+            f"two open operations of one VM: {first} and {second}",
+            "operation",
+            "uq_operation_one_open",
+            {"state": second},
+            (*closed_beside("state", "done", "refused", "failed"), ({}, {"vm_id": 2})),
+            {"state": first},
+            "operation.vm_id",
+        )
+        for first in ("ready", "running")
+        for second in ("ready", "running")
+    ),
+    Never(
+        "an operation that is to begin on no VM",
+        "operation",
+        "ck_operation_ready_has_vm",
+        {"vm_id": None, "state": "ready"},
+        (({}, {"vm_id": 1}), *(({}, {"state": state}) for state in ("running", "done", "refused", "failed"))),
+    ),
+    *(
+        Never(
+            f"ports {first} to {last}",
+            "node",
+            "ck_node_ports",
+            {"port_first": first, "port_last": last},
+            (({}, {"port_first": 1, "port_last": 65535}), ({}, {"port_first": 7, "port_last": 7})),
+        )
+        for first, last in ((0, 10), (20, 10), (60000, 65536))
+    ),
+    Never("an unknown network", "node", "ck_node_network", {"network": "nat"}, (({}, {"network": "isolated"}),)),
+    Never("an epoch below 0", "vm", "ck_vm_epoch", {"epoch": -1}, (({}, {"epoch": 0}),)),
+    Never(
+        "two attempts of one number",
+        "attempt",
+        "uq_attempt_migration_id_number",
+        {},
+        (({}, {"number": 10}), ({}, {"migration_id": 2})),
+        {"finished_at": NOW},
+        "attempt.migration_id, attempt.number",
+    ),
+    Never(
+        "two unfinished attempts of one migration",
+        "attempt",
+        "uq_attempt_one_open",
+        {"number": 10},
+        (*closed_beside("finished_at", NOW), ({}, {"migration_id": 2})),
+        {},
+        "attempt.migration_id",
+    ),
+    Never(
+        "one phase twice on one side of an attempt",
+        "step",
+        "uq_step_attempt_id_phase_side",
+        {},
+        (({}, {"side": "source"}), ({}, {"phase": "reserve"})),
+        {},
+        "step.attempt_id, step.phase, step.side",
+    ),
+    Never(
+        "one volume crossing twice in an attempt",
+        "volume_transfer",
+        "uq_volume_transfer_attempt_id_volume_id",
+        {},
+        (({}, {"volume_id": 2}),),
+        {},
+        "volume_transfer.attempt_id, volume_transfer.volume_id",
+    ),
+    Never(
+        "two replicas of one volume on one storage",
+        "replica",
+        "uq_replica_volume_id_storage_id",
+        {"name": "other"},
+        (({}, {"storage_id": 1}), ({}, {"volume_id": 2})),
+        {},
+        "replica.volume_id, replica.storage_id",
+    ),
+    Never(
+        "one file that is two replicas",
+        "replica",
+        "uq_replica_storage_id_name",
+        {"volume_id": 2},
+        (({}, {"name": "other"}), ({}, {"storage_id": 1})),
+        {},
+        "replica.storage_id, replica.name",
+    ),
+    Never(
+        "one overlay of two replicas",
+        "replica",
+        "uq_replica_storage_id_overlay",
+        {"volume_id": 2, "name": "other", "overlay": "o"},
+        (({}, {"overlay": "other"}), ({}, {"overlay": None}), ({}, {"storage_id": 1})),
+        {"overlay": "o"},
+        "replica.storage_id, replica.overlay",
+    ),
+    Never(
+        "two replications of one VM to one node",
+        "replication",
+        "uq_replication_one",
+        {},
+        (*closed_beside("ended_at", NOW), ({}, {"target_id": 1}), ({}, {"vm_id": 3})),
+        {},
+        "replication.vm_id, replication.target_id",
+    ),
+    Never(
+        "a replication every no time at all",
+        "replication",
+        "ck_replication_every",
+        {"every_s": 0.0},
+        (({}, {"every_s": None}),),
+    ),
+)
