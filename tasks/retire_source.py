@@ -5,6 +5,8 @@ There is no way back from here, so there is no undo: what fails is tried again u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
 from haulier.hypervisor.images import copy_state, destroy_image, stop_carrier
@@ -13,7 +15,7 @@ from haulier.hypervisor.tpm_state import read_state
 from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import AttemptView, TransferView, Turn, require_tpm_transfer
 from haulier.services.ledger import TpmCopy, drop_reserved, quarantine_path, reserve_copy
-from haulier.services.replicas import adopt_source
+from haulier.services.replicas import adopt_source, left_behind
 from haulier.services.transfers import made_by
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
@@ -39,14 +41,16 @@ async def run(work: StepRun) -> Notes:
     machine.stop_now(place)
     stop_swtpm(place)
     stop_carrier(place)
-    stays = turn is not None and _is_proved(view, copy)
-    if turn and stays:
+    kept = left_behind(view) if turn and _is_proved(view, copy) else []
+    if turn and kept:
         at = view.notes[Phase.HAND_OVER, Side.TARGET]["paused_at"]
         adopt_source(work.context, view, turn, tpm=copy, at=at)
     if view.tpm and not view.tpm.stays:
         _put_tpm_away(work, view.tpm)
-    if not stays:
-        _free_volumes(work, copy)
+    _free_volumes(work, kept)
+    if copy is not None and not kept:
+        destroy_image(copy.path)
+        drop_reserved(work.context, copy)
     place.clear()
     return {}
 
@@ -54,7 +58,7 @@ async def run(work: StepRun) -> Notes:
 def _copy_tpm(work: StepRun) -> TpmCopy | None:
     """The state itself goes into quarantine; of the replica it is a copy, whose row comes first."""
     view, tpm = work.view, work.view.tpm
-    if tpm is None or tpm.stays:
+    if tpm is None or tpm not in left_behind(view):
         return None
     name = made_by(tpm.source_path.name, view.migration_id)
     copy = TpmCopy(view.vm_id, view.source.id, tpm.source_path.with_name(name))
@@ -71,14 +75,12 @@ def _is_proved(view: AttemptView, copy: TpmCopy | None) -> bool:
     return copy.path.exists() and read_state(copy.path).digest == require_tpm_transfer(view).digest_source
 
 
-def _free_volumes(work: StepRun, copy: TpmCopy | None) -> None:
+def _free_volumes(work: StepRun, kept: Sequence[TransferView]) -> None:
     view = work.view
     freeing = Freeing(work.context, view.source.id)
     for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.DELTA, TransferMethod.COPY):
-        freeing.free(volume.source_path)
-    if copy is not None:
-        destroy_image(copy.path)
-        drop_reserved(work.context, copy)
+        if volume not in kept:
+            freeing.free(volume.source_path)
 
 
 def _put_tpm_away(work: StepRun, tpm: TransferView) -> None:

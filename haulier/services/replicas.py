@@ -202,12 +202,12 @@ def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCop
 
 
 def left_behind(view: AttemptView) -> list[TransferView]:
-    """The volumes of which the source still has a file of its own that is worth a replica."""
-    return [each for each in view.transfers if _is_worth_one(each)]
-
-
-def _is_worth_one(transfer: TransferView) -> bool:
-    return not (transfer.stays or transfer.target_shared or transfer.method is TransferMethod.NONE)
+    """The volumes of which the source still has a file of its own that is worth a replica: not those that lie on a
+    shared storage by now.
+    """
+    return [
+        each for each in view.transfers if not (each.stays or each.target_shared or each.method is TransferMethod.NONE)
+    ]
 
 
 def _is_tpm(view: AttemptView, transfer: TransferView) -> bool:

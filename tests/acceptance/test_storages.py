@@ -186,3 +186,25 @@ def test_volumes_go_onto_the_storage_that_is_wished(stack: Stack, pool: Path, ma
     guest.stop()
     guest.start()
     assert_all_is_well(stack, guest)
+
+
+@pytest.mark.parametrize("maps", [("local:pool",), ()])
+def test_replicated_vm_moves_onto_a_shared_storage(
+    stack: Stack, pool: Path, make_guest: Callable[..., Guest], maps: tuple[str, ...]
+) -> None:
+    """What both nodes see needs no replica: of it nothing is kept where the VM was."""
+    guest = make_guest("virtio0: local:{name}/disk0.qcow2,size=64M", SHARED_DISK[1], TPM, define=False)
+    define(guest)
+    guest.start()
+    stack.haulier("replicate", guest.name, "--to", "beta", "--wait").done()
+    words = [word for each in maps for word in ("--storage-map", each)]
+    assert guest.migrate("beta", *words).document["state"] == "done"
+    assert_all_is_well(stack, guest)
+    (replication,) = stack.table("replication", vm_id=guest.row()["id"])
+    assert len(stack.table("replica", replication_id=replication["id"])) == (0 if maps else 2)
+    (document,) = [each for each in stack.haulier("replication", "list").done() if each["vm"] == guest.name]
+    assert document["state"] == ("new" if maps else "current")
+    answer = stack.haulier("replicate", guest.name, "--to", "alpha", "--wait")
+    assert answer.status == (2 if maps else 0)
+    assert not maps or answer.document["code"] == "nothing_to_replicate"
+    assert_all_is_well(stack, guest)
