@@ -16,7 +16,7 @@ STATE := $(or $(HAULIER_STATE),$(HOME)/.local/state/haulier)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check static unit model integration acceptance scenarios matrix bench
+.PHONY: help demo test check static unit model integration acceptance recordings scenarios matrix bench
 .PHONY: docs tpm-window up down logs migrate revision lock clean setup setup-tests
 
 help: ## this list
@@ -55,6 +55,9 @@ integration: setup-tests ## tests on a real PostgreSQL, a real broker and the re
 
 acceptance: setup-tests ## tests with real workers and real QEMUs, and kill -9
 	@$(PYTEST) $(SIDE_BY_SIDE) tests/acceptance
+
+recordings: setup-tests ## records LVM's answers anew, in a Linux guest, for tests/recordings
+	@HAULIER_RECORD=1 $(PYTEST) -q -p no:xdist tests/contract/test_storages_real.py -k "lvm and not fake"
 
 scenarios: setup-tests ## the table of docs/scenarios.md on real parts: what each VM does when something fails
 	@$(PYTEST) $(SIDE_BY_SIDE) tests/scenarios

@@ -42,17 +42,23 @@ class Node(Base):
 class Storage(Base):
     """A place for volumes on one node. `shared` says that other nodes see the same files under the same name.
 
-    `kind` is `folder`, or `mount` for a folder in another file system, which must be mounted before it is used.
+    `kind` is one of `StorageKind` (haulier/definition/storage.py): `folder`, `mount` for a folder in another file
+    system, which must be mounted before it is used, `lvm`, `lvmthin`, `block`. A volume is at its name below `path`;
+    `pool` is the thin pool that it is made in.
     """
 
     __tablename__ = "storage"
-    __table_args__ = (UniqueConstraint("node_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("node_id", "name"),
+        CheckConstraint("(kind = 'lvmthin') = (pool IS NOT NULL)", name="thin_pool"),
+    )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
     name: Mapped[str]
     kind: Mapped[str]
     path: Mapped[str]
+    pool: Mapped[str | None]
     shared: Mapped[bool] = mapped_column(default=False)
 
     node: Mapped[Node] = relationship(back_populates="storages")

@@ -139,7 +139,8 @@ class VolumeTransfer(Base):
     """How one volume crosses in one attempt: the method with its reason, where it goes, what went over the wire.
 
     Both places are written down when it is planned: the volume's own row names the target from the hand-over on. The
-    target's file of a delta is an overlay over `base_name`, a file of the volume's own format.
+    target's file of a delta is an overlay over `base_name`, a file of the volume's own format. `target_format` is the
+    format that the volume has from the hand-over on.
 
     Digests are those of the TPM state's blobs (docs/tpm.md); only a tpmstate volume has them.
     """
@@ -152,6 +153,7 @@ class VolumeTransfer(Base):
         # Only swtpm has a TPM's state open: a mirror of it would copy what QEMU never sees.
         CheckConstraint("role <> 'tpmstate' OR method = 'tpm_sync'", name="tpmstate_by_tpm_sync_only"),
         CheckConstraint("method <> 'tpm_sync' OR role = 'tpmstate'", name="tpm_sync_for_tpmstate_only"),
+        CheckConstraint("role <> 'tpmstate' OR target_format = 'raw'", name="tpmstate_stays_raw"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -165,6 +167,7 @@ class VolumeTransfer(Base):
     target_storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
     target_name: Mapped[str]
     base_name: Mapped[str | None]
+    target_format: Mapped[str]
     bytes: Mapped[int] = mapped_column(default=0)
     bytes_total: Mapped[int]
     seconds: Mapped[float | None]

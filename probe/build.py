@@ -96,9 +96,9 @@ def run_tool(command: Sequence[str], *, folder: Path | None = None) -> str:
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     except FileNotFoundError as error:
-        raise BuildError(f"the probe guest needs {command[0]}, which is not installed") from error
+        raise BuildError(f"building a guest needs {command[0]}, which is not installed") from error
     if result.returncode != 0:
-        raise BuildError(f"{command[0]} failed while building the probe guest:\n{result.stderr.strip()}")
+        raise BuildError(f"{command[0]} failed while building a guest:\n{result.stderr.strip()}")
     return result.stdout
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Tab
 from sqlalchemy import Enum as SqlEnum
 
 from haulier.definition import proxmox, toml_file
+from haulier.definition.storage import KINDS
 from haulier.planner.methods import SYNC_TABLE, TABLE, Cell
 from haulier.planner.recovery import PROGRAM_RULES, STEP_RULES, Rule
 from haulier.settings import Settings
@@ -263,6 +264,21 @@ def replicas() -> str:
     return table(("role", "method", "because"), rows)
 
 
+def storage_kinds() -> str:
+    """What each kind of storage holds."""
+    rows = [
+        (
+            f"`{kind}`",
+            facts.words,
+            "a file" if facts.has_files else "a device",
+            ", ".join(f"`{form}`" for form in facts.formats),
+            "yes" if facts.is_zeroed else "no",
+        )
+        for kind, facts in KINDS.items()
+    ]
+    return table(("kind", "the storage is", "a volume is", "formats", "a new one reads as zeroes"), rows)
+
+
 def scenarios() -> str:
     """The table that `make scenarios` plays."""
     rows = [
@@ -290,6 +306,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "chain-sync": lambda: chain(SYNC_CHAIN),
     "replicas": replicas,
     "scenarios": scenarios,
+    "storage-kinds": storage_kinds,
     "marks": marks,
     "states-migration": lambda: states(MIGRATION),
     "states-step": lambda: states(STEP),

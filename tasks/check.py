@@ -6,17 +6,20 @@ there is none, the target at itself.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from haulier.definition.storage import StoragePlace
 from haulier.errors import Problem, Refused, StepFailed
 from haulier.hypervisor import facts
-from haulier.hypervisor.images import free_bytes
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.storage import driver_of
 from haulier.planner.refusals import SourceFacts, TargetFacts, foreign_job, refuse_source, refuse_target, still_there
 from haulier.services.attempts import AttemptView, TransferView, require_sync
 from haulier.services.generations import live_replications, newest_generation
@@ -24,6 +27,8 @@ from models import Phase, Side, TransferMethod
 from tasks.celery import app
 from tasks.runner import Notes, StepRun, execute
 from tasks.volume_files import seen_files, source_problems, target_problems
+
+Found = TypeVar("Found")
 
 
 async def run(work: StepRun) -> Notes:
@@ -42,9 +47,14 @@ async def _check_control(work: StepRun) -> Notes:
 async def _check_source(work: StepRun) -> Notes:
     view = work.view
     seen = _at_rest(work) if view.offline else await _running(work)
-    if problems := (*seen.problems, *source_problems(view)):
+    if problems := (*seen.problems, *await _beside(source_problems, view)):
         raise Refused.because(problems)
-    return {"status": seen.status, **seen_files(view)}
+    return {"status": seen.status, **await asyncio.to_thread(seen_files, view)}
+
+
+async def _beside(look: Callable[[AttemptView], Iterator[Found]], view: AttemptView) -> tuple[Found, ...]:
+    """All that is seen, in a thread: LVM takes its time to answer, and the lease goes on."""
+    return await asyncio.to_thread(lambda: tuple(look(view)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +84,9 @@ async def _check_sync_source(work: StepRun) -> Notes:
     """The disks are to be read, whoever has them open; a guest in any state will do."""
     view = work.view
     seen = _at_rest(work) if view.offline else await _answering(work)
-    if problems := (*seen.problems, *source_problems(view)):
+    if problems := (*seen.problems, *await _beside(source_problems, view)):
         raise Refused.because(problems)
-    return {"status": seen.status, **seen_files(view)}
+    return {"status": seen.status, **await asyncio.to_thread(seen_files, view)}
 
 
 async def _answering(work: StepRun) -> _Seen:
@@ -121,9 +131,9 @@ async def _check_target(work: StepRun) -> Notes:
     view = work.view
     needed: dict[str, int] = defaultdict(int)
     free: dict[str, int] = {}
-    for volume in view.crossing:
+    for volume, room in await _beside(_rooms, view):
         needed[volume.target_storage] += _room_for(view, volume)
-        free[volume.target_storage] = free_bytes(volume.target_path.parent)
+        free[volume.target_storage] = room
     # Looked at, not made: a target that refuses was not touched.
     place = work.node.layout.vm(view.vm)
     daemons = {"qemu": place.qemu, "swtpm": place.swtpm, "qemu-storage-daemon": place.carrier}
@@ -138,23 +148,26 @@ async def _check_target(work: StepRun) -> Notes:
             ram_free_bytes=facts.memory()["ram_free_bytes"],
             needed_by_storage=needed,
             free_by_storage=free,
-            taken_paths=tuple(str(path) for path in _to_be_made(view) if path.exists()),
             has_tpm=view.tpm is not None,
             source_libtpms=view.source.facts.get("libtpms_version"),
             bridges_missing=_missing_bridges(work),
             leftovers=tuple(f"{name} (pid {pid})" for name, daemon in daemons.items() if (pid := daemon.pid())),
         )
     )
-    if problems := (*problems, *target_problems(view)):
+    if problems := (*problems, *await _beside(target_problems, view)):
         raise Refused.because(problems)
     return {}
 
 
-def _to_be_made(view: AttemptView) -> Iterator[Path]:
+def _rooms(view: AttemptView) -> Iterator[tuple[TransferView, int]]:
+    """Each volume that is to be made, with the room on its storage where that says how much it has."""
+    rooms: dict[StoragePlace, int | None] = {}
     for volume in view.crossing:
-        yield volume.target_path
-        if volume.base_path and volume.replica is None:
-            yield volume.base_path
+        if volume.target_at not in rooms:
+            driver = driver_of(volume.target_at)
+            rooms[volume.target_at] = None if driver.problem() else driver.free_bytes()
+        if (room := rooms[volume.target_at]) is not None:
+            yield volume, room
 
 
 def _room_for(view: AttemptView, volume: TransferView) -> int:

@@ -1,4 +1,4 @@
-"""Phase 4, copy_cold (source): the volumes that QEMU does not write are copied once, file by file.
+"""Phase 4, copy_cold (source): the volumes that QEMU does not write are copied once, one by one.
 
 While the guest runs these are cloud-init, unused volumes and saved RAM; of a VM that does not run, all of them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from haulier.hypervisor.images import NbdServer, RemoteExport, send_file
-from haulier.hypervisor.volume_paths import require_inside
+from haulier.hypervisor.storage import driver_of
 from haulier.services.attempts import update_transfer
 from models import Phase, Side
 from tasks.celery import app
@@ -28,14 +28,15 @@ async def copy_volumes(work: StepRun) -> None:
     """Copy what is to be copied of an attempt into the target's carrier. Raises StepFailed with qemu-img's words."""
     view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
     for volume in view.copied:
-        require_inside(volume.source_path, volume.source_folder)
+        driver_of(volume.source_at).require(volume.source_path)
         begun, length = time.monotonic(), view.file_bytes(volume)
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), volume.export, work.keys())
         await send_file(
-            volume.source_path,
+            volume.sent,
             export,
             max_bytes_per_s=at_most,
+            onto_zeroes=volume.target_at.facts.is_zeroed,
             report=work.meter(volume.device, length),
         )
         took = time.monotonic() - begun

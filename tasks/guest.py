@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from haulier.definition import Role, VmDefinition
+from haulier.definition import Role, VmDefinition, VolumeSpec
+from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor.command_line import MachineSpec
 from haulier.hypervisor.devices import Drive, node_name
@@ -40,10 +41,23 @@ async def launch_guest(place: VmPlace, spec: MachineSpec, *, tpm: Path | None, s
 
 @dataclass(frozen=True, slots=True)
 class DiskFiles:
-    """Where a disk is: its own file, and the overlay that the guest runs on as long as it is not merged."""
+    """Where a disk is: its own image, and the overlay that the guest runs on as long as it is not merged."""
 
-    path: Path
+    image: Image
     overlay: Path | None = None
+
+
+def _drive(volume: VolumeSpec, files: DiskFiles | None) -> Drive:
+    return Drive(
+        device=volume.device,
+        role=volume.role,
+        node_name=node_name(volume.device),
+        path=files.image.path if files else None,
+        format=files.image.format if files else volume.format,
+        read_only=volume.read_only or volume.role in (Role.CDROM, Role.CLOUDINIT),
+        overlay=files.overlay if files else None,
+        device_bytes=files.image.device_bytes if files else None,
+    )
 
 
 def machine_spec(
@@ -56,19 +70,7 @@ def machine_spec(
     incoming: bool = False,
 ) -> MachineSpec:
     """The machine with its disks' `files` (by device) on this node. `pinned` is what the first start fixed."""
-    drives = tuple(
-        Drive(
-            device=volume.device,
-            role=volume.role,
-            node_name=node_name(volume.device),
-            path=files[volume.device].path if volume.device in files else None,
-            format=volume.format,
-            read_only=volume.read_only or volume.role in (Role.CDROM, Role.CLOUDINIT),
-            overlay=files[volume.device].overlay if volume.device in files else None,
-        )
-        for volume in definition.volumes
-        if volume.is_opened
-    )
+    drives = tuple(_drive(volume, files.get(volume.device)) for volume in definition.volumes if volume.is_opened)
     variables = next((volume.size_bytes for volume in definition.volumes if volume.role is Role.EFIDISK), None)
     return MachineSpec(
         definition=dataclasses.replace(definition, machine=pinned["machine"], cpu=pinned["cpu"]),

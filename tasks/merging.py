@@ -9,7 +9,7 @@ from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor.images import flush, flush_folder, merge_overlay, remove_image
 from haulier.hypervisor.processes import wait_until_released
-from haulier.hypervisor.volume_paths import require_inside, require_mounted
+from haulier.hypervisor.storage import driver_of
 from haulier.services.context import Context
 from haulier.services.replicas import Overlay, overlays_of, record_merged
 
@@ -24,8 +24,9 @@ async def merge_replica(context: Context, replication_id: int) -> None:
 
 
 async def _merge(context: Context, overlay: Overlay) -> None:
-    require_mounted(overlay.mount)
-    require_inside(overlay.path, overlay.folder, error=NeedsOperator)
+    driver = driver_of(overlay.at)
+    driver.require_usable()
+    driver.require(overlay.path, error=NeedsOperator)
     if not overlay.base.exists():
         raise StepFailed("replica_missing", f"{overlay.base} of a replica is not there", "Is its storage mounted?")
     # Its file goes before its row: a row without a file was merged.

@@ -16,11 +16,11 @@ from haulier.hypervisor.images import NbdServer, stop_carrier
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.processes import log_size
 from haulier.hypervisor.sockets import PORT_TAKEN
+from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.stream import ensure_key
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
-from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView, update_transfer
 from models import Phase, Side, TransferMethod
@@ -34,8 +34,9 @@ async def run(work: StepRun) -> Notes:
     """Start what will be the guest. Raises StepFailed with the words of the program that failed."""
     view, place = work.view, work.place
     for volume in view.transfers:
-        require_inside(volume.target_path, volume.target_folder)
-        require_inside(volume.final_path, volume.target_folder)
+        driver = driver_of(volume.target_at)
+        driver.require(volume.target_path)
+        driver.require(volume.final_path)
     stop_carrier(place)
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     log_from = log_size(place.qemu.log)
@@ -59,7 +60,7 @@ async def run(work: StepRun) -> Notes:
 
 
 def _files(volume: TransferView) -> DiskFiles:
-    return DiskFiles(volume.final_path, volume.target_path if volume.base_path else None)
+    return DiskFiles(volume.target_image, volume.target_path if volume.base_path else None)
 
 
 def prove_copy(work: StepRun, *, phase: Phase = Phase.SYNC_TPM) -> str | None:

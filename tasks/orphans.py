@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import structlog
 
-from haulier.hypervisor.images import destroy_image
 from haulier.hypervisor.processes import holders
-from haulier.hypervisor.volume_paths import innermost, problem_of_path
-from haulier.services.allocations import paths_in_use, storage_folders
+from haulier.hypervisor.storage import StorageDriver, driver_at
+from haulier.services.allocations import paths_in_use, storage_places
 from haulier.services.context import Context
 from haulier.services.orphans import Orphan, find_orphans, give_back_promises, record_freed, record_quarantined
 
@@ -23,27 +22,27 @@ def collect_orphans(context: Context, node_id: int) -> None:
     orphans = find_orphans(context, node_id)
     if not orphans:
         return
-    in_use, folders = paths_in_use(context, node_id), storage_folders(context, node_id)
+    in_use, places = paths_in_use(context, node_id), storage_places(context, node_id)
     for orphan in orphans:
+        driver = driver_at(orphan.path, places)
         if orphan.path in in_use:
             log.error("orphan.left", path=str(orphan.path), reason="a row names it")
         elif pids := holders(orphan.path):
             log.error("orphan.left", path=str(orphan.path), reason="it is open", pids=pids)
-        elif problem := problem_of_path(orphan.path, innermost(orphan.path, folders)):
+        elif problem := driver.problem_of(orphan.path):
             log.error("orphan.left", path=str(orphan.path), reason=problem.message)
         else:
-            _collect(context, orphan)
+            _collect(context, orphan, driver)
 
 
-def _collect(context: Context, orphan: Orphan) -> None:
+def _collect(context: Context, orphan: Orphan, driver: StorageDriver) -> None:
     if orphan.quarantined:
         # It may be a TPM's state.
-        destroy_image(orphan.path)
+        driver.destroy(orphan.path)
         record_freed(context, orphan)
         return
-    if orphan.path.exists():
-        orphan.path.rename(orphan.away)
-    if orphan.away.exists():
+    driver.put_away(orphan.path, orphan.away)
+    if driver.exists(orphan.away):
         record_quarantined(context, orphan)
     else:
         record_freed(context, orphan)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from haulier.errors import Refused
-from haulier.hypervisor.images import destroy_image, remove_image
+from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import TpmState, read_state
-from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.nodes import find_node_id
 from haulier.services.operations import Order
 from haulier.services.recover import WholeReplica, load_replica, take_over
@@ -30,10 +29,11 @@ def drop_replica(operation_id: int) -> None:
 def _drop_replica(order: Order, vm: VmView) -> None:
     replication_id = int(order.arguments["replication"])
     for replica in replicas_of(context(), replication_id):
+        driver = driver_of(replica.at)
         # The base before its overlay: a row without an overlay's file is taken for merged.
         for path in replica.paths:
-            require_inside(path, replica.folder)
-            (destroy_image if replica.is_secret else remove_image)(path)
+            driver.require(path)
+            (driver.destroy if replica.is_secret else driver.remove)(path)
         record_dropped(context(), replica.id)
     record_ended(context(), replication_id)
 
@@ -56,9 +56,10 @@ def _recover(order: Order, vm: VmView) -> None:
 
 def _prove_replica(vm: VmView, replica: WholeReplica) -> None:
     """What is here must be what was recorded, above all the TPM's state."""
-    for path, folder in replica.paths:
-        require_inside(path, folder)
-        if not path.exists():
+    for path, at in replica.paths:
+        driver = driver_of(at)
+        driver.require(path)
+        if not driver.exists(path):
             raise Refused("replica_missing", f"{path} of the replica of {vm.name} is not there", "Is it mounted?")
     if replica.tpm is None or replica.identity is None:
         return

@@ -7,21 +7,14 @@ them open.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import (
-    VOLUME_EXISTS,
-    CarrierExport,
-    NbdServer,
-    create_image,
-    create_overlay,
-    start_carrier,
-    stop_carrier,
-)
-from haulier.hypervisor.volume_paths import require_inside
+from haulier.hypervisor.images import CarrierExport, NbdServer, create_overlay, start_carrier, stop_carrier
+from haulier.hypervisor.storage import driver_of
 from haulier.services.allocations import (
     allocated_volumes,
     free_allocations,
@@ -48,7 +41,8 @@ async def run(work: StepRun) -> Notes:
     if not (view.offline or view.replication_id):
         take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
     for volume in view.crossing:
-        _make(work, volume)
+        # In a thread, one after the other: LVM takes its time, and the lease goes on.
+        await asyncio.to_thread(_make, work, volume)
     carried = tuple(volume for volume in view.crossing if volume.method in CARRIED or view.replication_id)
     if not carried:
         return {}
@@ -56,22 +50,21 @@ async def run(work: StepRun) -> Notes:
 
 
 def _make(work: StepRun, volume: TransferView) -> None:
-    view = work.view
+    view, make = work.view, driver_of(volume.target_at).make
     if volume.role is VolumeRole.TPMSTATE:
         # A volume's row goes before the ledger's too, which is given back with it.
         _take(work, volume, volume.target_path)
         epoch = view.epoch if view.replication_id else view.epoch + 1
         reserve_copy(work.context, TpmCopy(view.vm_id, view.target.id, volume.target_path), epoch=epoch)
     if volume.base_path is not None:
-        base, form = volume.base_path, volume.format
+        base, form = volume.base_path, volume.target_format
         if volume.replica is None:
-            _create(work, volume, base, partial(create_image, format=form, size_bytes=volume.size_bytes))
+            _create(work, volume, base, partial(make, format=form, size_bytes=volume.size_bytes))
         _create(work, volume, volume.target_path, partial(create_overlay, base=base, base_format=form))
     elif volume.method is TransferMethod.COPY:
-        making = partial(create_image, format="raw", size_bytes=view.file_bytes(volume))
-        _create(work, volume, volume.target_path, making)
+        _create(work, volume, volume.target_path, partial(make, format="raw", size_bytes=view.file_bytes(volume)))
     else:
-        making = partial(create_image, format=volume.format, size_bytes=volume.size_bytes)
+        making = partial(make, format=volume.target_format, size_bytes=volume.size_bytes)
         _create(work, volume, volume.target_path, making)
 
 
@@ -79,23 +72,21 @@ def _create(work: StepRun, volume: TransferView, path: Path, making: Callable[[P
     _take(work, volume, path)
     try:
         making(path)
-    except StepFailed as error:
-        if error.code == VOLUME_EXISTS:
-            # It came between `check` and now and is somebody else's: an undo, which frees what has a row, leaves it.
-            _forget(work, path)
+    except StepFailed:
+        # Nothing was made. What is there came between `check` and now, and is somebody else's: an undo, which frees
+        # what has a row, leaves it.
+        _forget(work, path)
         raise
 
 
 def _take(work: StepRun, volume: TransferView, path: Path) -> None:
     """The row goes first: if we end right here, an undo finds a row without a file, never a file without a row."""
-    require_inside(path, volume.target_folder)
+    driver_of(volume.target_at).require(path)
     take_volume(work.context, work.view.attempt_id, work.view.target, path)
 
 
 def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
-    exports = [
-        CarrierExport(volume.export, volume.target_path, is_overlay=volume.base_path is not None) for volume in carried
-    ]
+    exports = [CarrierExport(volume.export, volume.received) for volume in carried]
     tried: frozenset[int] = frozenset()
     while True:
         server = work.listen_on(work.view.target, "carrier", avoid=tried)
@@ -116,7 +107,8 @@ async def undo(work: StepRun) -> None:
     stop_carrier(work.place)
     freeing = Freeing(work.context, view.target.id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
-        freeing.free(path, is_secret=view.tpm is not None and path == view.tpm.target_path)
+        is_secret = view.tpm is not None and path == view.tpm.target_path
+        await asyncio.to_thread(freeing.free, path, is_secret=is_secret)
         _forget(work, path)
     free_allocations(work.context, view.attempt_id)
     work.place.clear()

@@ -5,14 +5,15 @@ There is no way back from here, so there is no undo: what fails is tried again u
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import copy_state, destroy_image, stop_carrier
+from haulier.hypervisor.images import copy_state, destroy_image, flush_folder, stop_carrier
+from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_state import read_state
-from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import AttemptView, TransferView, Turn, require_tpm_transfer
 from haulier.services.ledger import TpmCopy, drop_reserved, quarantine_path, reserve_copy
 from haulier.services.replicas import adopt_source, left_behind
@@ -30,7 +31,7 @@ async def run(work: StepRun) -> Notes:
     """
     view, place = work.view, work.place
     for volume in view.transfers:
-        require_inside(volume.source_path, volume.source_folder, error=NeedsOperator)
+        driver_of(volume.source_at).require(volume.source_path, error=NeedsOperator)
     turned = view.notes[Phase.HAND_OVER, Side.TARGET].get("turned_round")
     turn = Turn(*turned) if turned else None
     # Before swtpm ends, which some take for a reason to write.
@@ -46,8 +47,8 @@ async def run(work: StepRun) -> Notes:
         at = view.notes[Phase.HAND_OVER, Side.TARGET]["paused_at"]
         adopt_source(work.context, view, turn, tpm=copy, at=at)
     if view.tpm and not view.tpm.stays:
-        _put_tpm_away(work, view.tpm)
-    _free_volumes(work, kept)
+        await asyncio.to_thread(_put_tpm_away, work, view.tpm)
+    await _free_volumes(work, kept)
     if copy is not None and not kept:
         destroy_image(copy.path)
         drop_reserved(work.context, copy)
@@ -75,25 +76,36 @@ def _is_proved(view: AttemptView, copy: TpmCopy | None) -> bool:
     return copy.path.exists() and read_state(copy.path).digest == require_tpm_transfer(view).digest_source
 
 
-def _free_volumes(work: StepRun, kept: Sequence[TransferView]) -> None:
+async def _free_volumes(work: StepRun, kept: Sequence[TransferView]) -> None:
     view = work.view
     freeing = Freeing(work.context, view.source.id)
     for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.DELTA, TransferMethod.COPY):
         if volume not in kept:
-            freeing.free(volume.source_path)
+            await asyncio.to_thread(freeing.free, volume.source_path)
 
 
 def _put_tpm_away(work: StepRun, tpm: TransferView) -> None:
     """The state that is the VM's no more waits for its end; one in which no TPM was ever made need not."""
     view = work.view
+    driver = driver_of(tpm.source_at)
     if view.tpm_identity is None:
-        destroy_image(tpm.source_path)
+        driver.destroy(tpm.source_path)
         return
     away = work.node.layout.quarantine / f"{view.vm}-e{view.epoch}-{tpm.source_path.name}"
     # The row names the new place first: whoever looks in between finds the file in one of the two.
     quarantine_path(work.context, TpmCopy(view.vm_id, view.source.id, tpm.source_path), away)
-    if tpm.source_path.exists():
+    if not driver.exists(tpm.source_path):
+        return
+    if tpm.source_at.facts.has_files:
         tpm.source_path.rename(away)
+        return
+    # A device stays where it is: its state goes. Whole or not at all: what is being overwritten is not copied again.
+    if not away.exists():
+        half = away.with_suffix(".half")
+        copy_state(tpm.source_path, half, length=tpm.size_bytes)
+        half.rename(away)
+        flush_folder(away.parent)
+    driver.destroy(tpm.source_path)
 
 
 @app.task(name=f"haulier.{Phase.RETIRE_SOURCE}")

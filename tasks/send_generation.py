@@ -26,9 +26,9 @@ from haulier.hypervisor.generations import (
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.reader import ReadDisk, open_reader, stop_reader
+from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.stream import drop_key, ensure_key
 from haulier.hypervisor.tpm_state import TpmState, read_state
-from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import AttemptView, TransferView, require_sync, update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.celery import app
@@ -46,7 +46,7 @@ async def run(work: StepRun) -> Notes:
     """
     view = work.view
     for volume in view.crossing:
-        require_inside(volume.source_path, volume.source_folder)
+        driver_of(volume.source_at).require(volume.source_path)
     async with _disks(work) as monitor:
         backups = await _backups(view, monitor)
         server = NbdServer(view.target.address, view.notes[Phase.RESERVE, Side.TARGET].get("carrier_port", 0))
@@ -71,7 +71,7 @@ async def _disks(work: StepRun) -> AsyncIterator[Monitor]:
     """
     view, disks = work.view, work.view.by_method(TransferMethod.DELTA)
     if view.offline:
-        read = [ReadDisk(disk.device, disk.source_path, disk.format) for disk in disks]
+        read = [ReadDisk(disk.device, disk.source_image) for disk in disks]
         async with open_reader(work.place, read, keys=work.keys()) as monitor:
             yield monitor
         return

@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor.images import NbdServer, RemoteExport, destroy_image, send_file
+from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.tpm_identity import forget_scratch, read_identity
 from haulier.hypervisor.tpm_state import TpmState, read_state
-from haulier.hypervisor.volume_paths import require_inside
 from haulier.services.attempts import TransferView, update_transfer
 from haulier.services.ledger import TpmCopy, record_active
 from models import Phase, Side
@@ -27,7 +28,7 @@ async def run(work: StepRun) -> Notes:
     view, tpm = work.view, work.view.tpm
     if tpm is None:
         return {}
-    require_inside(tpm.source_path, tpm.source_folder)
+    driver_of(tpm.source_at).require(tpm.source_path)
     begun = time.monotonic()
     state = read_state(tpm.source_path)
     identity = recognise(work, state)
@@ -55,11 +56,12 @@ async def send_state(work: StepRun, tpm: TransferView, state: TpmState) -> None:
     view, copy = work.view, scratch_copy(work)
     try:
         copy.touch(mode=0o600)
-        # swtpm shrinks its file; the target's volume has its full size, so the copy gets it too.
-        copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0"))
+        # swtpm shrinks its file, and a device may be larger: the copy gets the volume's size.
+        copy.write_bytes(state.container.ljust(tpm.size_bytes, b"\0")[: tpm.size_bytes])
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), tpm.export, work.keys())
-        await send_file(copy, export, report=work.meter(tpm.device, tpm.size_bytes))
+        zeroed = tpm.target_at.facts.is_zeroed
+        await send_file(Image(copy), export, report=work.meter(tpm.device, tpm.size_bytes), onto_zeroes=zeroed)
     finally:
         destroy_image(copy)
 

@@ -15,13 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.hypervisor import machine
 from haulier.hypervisor.command_line import MachineSpec
-from haulier.hypervisor.images import create_image, fill_image, image_info, remove_image
+from haulier.hypervisor.images import fill_image, image_info
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import open_monitor
+from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.swtpm import manufacture, stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
-from haulier.hypervisor.volume_paths import require_inside, require_mounted
 from haulier.planner.guest_ram import guest_ram_kib
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
 from haulier.services.operations import Order, end_operation, is_hurried, take_operation
@@ -81,27 +81,30 @@ def _create(order: Order, vm: VmView) -> None:
 
 def _unmake(volume: VolumeView) -> None:
     """Remove a volume that was made, and its folder when nothing else lies there."""
-    remove_image(volume.path)
-    if volume.path.parent != volume.folder:
+    driver_of(volume.at).remove(volume.path)
+    if volume.path.parent != volume.at.folder:
         with contextlib.suppress(OSError):
             volume.path.parent.rmdir()
 
 
 def _made_or_found(volume: VolumeView, made: list[VolumeView]) -> int:
     """The size of a volume in bytes; it is made if it is not there."""
-    require_mounted(volume.mount)
-    require_inside(volume.path, volume.folder)
-    if volume.path.exists():
+    driver = driver_of(volume.at)
+    driver.require_usable()
+    driver.require(volume.path)
+    if driver.exists(volume.path):
         return _found(volume)
     if volume.size_bytes is None or volume.role is VolumeRole.CDROM:
         raise Refused(
             "volume_missing", f"{volume.device}: {volume.path} is not there", "Give it a size to have it made."
         )
     variables = machine.find_variables(volume.size_bytes) if volume.role is VolumeRole.EFIDISK else None
-    create_image(volume.path, format=volume.format, size_bytes=volume.size_bytes)
+    driver.make(volume.path, format=volume.format, size_bytes=volume.size_bytes)
     made.append(volume)
+    # What an older volume has left there is not for this VM to read.
+    driver.blank(volume.path, size_bytes=volume.size_bytes)
     if variables:
-        fill_image(volume.path, format=volume.format, content=variables)
+        fill_image(volume.image, content=variables)
     return volume.size_bytes
 
 
@@ -109,8 +112,15 @@ def _found(volume: VolumeView) -> int:
     """A volume that was there before: is it what the definition says?"""
     if volume.role is VolumeRole.TPMSTATE:
         read_state(volume.path)
-        return volume.size_bytes or volume.path.stat().st_size
-    return image_info(volume.path, format=volume.format).size_bytes
+        if volume.size_bytes:
+            return volume.size_bytes
+    found = image_info(volume.path, format=volume.format).size_bytes
+    if volume.at.facts.has_files or volume.size_bytes is None:
+        return found
+    if found < volume.size_bytes:
+        words = f"{volume.device}: {volume.path} has {found} bytes, {volume.size_bytes} are asked for"
+        raise Refused("device_too_small", words, "Provide a larger one.")
+    return volume.size_bytes
 
 
 @app.task(name=f"haulier.vm.{OperationKind.START}")
@@ -137,7 +147,10 @@ def start_here(order: Order, vm: VmView) -> None:
 
 def _start_processes(vm: VmView, place: VmPlace) -> None:
     for volume in vm.volumes:
-        require_inside(volume.path, volume.folder)
+        driver = driver_of(volume.at)
+        driver.require(volume.path)
+        # A device that is there may have to be switched on after a boot; QEMU says itself what it misses.
+        driver.exists(volume.path)
     # What an earlier run left dead must not stand in the way of this one.
     machine.stop_now(place)
     stop_swtpm(place)
@@ -148,7 +161,7 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
         vm.definition,
         pinned,
         place=place,
-        files={volume.device: DiskFiles(volume.path) for volume in vm.volumes},
+        files={volume.device: DiskFiles(volume.image) for volume in vm.volumes},
         settings=context().settings,
     )
     pid = asyncio.run(_launch_and_run(place, spec, vm.tpm.path if vm.tpm else None, epoch=vm.epoch))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from haulier.definition.storage import StoragePlace
 from haulier.errors import Problem
 from haulier.hypervisor.images import image_info
-from haulier.hypervisor.volume_paths import problem_of_mount, problem_of_path
+from haulier.hypervisor.storage import StorageDriver, driver_of
 from haulier.services.attempts import AttemptView, TransferView
 from models import Phase, Side, TransferMethod, VolumeRole
 from tasks.runner import Notes
@@ -15,19 +16,38 @@ from tasks.runner import Notes
 
 def source_problems(view: AttemptView) -> Iterator[Problem]:
     """What stands in the way of the volumes on the source."""
-    by_file: dict[tuple[int, int], str] = {}
+    by_identity: dict[str, str] = {}
+    unusable: dict[StoragePlace, Problem] = {}
+    yield from _storage_problems((volume.source_at for volume in view.transfers), unusable)
     for volume in view.transfers:
-        if problem := problem_of_path(volume.source_path, volume.source_folder):
+        driver = driver_of(volume.source_at)
+        if volume.source_at in unusable:
+            continue
+        if problem := driver.problem_of(volume.source_path):
             yield problem
-        elif not volume.source_path.exists():
+        elif not driver.exists(volume.source_path):
             yield Problem("volume_missing", f"{volume.device}: {volume.source_path} is not there", "Where is it?")
         elif volume.stays:
             continue
-        elif (other := by_file.setdefault(_number(volume.source_path), volume.device)) != volume.device:
+        elif (other := by_identity.setdefault(_identity(volume), volume.device)) != volume.device:
             words = f"{volume.device} and {other} are one file under two names"
             yield Problem("one_file_two_names", words, "Two copies of it would go on as two disks.")
         elif volume.role is not VolumeRole.TPMSTATE:
             yield from _image_problems(volume, sync=view.replication_id is not None)
+
+
+def _storage_problems(places: Iterable[StoragePlace], unusable: dict[StoragePlace, Problem]) -> Iterator[Problem]:
+    """What is wrong with these storages as a whole, once each; `unusable` holds them then."""
+    for place in dict.fromkeys(places):
+        if problem := driver_of(place).problem():
+            unusable[place] = problem
+            yield problem
+
+
+def _identity(volume: TransferView) -> str:
+    """Of a volume that is there: equal for two that are one."""
+    number = volume.source_path.stat()
+    return f"{number.st_dev} {number.st_ino}" if volume.source_at.facts.has_files else f"device {number.st_rdev}"
 
 
 def _image_problems(volume: TransferView, *, sync: bool) -> Iterator[Problem]:
@@ -37,10 +57,10 @@ def _image_problems(volume: TransferView, *, sync: bool) -> Iterator[Problem]:
             "volume_is_clone", f"{volume.device} hangs on {found.backing}, which stays here", "Flatten it first."
         )
     # A replica holds the disk as its guest sees it: that it has no snapshots is written in docs/replication.md.
-    if found.snapshots and volume.method in (TransferMethod.MIRROR, TransferMethod.DELTA) and not sync:
-        words = f"{volume.device} has internal snapshots, which a {volume.method} would lose"
-        yield Problem("internal_snapshots", words, "Stop the VM and migrate it with --offline.")
-    if found.size_bytes != volume.size_bytes:
+    if found.snapshots and not (volume.goes_as_file or sync):
+        yield _loses_snapshots(volume)
+    is_whole = volume.source_at.facts.has_files
+    if found.size_bytes != volume.size_bytes and (is_whole or found.size_bytes < volume.size_bytes):
         yield Problem(
             "size_differs",
             f"{volume.device} has {found.size_bytes} bytes, the database says {volume.size_bytes}",
@@ -48,15 +68,23 @@ def _image_problems(volume: TransferView, *, sync: bool) -> Iterator[Problem]:
         )
 
 
+def _loses_snapshots(volume: TransferView) -> Problem:
+    words = f"{volume.device} has internal snapshots, which a {volume.method} "
+    if volume.format != volume.target_format:
+        words += f"to {volume.target_format} would lose"
+        return Problem("internal_snapshots", words, "Delete them, or map its storage to a folder.")
+    return Problem("internal_snapshots", f"{words}would lose", "Stop the VM and migrate it with --offline.")
+
+
 def seen_files(view: AttemptView) -> Notes:
     """For later phases: how long the files are that will be copied, which files they are that both nodes share, and
     of a sync, which look as they did when their replica was made.
     """
-    copied = view.by_method(TransferMethod.COPY)
+    copied = [volume for volume in view.by_method(TransferMethod.COPY) if volume.source_at.facts.has_files]
     looks = {volume.device: _looks(volume.source_path) for volume in copied}
     return {
         "file_bytes": {device: look["bytes"] for device, look in looks.items()},
-        "inodes": {volume.device: _number(volume.source_path)[1] for volume in view.staying},
+        "inodes": {each.device: driver_of(each.source_at).identity(each.source_path) for each in view.staying},
         "looks": looks,
         "unchanged": [each.device for each in copied if view.replication_id and _looks_the_same(each, looks)],
     }
@@ -73,24 +101,33 @@ def _looks(path: Path) -> dict[str, int]:
 
 
 def target_problems(view: AttemptView) -> Iterator[Problem]:
-    """What stands in the way on the target: paths that lead astray, and a shared storage that is none."""
-    inodes = view.notes[Phase.CHECK, Side.SOURCE]["inodes"]
-    mounts = dict.fromkeys(volume.target_mount for volume in view.transfers)
-    yield from (problem for mount in mounts if (problem := problem_of_mount(mount)))
+    """What stands in the way on the target: paths that lead astray, volumes that cannot be made, and a shared storage
+    that is none.
+    """
+    identities = view.notes[Phase.CHECK, Side.SOURCE]["inodes"]
+    unusable: dict[StoragePlace, Problem] = {}
+    yield from _storage_problems((volume.target_at for volume in view.transfers), unusable)
     for volume in view.transfers:
-        if problem := problem_of_path(volume.target_path, volume.target_folder):
+        driver = driver_of(volume.target_at)
+        if volume.target_at in unusable:
+            continue
+        if problem := driver.problem_of(volume.target_path):
             yield problem
-        elif volume.stays and not _is_file(volume, inodes[volume.device]):
+        elif volume in view.crossing:
+            yield from _unmakable(volume, driver)
+        elif volume.stays and not _is_same(volume, driver, identities[volume.device]):
             words = f"{volume.device}: {volume.target_path} is not the same file on {view.target.name}"
             yield Problem("not_shared", words, f"Is the storage {volume.target_storage} mounted there?")
 
 
-def _is_file(volume: TransferView, inode: int) -> bool:
-    """Whether it is the file of that number: also NFS and cluster file systems tell the same one to every host."""
-    return volume.target_path.exists() and _number(volume.target_path)[1] == inode
+def _unmakable(volume: TransferView, driver: StorageDriver) -> Iterator[Problem]:
+    paths = [volume.target_path]
+    if volume.base_path and volume.replica is None:
+        paths.append(volume.base_path)
+    for path in paths:
+        if problem := driver.problem_of_new(path, size_bytes=volume.size_bytes):
+            yield problem
 
 
-def _number(path: Path) -> tuple[int, int]:
-    """What a file is called by its host's kernel, whatever its names: of its file system, and in that."""
-    found = path.stat()
-    return found.st_dev, found.st_ino
+def _is_same(volume: TransferView, driver: StorageDriver, identity: str) -> bool:
+    return driver.exists(volume.target_path) and driver.identity(volume.target_path) == identity

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Group, Parameter
 
 from haulier.cli.around import context
 from haulier.cli.output import show, show_text, size, table
@@ -15,6 +16,14 @@ _COLUMNS = {
     "node": "name", "state": "seen_as", "vms": "vms", "address": "address",
     "qemu": "qemu_version", "accel": "accel", "swtpm": "swtpm_version", "RAM free": "ram_free",
 }  # fmt: skip
+
+
+def _at_least_one(options: ArgumentCollection) -> None:
+    if not any(option.has_tokens for option in options):
+        raise ValueError(f"Give {' or '.join(option.name for option in options)}")
+
+
+_CHANGES = Group("Changes", validator=_at_least_one)
 
 
 @app.command(name="list")
@@ -58,7 +67,13 @@ def _text(document: dict[str, Any]) -> str:
 
 
 @app.command(name="set")
-def set_(name: str, /, *, address: str) -> None:
+def set_(
+    name: str,
+    /,
+    *,
+    address: Annotated[str | None, Parameter(group=_CHANGES)] = None,
+    storages: Annotated[Path | None, Parameter(group=_CHANGES)] = None,
+) -> None:
     """Change a node.
 
     Parameters
@@ -67,9 +82,11 @@ def set_(name: str, /, *, address: str) -> None:
         The node.
     address
         What other nodes connect to.
+    storages
+        A Proxmox VE storage.cfg: those of its storages that are for this node become its own.
     """
-    document = nodes.change_node(context(), name, nodes.NodeChange(address=address))
-    show(document, f"changed {name}")
+    document = nodes.change_node(context(), name, nodes.NodeChange(address=address, storages=storages))
+    show(document, f"changed {name}; its storages: {', '.join(each['name'] for each in document['storages'])}")
 
 
 @app.command

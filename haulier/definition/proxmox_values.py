@@ -86,7 +86,7 @@ def volume(device: str, text: str) -> VolumeSpec:
             storage=storage,
             name=name,
             format=volume_format(options.pop("format", None), name),
-            size_bytes=given or _usual_size(role, options),
+            size_bytes=given or usual_size(role, options),
             read_only=_is_on(options.pop("ro", "0")) or role in (Role.CDROM, Role.CLOUDINIT),
             options={key: value for key, value in options.items() if key != "version"},
         )
@@ -122,7 +122,8 @@ def _role(device: str, name: str, *, is_cdrom: bool) -> Role:
     return Role.CDROM if is_cdrom else Role.DISK
 
 
-def _usual_size(role: Role, options: dict[str, str]) -> int | None:
+def usual_size(role: Role, options: dict[str, str]) -> int | None:
+    """The size in bytes of what has one by its nature: a firmware's variables, a TPM's state."""
     if role is Role.EFIDISK:
         return EFIDISK_2M_BYTES if options.get("efitype") == "2m" else EFIDISK_BYTES
     return TPMSTATE_BYTES if role is Role.TPMSTATE else None

@@ -53,30 +53,40 @@ Place = tuple[str | None, str]
 """A storage and the name in it; without a storage an absolute path."""
 
 
-def moved(definition: VmDefinition, places: Mapping[Place, Place]) -> VmDefinition:
-    """The same VM after its volumes were moved: everything that named an old place names the new one."""
-    volumes = tuple(_moved_volume(volume, places) for volume in definition.volumes)
+def moved(
+    definition: VmDefinition, places: Mapping[Place, Place], *, formats: Mapping[Place, str] | None = None
+) -> VmDefinition:
+    """The same VM after its volumes were moved: everything that named an old place names the new one.
+
+    `formats` has, by the old place, what a volume has become where that is not what it was.
+    """
+    formats = formats or {}
+    volumes = tuple(_moved_volume(volume, places, formats) for volume in definition.volumes)
     sections = {
-        key: "\n".join(_moved_line(line, places) for line in text.split("\n")) if key.startswith("[") else text
+        key: "\n".join(_moved_line(line, places, formats) for line in text.split("\n")) if key.startswith("[") else text
         for key, text in definition.ignored.items()
     }
     return dataclasses.replace(definition, volumes=volumes, ignored=sections)
 
 
-def _moved_volume(volume: VolumeSpec, places: Mapping[Place, Place]) -> VolumeSpec:
+def _moved_volume(volume: VolumeSpec, places: Mapping[Place, Place], formats: Mapping[Place, str]) -> VolumeSpec:
     if volume.name is None or (volume.storage, volume.name) not in places:
         return volume
-    storage, name = places[volume.storage, volume.name]
-    return dataclasses.replace(volume, storage=storage, name=name)
+    old = (volume.storage, volume.name)
+    storage, name = places[old]
+    return dataclasses.replace(volume, storage=storage, name=name, format=formats.get(old, volume.format))
 
 
-def _moved_line(line: str, places: Mapping[Place, Place]) -> str:
+def _moved_line(line: str, places: Mapping[Place, Place], formats: Mapping[Place, str]) -> str:
     match = _VOLUME_LINE.fullmatch(line)
     if match is None:
         return line
     key, place, options = match.groups()
     storage, colon, name = place.partition(":")
-    found = places.get((storage, name) if colon else (None, place))
+    old = (storage, name) if colon else (None, place)
+    found = places.get(old)
+    if old in formats:
+        options = re.sub(r"(?<=,format=)[a-z0-9]+", formats[old], options)
     return line if found is None else f"{key}: {_written(found)}{options}"
 
 

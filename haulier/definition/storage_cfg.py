@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
+from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.values import Reasons, clean_text, host_path, shown, storage_name
 from haulier.errors import Problem, Refused
 
@@ -19,6 +21,10 @@ _SHARED_KINDS: Final = frozenset(
     {"nfs", "cifs", "cephfs", "glusterfs", "rbd", "iscsi", "iscsidirect", "zfs", "pbs", "esxi"}
 )
 _MOUNTED_KINDS: Final = frozenset({"nfs", "cifs", "cephfs", "glusterfs"})
+# What LVM takes for the name of a volume group or a pool, and what is a folder of /dev besides.
+_LVM_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,126}")
+_OWN_KINDS: Final = frozenset({"dir", "lvm", "lvmthin", "block"})
+_SUPPORTED: Final = "Supported are `dir`, what is mounted, `lvm`, `lvmthin`, and `block` for devices that are there."
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,43 @@ class StorageSpec:
     nodes: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
 
+    def is_on(self, node: str) -> bool:
+        """Whether a node of this name has it."""
+        return not self.nodes or node in self.nodes
+
     @property
-    def is_folder(self) -> bool:
-        """Whether volumes are files in a folder, which may have to be mounted."""
-        return self.kind == "dir" or self.is_mounted
+    def is_usable(self) -> bool:
+        """Whether it is of a kind that Haulier knows, and in use."""
+        return not self.is_disabled and (self.kind in _OWN_KINDS or self.is_mounted)
+
+    def place(self) -> StoragePlace:
+        """Where its volumes are on a node. Raises Refused for a kind that Haulier cannot use, or uses on one node only
+        and that is said to be shared.
+        """
+        if (self.kind == "dir" or self.is_mounted) and self.path is not None:
+            # Where PVE keeps images of a `dir` storage.
+            kind = StorageKind.MOUNT if self.is_mounted else StorageKind.FOLDER
+            return StoragePlace(kind, Path(self.path) / "images")
+        if self.kind not in _OWN_KINDS:
+            raise Refused("storage_kind", f"storage {self.name} is of kind {self.kind}", _SUPPORTED)
+        if self.shared:
+            words = f"storage {self.name} of kind {self.kind} is said to be shared"
+            raise Refused("storage_kind", words, "Only folders can be: two nodes would open one device.")
+        if self.kind == "block":
+            return StoragePlace(StorageKind.BLOCK, Path(self.path or self._option("path")))
+        pool = self._lvm_name("thinpool") if self.kind == "lvmthin" else None
+        return StoragePlace(StorageKind(self.kind), Path("/dev") / self._lvm_name("vgname"), pool)
+
+    def _lvm_name(self, key: str) -> str:
+        name = self._option(key)
+        if not _LVM_NAME.fullmatch(name):
+            raise Refused("invalid_value", f"storage {self.name}: {key} {shown(name)} is no name", "See lvm(8).")
+        return name
+
+    def _option(self, key: str) -> str:
+        if not self.options.get(key):
+            raise Refused("invalid_value", f"storage {self.name} has no {key}", f"add an indented line: {key} ...")
+        return self.options[key]
 
     @property
     def is_mounted(self) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.fakes.bell import FakeBell
 from haulier.fakes.effects import effect, look
@@ -176,16 +177,21 @@ def start_carrier(place: VmPlace, exports: Sequence[CarrierExport], *, server: N
     effect()
     _require_free(server, words="Address already in use")
     pair = FakePair.current
-    opened = {export.name: _opened(export.path) for export in exports}
+    opened = {export.name: _opened(export.image.path) for export in exports}
     pair.add(FakeCarrier(pair.next_pid(), place.carrier.token, server.port, opened))
 
 
 async def send_file(
-    path: FakePath, to: RemoteExport, *, report: Callable[[int], None], max_bytes_per_s: int = 0
+    image: Image,
+    to: RemoteExport,
+    *,
+    report: Callable[[int], None],
+    max_bytes_per_s: int = 0,
+    onto_zeroes: bool = True,
 ) -> None:
-    del max_bytes_per_s
+    del max_bytes_per_s, onto_zeroes
     effect()
-    FakePair.current.receive(to.server.port, to.export, _opened(path))
+    FakePair.current.receive(to.server.port, to.export, _opened(image.path))
     report(1)
     await asyncio.sleep(0)
 

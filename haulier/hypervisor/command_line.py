@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from haulier.definition.model import Nic, Role, VmDefinition
+from haulier.definition.storage import Image
 from haulier.errors import Refused
 from haulier.hypervisor.devices import DevicePlan, Drive, block_nodes, escaped, file_nodes, node_name, option
 
@@ -131,7 +132,7 @@ def _platform(machine: MachineSpec) -> list[str]:
 def _firmware(machine: MachineSpec) -> list[str]:
     if machine.definition.firmware != "ovmf" or machine.firmware_code is None:
         return []
-    code = file_nodes(machine.firmware_code, node_name=_FIRMWARE_NODE, form="raw", read_only=True)
+    code = file_nodes(Image(machine.firmware_code), node_name=_FIRMWARE_NODE, read_only=True)
     return _pairs("-blockdev", code)
 
 

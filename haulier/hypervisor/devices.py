@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from haulier.definition.model import Nic, Role, VmDefinition
+from haulier.definition.storage import Image
+from haulier.hypervisor.image import layer, protocol
 
 # The slots of the root bus follow Proxmox VE's plan; 0x01 (i440fx) and 0x1f (q35) are the chipset's, 0x02 a screen's.
 _SCSI_SLOTS: Final = (0x05, 0x06)
@@ -35,7 +37,8 @@ _FIRST_BOOT_INDEX: Final = 100
 class Drive:
     """A volume that QEMU opens: where its file is on this node. `path` None is an empty CD-ROM drive.
 
-    With an `overlay`, a qcow2 over the file, that is what the guest sees, as long as it is not merged.
+    With an `overlay`, a qcow2 over the file, that is what the guest sees, as long as it is not merged. `device_bytes`
+    is that of a volume that is a device: how much of it the guest sees.
     """
 
     device: str
@@ -45,6 +48,7 @@ class Drive:
     format: str = "raw"
     read_only: bool = False
     overlay: Path | None = None
+    device_bytes: int | None = None
 
     @property
     def top_node(self) -> str:
@@ -93,33 +97,33 @@ def block_nodes(drive: Drive) -> list[str]:
     if drive.path is None:
         return []
     read_only = drive.read_only or drive.is_optical
+    image = Image(drive.path, drive.format, drive.device_bytes)
     if drive.overlay is None:
-        return file_nodes(drive.path, node_name=drive.node_name, form=drive.format, read_only=read_only)
+        return file_nodes(image, node_name=drive.node_name, read_only=read_only)
     # The job that merges the overlay into the base writes there, and nobody before.
-    base = file_nodes(drive.path, node_name=drive.node_name, form=drive.format, read_only=False)
+    base = file_nodes(image, node_name=drive.node_name, read_only=False)
     overlay = file_nodes(
-        drive.overlay, node_name=drive.top_node, form="qcow2", read_only=False, backing=drive.node_name
+        Image(drive.overlay, "qcow2"), node_name=drive.top_node, read_only=False, backing=drive.node_name
     )
     return [*base, *overlay]
 
 
-def file_nodes(path: Path, *, node_name: str, form: str, read_only: bool, backing: str | None = None) -> list[str]:
+def file_nodes(image: Image, *, node_name: str, read_only: bool, backing: str | None = None) -> list[str]:
     """Two layers over one file: `file-<x>` opens it, `drive-<x>` understands its format."""
     file_node = f"file-{node_name.removeprefix('drive-')}"
-    protocol: dict[str, Any] = {
-        "driver": "file",
+    opening = {
+        **protocol(image),
         "node-name": file_node,
-        "filename": str(path),
         "cache": {"direct": False, "no-flush": False},
         "aio": "threads",
         "discard": "unmap",
         "locking": "auto",
         "read-only": read_only,
     }
-    layer = {"driver": form, "node-name": node_name, "file": file_node, "discard": "unmap", "read-only": read_only}
+    above = {**layer(image), "node-name": node_name, "file": file_node, "discard": "unmap", "read-only": read_only}
     if backing:
-        layer["backing"] = backing
-    return [json.dumps(node, separators=(",", ":")) for node in (protocol, layer)]
+        above["backing"] = backing
+    return [json.dumps(node, separators=(",", ":")) for node in (opening, above)]
 
 
 class DevicePlan:

@@ -17,7 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from haulier.definition.storage import Image
 from haulier.errors import OutcomeUnknown, StepFailed
+from haulier.hypervisor.image import as_name, layer, protocol
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.processes import end, end_in_order
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
@@ -49,14 +51,13 @@ class NbdServer:
 
 @dataclass(frozen=True, slots=True)
 class CarrierExport:
-    """One file that the carrier receives: the export's name, and where it is put.
+    """One image that the carrier receives: the export's name, and where it is put.
 
-    A file is received as it is, in whatever format; an overlay is not, because its senders know the disk alone.
+    A file that is sent as it is, is received as it is, as a raw one. Of others the senders know the content alone.
     """
 
     name: str
-    path: Path
-    is_overlay: bool = False
+    image: Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,9 @@ def _fsync(path: Path) -> None:
         raise StepFailed("not_flushed", f"{path} cannot be flushed: {error.strerror}", "Is the disk broken?") from error
 
 
-def fill_image(path: Path, *, format: str, content: Path) -> None:
+def fill_image(image: Image, *, content: Path) -> None:
     """Write what is in a file to the front of an image that is as large or larger. Raises StepFailed."""
-    _qemu_img("convert", "-n", "-f", "raw", "-O", format, os.fspath(content), os.fspath(path))
+    _qemu_img("convert", "-n", "-O", image.format, as_name(Image(content)), as_name(image))
 
 
 def remove_image(path: Path) -> None:
@@ -163,10 +164,14 @@ def remove_image(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def copy_state(path: Path, to: Path) -> None:
-    """Copy a small file that holds secrets, 0600; what was at `to` is replaced. Safe to call twice."""
-    with os.fdopen(os.open(to, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(path.read_bytes())
+def copy_state(path: Path, to: Path, *, length: int = -1) -> None:
+    """Copy a small file that holds secrets, 0600, or the front of a device. What was at `to` is replaced.
+
+    Safe to call twice.
+    """
+    handle = os.open(to, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(handle, "wb") as file, path.open("rb") as content:
+        file.write(content.read(length))
     flush(to)
 
 
@@ -239,9 +244,8 @@ def start_carrier(
         listen += f",tls-creds={OBJECT_ID}"
     words += ["--nbd-server", listen]
     for export in exports:
-        file = {"driver": "file", "filename": os.fspath(export.path), "discard": "unmap"}
-        form = "qcow2" if export.is_overlay else "raw"
-        node = {"driver": form, "node-name": f"node-{export.name}", "file": file, "discard": "unmap"}
+        file = {**protocol(export.image), "discard": "unmap"}
+        node = {**layer(export.image), "node-name": f"node-{export.name}", "file": file, "discard": "unmap"}
         words += ["--blockdev", json.dumps(node)]
         words += ["--export", f"type=nbd,id={export.name},node-name=node-{export.name},name={export.name},writable=on"]
     words += ["--pidfile", os.fspath(place.carrier.pid_file), "--daemonize"]
@@ -270,20 +274,29 @@ def stop_carrier(place: VmPlace) -> None:
     end(place.carrier)
 
 
-async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], None], max_bytes_per_s: int = 0) -> None:
-    """Copy a file as it is, of whatever format, into a carrier's export and flush it there; as fast as it goes, or at
-    most that fast. What is zero is not sent: the export is new, and holes stay holes.
+async def send_file(
+    image: Image,
+    to: RemoteExport,
+    *,
+    report: Callable[[int], None],
+    max_bytes_per_s: int = 0,
+    onto_zeroes: bool = True,
+) -> None:
+    """Copy an image's content into a carrier's export and flush it there; as fast as it goes, or at most that fast.
 
-    `report` is told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then
-    holds some of it and is to be written again or freed.
+    `onto_zeroes` says that the export reads as zeroes: what is zero is not sent then, and holes stay holes. `report` is
+    told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then holds some of it
+    and is to be written again or freed.
     """
-    words, target = ["qemu-img", "convert", "-n", "--target-is-zero", "-f", "raw", "--target-image-opts"], _address(to)
+    words, target = ["qemu-img", "convert", "-n", "--target-image-opts"], _address(to)
+    if onto_zeroes:
+        words.append("--target-is-zero")
     if to.keys:
         words += ["--object", to.keys.as_option(server=False)]
     if max_bytes_per_s:
         words += ["-r", str(max_bytes_per_s)]
     process = await asyncio.create_subprocess_exec(
-        *words, os.fspath(path), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        *words, as_name(image), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     saying = asyncio.ensure_future(_end_of(process))
     try:
@@ -299,7 +312,7 @@ async def send_file(path: Path, to: RemoteExport, *, report: Callable[[int], Non
     if process.returncode != 0:
         raise StepFailed(
             "copy_failed",
-            f"{path.name} could not be copied: {said}",
+            f"{image.path.name} could not be copied: {said}",
             "Look at both nodes.",
         )
 

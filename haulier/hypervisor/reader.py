@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from haulier.definition.storage import Image
 from haulier.errors import HaulierError, StepFailed
 from haulier.hypervisor.devices import file_nodes, node_name
 from haulier.hypervisor.layout import VmPlace, listening_socket
@@ -26,8 +26,7 @@ class ReadDisk:
     """One disk that the reader opens."""
 
     device: str
-    path: Path
-    format: str
+    image: Image
 
 
 @asynccontextmanager
@@ -62,7 +61,7 @@ def _words(place: VmPlace, disks: Sequence[ReadDisk], keys: KeyFolder | None, *,
     if keys:
         words += ["--object", keys.as_option(server=False)]
     for disk in disks:
-        for node in file_nodes(disk.path, node_name=node_name(disk.device), form=disk.format, read_only=False):
+        for node in file_nodes(disk.image, node_name=node_name(disk.device), read_only=False):
             words += ["--blockdev", node]
     return words
 

@@ -8,10 +8,9 @@ volume asks here first. Who may write in the folder between the question and the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-from haulier.errors import HaulierError, Problem, Refused
+from haulier.errors import Problem
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -28,32 +27,6 @@ def problem_of_path(path: Path, folder: Path) -> Problem | None:
         f"{str(path)!r} leads out of its storage's folder {folder}",
         "Put the file itself there, not a link; a link in the place of the whole folder is fine.",
     )
-
-
-def problem_of_mount(mount: Path | None) -> Problem | None:
-    """What is wrong with the file system that a storage is in: without it, its folder is another one."""
-    if mount is None or mount.is_mount():
-        return None
-    return Problem("storage_not_mounted", f"nothing is mounted on {mount}", "Mount it, or look at /proc/mounts.")
-
-
-def require_mounted(mount: Path | None) -> None:
-    """Raise Refused (`storage_not_mounted`) where something must be mounted and is not."""
-    if problem := problem_of_mount(mount):
-        raise Refused(problem.code, problem.message, problem.hint)
-
-
-def require_inside(path: Path, folder: Path, *, error: type[HaulierError] = Refused) -> None:
-    """Raise `error` (`volume_path_outside_storage`) unless the path leads to a place below the storage's folder."""
-    if problem := problem_of_path(path, folder):
-        raise error(problem.code, problem.message, problem.hint)
-
-
-def innermost(path: Path, folders: Iterable[Path]) -> Path:
-    """Of a node's storages the folder that a path names, by its words alone; the path itself if it names none, so that
-    it is inside of nothing.
-    """
-    return max((each for each in folders if path.is_relative_to(each)), key=lambda each: len(each.parts), default=path)
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from haulier.definition import Role
+from haulier.definition.storage import KINDS, StorageKind, format_on
 from haulier.errors import Problem
 
 
@@ -54,7 +55,8 @@ class Cell:
 class VolumeFacts:
     """What the table needs to know about a volume; `offline` is its VM, when that does not run.
 
-    `snapshot_only`: a snapshot of the VM refers to it, and the VM as it is now does not.
+    `snapshot_only`: a snapshot of the VM refers to it, and the VM as it is now does not. `target_kind` is that of the
+    storage where it goes.
     """
 
     device: str
@@ -63,6 +65,13 @@ class VolumeFacts:
     replica_on_target: bool = False
     offline: bool = False
     snapshot_only: bool = False
+    format: str = "raw"
+    target_kind: StorageKind = StorageKind.FOLDER
+
+    @property
+    def target_format(self) -> str:
+        """Its own format, where the storage can hold that."""
+        return format_on(self.target_kind, self.format)
 
     @property
     def situation(self) -> Situation:
@@ -149,6 +158,9 @@ def choose_method(volume: VolumeFacts) -> Choice:
     """The cell of the table for a volume."""
     cell = TABLE[volume.role, volume.situation]
     reason = cell.reason.format(device=volume.device)
+    if volume.target_format != volume.format and cell.method is not Method.NONE:
+        # Nothing of qcow2 but its content goes into a device.
+        reason += f"; it becomes {volume.target_format}, all that {KINDS[volume.target_kind].words} holds"
     refusal = Problem(cell.code, reason, cell.hint) if cell.code else None
     return Choice(volume.device, volume.role, cell.method, reason, refusal)
 
@@ -179,6 +191,10 @@ def choose_sync_method(volume: VolumeFacts) -> Choice | None:
     cell = SYNC_TABLE.get(volume.role)
     if volume.shared or cell is None:
         return None
+    if not KINDS[volume.target_kind].has_files:
+        words = f"{volume.device}: a replica is a file with an overlay, and {KINDS[volume.target_kind].words} has none"
+        refusal = Problem("replica_needs_files", words, "Have a folder of the same name on the target.")
+        return Choice(volume.device, volume.role, cell.method, cell.reason, refusal)
     if volume.snapshot_only and cell.method is Method.DELTA:
         cell = _SYNC_OLD_DISK
     return Choice(volume.device, volume.role, cell.method, cell.reason)

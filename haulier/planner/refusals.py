@@ -237,7 +237,6 @@ class TargetFacts:
     ram_free_bytes: int
     needed_by_storage: dict[str, int]
     free_by_storage: dict[str, int]
-    taken_paths: tuple[str, ...] = ()
     has_tpm: bool = False
     source_swtpm: str | None = None
     source_libtpms: str | None = None
@@ -311,10 +310,6 @@ def _room(facts: TargetFacts) -> Iterator[Problem]:
                 f"{_mib(bytes_needed)} are needed",
                 "Choose another node, or make room.",
             )
-    for path in facts.taken_paths:
-        yield Problem(
-            "volume_exists", f"{path} on {facts.node} is there already", "Nothing is overwritten; move it away."
-        )
 
 
 def _leftovers(facts: TargetFacts) -> Iterator[Problem]:

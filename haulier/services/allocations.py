@@ -10,9 +10,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
+from haulier.definition.storage import StoragePlace
 from haulier.errors import Refused
 from haulier.services.attempts import NodeView
 from haulier.services.context import Context
+from haulier.services.nodes import place_of
 from models import Allocation, AllocationKind, Replica, Storage, Volume
 
 # How often another port is tried when the first is taken by somebody outside Haulier.
@@ -101,10 +103,10 @@ def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
         return frozenset(Path(folder) / str(name) for query in queries for folder, name in session.execute(query))
 
 
-def storage_folders(context: Context, node_id: int) -> tuple[Path, ...]:
-    """The folders of a node's storages: an allocation's row names a file and not the storage it lies on."""
+def storage_places(context: Context, node_id: int) -> tuple[StoragePlace, ...]:
+    """A node's storages: an allocation's row names a path and not the storage it is on."""
     with context.database.read() as session:
-        return tuple(Path(path) for path in session.scalars(select(Storage.path).where(Storage.node_id == node_id)))
+        return tuple(place_of(row) for row in session.scalars(select(Storage).where(Storage.node_id == node_id)))
 
 
 def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *, avoid: frozenset[int]) -> int:

@@ -11,10 +11,11 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from haulier.definition import VmDefinition
+from haulier.definition.storage import Image, StoragePlace
 from haulier.errors import StepFailed
 from haulier.services.chain import Claim
 from haulier.services.context import Context
-from haulier.services.nodes import mount_of, silent_s
+from haulier.services.nodes import place_of, silent_s
 from models import (
     Attempt,
     Base,
@@ -65,9 +66,9 @@ class ReplicaView:
 class TransferView:
     """One volume on its way.
 
-    Paths are those of the two nodes' own file systems, each in the folder of its storage there; `size_bytes` is the
-    guest-visible size. One that `stays` is a file that both nodes see. `base_path` is what the target's file is an
-    overlay over: the `replica`, or what is to become one.
+    Paths are those of the two nodes' own file systems, each of its storage there; `size_bytes` is the guest-visible
+    size. From the hand-over on it has the `target_format`. One that `stays` is a file that both nodes see. `base_path`
+    is what the target's file is an overlay over: the `replica`, or what is to become one.
     """
 
     id: int
@@ -76,19 +77,19 @@ class TransferView:
     role: VolumeRole
     method: TransferMethod
     format: str
+    target_format: str
     size_bytes: int
     source_storage: str
     source_storage_id: int
     source_name: str
-    source_folder: Path
+    source_at: StoragePlace
     source_path: Path
-    target_folder: Path
+    target_at: StoragePlace
     target_path: Path
     target_storage: str
     target_storage_id: int
     target_name: str
     target_shared: bool
-    target_mount: Path | None
     stays: bool
     digest_source: str | None
     base_path: Path | None = None
@@ -102,7 +103,35 @@ class TransferView:
     @property
     def final_name(self) -> str:
         """The same, as its storage names it."""
-        return str(self.base_path.relative_to(self.target_folder)) if self.base_path else self.target_name
+        return str(self.base_path.relative_to(self.target_at.folder)) if self.base_path else self.target_name
+
+    @property
+    def goes_as_file(self) -> bool:
+        """Whether it is copied as the file that it is; else its content alone is written, in the target's format."""
+        are_files = self.source_at.facts.has_files and self.target_at.facts.has_files
+        return self.method is TransferMethod.COPY and are_files and self.format == self.target_format
+
+    @property
+    def source_image(self) -> Image:
+        """The volume on the source, as its guest sees it."""
+        return self.source_at.image(self.source_path, self.format, self.size_bytes)
+
+    @property
+    def target_image(self) -> Image:
+        """The same on the target, in the end."""
+        return self.target_at.image(self.final_path, self.target_format, self.size_bytes)
+
+    @property
+    def sent(self) -> Image:
+        """What is read of one that is copied."""
+        return Image(self.source_path) if self.goes_as_file else self.source_image
+
+    @property
+    def received(self) -> Image:
+        """What a carrier writes: an overlay, or whatever comes, byte for byte."""
+        if self.base_path:
+            return Image(self.target_path, "qcow2")
+        return self.target_at.image(self.target_path, "raw", self.size_bytes)
 
     @property
     def export(self) -> str:
@@ -195,7 +224,11 @@ class AttemptView:
         return self.tpm is not None and self.tpm.stays
 
     def file_bytes(self, volume: TransferView) -> int:
-        """How long the file is of a volume that crosses as a copy: what the source saw in `check`."""
+        """How much is written on the target of a volume that crosses as a copy: its file is as long as the source saw
+        in `check`.
+        """
+        if not volume.goes_as_file:
+            return volume.size_bytes
         found: int = self.notes[Phase.CHECK, Side.SOURCE]["file_bytes"][volume.device]
         return found
 
@@ -270,19 +303,19 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
         role=transfer.role,
         method=transfer.method,
         format=volume.format,
+        target_format=transfer.target_format,
         size_bytes=volume.size_bytes or 0,
         source_storage=transfer.source_storage.name,
         source_storage_id=transfer.source_storage_id,
         source_name=transfer.source_name,
-        source_folder=Path(transfer.source_storage.path),
+        source_at=place_of(transfer.source_storage),
         source_path=Path(transfer.source_storage.path) / transfer.source_name,
-        target_folder=Path(transfer.target_storage.path),
+        target_at=place_of(transfer.target_storage),
         target_path=Path(transfer.target_storage.path) / transfer.target_name,
         target_storage=transfer.target_storage.name,
         target_storage_id=transfer.target_storage_id,
         target_name=transfer.target_name,
         target_shared=transfer.target_storage.shared,
-        target_mount=mount_of(transfer.target_storage),
         stays=_stays(transfer),
         digest_source=transfer.digest_source,
         base_path=Path(transfer.target_storage.path) / transfer.base_name if transfer.base_name else None,

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.definition import Role
+from haulier.definition.storage import StorageKind
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, Method, VolumeFacts, choose_sync_method
 from haulier.planner.refusals import STARTED, refuse_filing
@@ -77,15 +78,16 @@ def _plan(session: Session, replication: Replication) -> list[_Sending]:
     in_snapshots = snapshot_devices(replication.vm)
     planned = []
     for volume in replication.vm.volumes:
+        replica = replicas.get(volume.id)
+        storage = replica.storage if replica else storages.get(volume.storage.name)
         facts = VolumeFacts(
             volume.device,
             Role(volume.role),
             shared=volume.storage.shared,
             snapshot_only=volume.device in in_snapshots,
+            target_kind=StorageKind(storage.kind) if storage else StorageKind.FOLDER,
         )
         if (choice := choose_sync_method(facts)) is not None:
-            replica = replicas.get(volume.id)
-            storage = replica.storage if replica else storages.get(volume.storage.name)
             planned.append(_Sending(volume, choice, storage, replica))
     return planned
 
@@ -104,7 +106,8 @@ def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Send
             wanted = overlay_name(base, attempt.migration_id)
         name = free_name(session, each.storage, wanted, given=taken)
         taken.add(name)
-        add_transfer(session, attempt, each.volume, each.choice, to=TargetPlace(each.storage, name, base))
+        to = TargetPlace(each.storage, name, each.volume.format, base)
+        add_transfer(session, attempt, each.volume, each.choice, to=to)
 
 
 def newest_generation(context: Context, replication_id: int) -> int:
@@ -190,7 +193,7 @@ def _take(
         replica.name, replica.overlay = transfer.final_name, transfer.target_name
     else:
         if replica.name:
-            put_away(session, view.attempt_id, view.target.id, transfer.target_folder / replica.name)
+            put_away(session, view.attempt_id, view.target.id, transfer.target_at.folder / replica.name)
         replica.name, replica.seen = transfer.target_name, arrived.seen.get(transfer.device)
     if view.tpm is not None and transfer.id == view.tpm.id:
         row = find_row(session, TpmCopy(view.vm_id, view.target.id, transfer.target_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
+from haulier.definition.files import read_storages
 from haulier.definition.sections import Place
+from haulier.definition.storage import StorageKind, StoragePlace
+from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node
@@ -38,27 +42,32 @@ def register_node(context: Context, name: str, *, facts: dict[str, Any], images:
         node.heartbeat_at = now()
         _welcome_back(unit, node)
         unit.session.flush()
-        ensure_storage(unit.session, node, LOCAL_STORAGE, path=images)
+        ensure_storage(unit.session, node, LOCAL_STORAGE, StoragePlace(StorageKind.FOLDER, images))
         unit.ring("nodes")
         return node.id
 
 
-def ensure_storage(
-    session: Session, node: Node, name: str, *, path: Path, shared: bool = False, kind: str = "folder"
-) -> Storage:
-    """The storage's row on this node, made if it is not there. Raises Refused when it is there with another path."""
+def ensure_storage(session: Session, node: Node, name: str, site: StoragePlace, *, shared: bool = False) -> Storage:
+    """The storage's row on this node, made if it is not there. Raises Refused when it is there as another one."""
     storage = session.scalar(select(Storage).where(Storage.node_id == node.id, Storage.name == name))
     if storage is None:
-        storage = Storage(node_id=node.id, name=name, kind=kind, path=str(path), shared=shared)
+        storage = Storage(
+            node_id=node.id, name=name, kind=site.kind, path=str(site.folder), pool=site.pool, shared=shared
+        )
         session.add(storage)
         session.flush()
-    if storage.path != str(path):
+    if (storage.path, storage.pool) != (str(site.folder), site.pool):
         raise Refused(
             "storage_differs",
-            f"storage {name} of node {node.name} is {storage.path}, not {path}",
-            "A storage keeps its folder as long as volumes may lie there.",
+            f"storage {name} of node {node.name} is {_words(storage.path, storage.pool)},"
+            f" not {_words(str(site.folder), site.pool)}",
+            "A storage stays where it is as long as volumes may lie there.",
         )
     return storage
+
+
+def _words(folder: str, pool: str | None) -> str:
+    return f"{folder} (pool {pool})" if pool else folder
 
 
 def find_node_id(context: Context, name: str) -> int:
@@ -72,9 +81,9 @@ def place_named(storage: str, name: str) -> Place:
     return (None, f"/{name}") if storage == HOST_FILES else (storage, name)
 
 
-def mount_of(storage: Storage) -> Path | None:
-    """What must be mounted before the storage is used; its folder is the one for images in that."""
-    return Path(storage.path).parent if storage.kind == "mount" else None
+def place_of(storage: Storage) -> StoragePlace:
+    """Where a storage is, as its node's worker needs it."""
+    return StoragePlace(StorageKind(storage.kind), Path(storage.path), storage.pool)
 
 
 def beat(context: Context, node_id: int, **fresh_facts: object) -> None:
@@ -109,18 +118,28 @@ def silent_s(node: Node, *, limit_s: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class NodeChange:
-    """What a person may change about a node; None leaves it."""
+    """What a person may change about a node; None leaves it. `storages` is a storage.cfg of which it gets those that it
+    can have.
+    """
 
     address: str | None = None
     maintenance: bool | None = None
+    storages: Path | None = None
 
 
 def change_node(context: Context, name: str, change: NodeChange) -> dict[str, Any]:
-    """Change a node. Raises Refused for an unknown one, and for what is no address."""
+    """Change a node.
+
+    Raises Refused for an unknown one, for what is no address, and for a file without a storage that it can have;
+    nothing was changed then.
+    """
     if change.address is not None and not _ADDRESS.fullmatch(change.address):
         raise Refused("bad_address", f"{change.address!r} is no address", "A host's name, or an IP address.")
+    described = read_storages(change.storages) if change.storages else ()
     with context.unit() as unit:
         node = find_node(unit.session, name)
+        if change.storages is not None:
+            _add_storages(unit.session, node, described)
         if change.address is not None:
             node.address = change.address
         if change.maintenance is not None and node.state is NodeState.LOST:
@@ -130,6 +149,16 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
             node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
             unit.note("node.maintenance", node=name, on=change.maintenance)
     return show_node(context, name)
+
+
+def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]) -> None:
+    """Give a node the storages of a file that are for it: those of other kinds, its own, and other nodes' are left."""
+    wanted = [each for each in described if each.is_usable and each.is_on(node.name) and each.name != LOCAL_STORAGE]
+    if not wanted:
+        words = f"there is no storage in it that {node.name} could have"
+        raise Refused("no_storage", words, "Look at `nodes`, `disable` and the kinds in docs/vm-files.md.")
+    for each in wanted:
+        ensure_storage(session, node, each.name, each.place(), shared=each.shared)
 
 
 def show_node(context: Context, name: str) -> dict[str, Any]:
@@ -164,7 +193,13 @@ def _document(session: Session, node: Node, context: Context) -> dict[str, Any]:
         "swtpm_version": node.facts.get("swtpm_version"),
         "libtpms_version": node.facts.get("libtpms_version"),
         "storages": [
-            {"name": storage.name, "kind": storage.kind, "path": storage.path, "shared": storage.shared}
+            {
+                "name": storage.name,
+                "kind": storage.kind,
+                "path": storage.path,
+                "pool": storage.pool,
+                "shared": storage.shared,
+            }
             for storage in node.storages
         ],
     }

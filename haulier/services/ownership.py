@@ -116,7 +116,7 @@ def _decision(view: AttemptView, home: NewHome) -> Iterator[Update]:
     here = (_VM.c.id == view.vm_id, _VM.c.epoch == view.epoch, _VM.c.node_id == view.source.id)
     there = {"node_id": view.target.id, "epoch": view.epoch + 1, "pid": home.pid, "qmp": home.qmp}
     state = view.vm_state if view.offline else VmState.PAUSED
-    definition = moved(view.definition, dict(_moves(view)))
+    definition = moved(view.definition, dict(_moves(view)), formats=dict(_new_formats(view)))
     names = {} if definition == view.definition else {"definition": definition.as_dict()}
     yield update(_VM).where(*here).values(state=state, **names, **there)
 
@@ -129,12 +129,19 @@ def _moves(view: AttemptView) -> Iterator[tuple[Place, Place]]:
         )
 
 
+def _new_formats(view: AttemptView) -> Iterator[tuple[Place, str]]:
+    for transfer in view.transfers:
+        if transfer.format != transfer.target_format:
+            yield place_named(transfer.source_storage, transfer.source_name), transfer.target_format
+
+
 def _consequences(view: AttemptView) -> Iterator[_Consequence]:
     """What follows from it. The source's TPM copy is quarantined before the target's becomes active: SQL allows one."""
     for transfer in view.transfers:
         locality = Locality.SHARED if transfer.target_shared else Locality.LOCAL
         place = {"storage_id": transfer.target_storage_id, "name": transfer.final_name, "locality": locality}
-        yield _Consequence(update(_VOLUME).where(_VOLUME.c.id == transfer.volume_id).values(**place))
+        form = transfer.target_format
+        yield _Consequence(update(_VOLUME).where(_VOLUME.c.id == transfer.volume_id).values(**place, format=form))
     if view.tpm is not None:
         yield from _ledger_changes(view, view.tpm)
     event = {"kind": "migration.handed_over", "vm": view.vm, "node": view.target.name, "migration": view.migration_id}

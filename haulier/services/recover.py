@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.definition import VmDefinition
 from haulier.definition.sections import Place, moved
+from haulier.definition.storage import StoragePlace
 from haulier.errors import Refused
 from haulier.planner.refusals import RecoveryFacts, refuse_recovery
 from haulier.services.context import Context
 from haulier.services.filing import filing_facts
 from haulier.services.ledger import TpmCopy, find_row
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import place_named, silent_s
+from haulier.services.nodes import place_named, place_of, silent_s
 from haulier.services.operations import await_operation, file_operation
 from haulier.services.replicas import paths_of
 from haulier.services.vms import show_vm
@@ -104,17 +105,17 @@ class WholeReplica:
     """A VM's replica as its node's worker must find it; `digest` and `identity` are those of its TPM."""
 
     replication_id: int
-    paths: tuple[tuple[Path, Path], ...]
+    paths: tuple[tuple[Path, StoragePlace], ...]
     tpm: Path | None
     digest: str | None
     identity: str | None
 
 
 def load_replica(context: Context, vm_id: int, node_id: int) -> WholeReplica:
-    """What is recorded of the VM's replica on a node: each file with the folder of its storage."""
+    """What is recorded of the VM's replica on a node: each file with its storage."""
     with context.database.read() as session:
         replicas = list(_replicas(session, session.get_one(Vm, vm_id), session.get_one(Node, node_id)).values())
-        paths = tuple((_path(each), Path(each.storage.path)) for each in replicas)
+        paths = tuple((_path(each), place_of(each.storage)) for each in replicas)
         tpm = next((_path(each) for each in replicas if each.volume.role is VolumeRole.TPMSTATE), None)
         row = find_row(session, TpmCopy(vm_id, node_id, tpm)) if tpm else None
         replication_id = replicas[0].replication_id if replicas else 0

@@ -12,11 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
+from haulier.definition.storage import StoragePlace
 from haulier.services.allocations import OLD_FILE, free_allocations, put_away
 from haulier.services.attempts import AttemptView, TransferView, Turn
 from haulier.services.context import Context, Unit
 from haulier.services.ledger import TpmCopy, find_row, move_copy
-from haulier.services.nodes import mount_of
+from haulier.services.nodes import place_of
 from models import (
     Allocation,
     AllocationKind,
@@ -36,12 +37,11 @@ class Overlay:
     replica_id: int
     name: str
     base: Path
-    folder: Path
-    mount: Path | None
+    at: StoragePlace
 
     @property
     def path(self) -> Path:
-        return self.folder / self.name
+        return self.at.folder / self.name
 
 
 def overlays_of(context: Context, replication_id: int) -> list[Overlay]:
@@ -52,8 +52,8 @@ def overlays_of(context: Context, replication_id: int) -> list[Overlay]:
 
 
 def _overlay(replica: Replica) -> Overlay:
-    folder = Path(replica.storage.path)
-    return Overlay(replica.id, str(replica.overlay), folder / replica.name, folder, mount_of(replica.storage))
+    at = place_of(replica.storage)
+    return Overlay(replica.id, str(replica.overlay), at.folder / replica.name, at)
 
 
 def record_merged(context: Context, overlay: Overlay) -> None:
@@ -91,10 +91,10 @@ def paths_of(replica: Replica) -> tuple[Path, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFiles:
-    """One volume's replica: its files as in `paths_of`, and the folder of their storage. A TPM's state `is_secret`."""
+    """One volume's replica: its files as in `paths_of`, and their storage. A TPM's state `is_secret`."""
 
     id: int
-    folder: Path
+    at: StoragePlace
     paths: tuple[Path, ...]
     is_secret: bool
 
@@ -106,7 +106,7 @@ def replicas_of(context: Context, replication_id: int) -> list[ReplicaFiles]:
         return [
             ReplicaFiles(
                 replica.id,
-                Path(replica.storage.path),
+                place_of(replica.storage),
                 paths_of(replica),
                 replica.volume.role is VolumeRole.TPMSTATE,
             )
@@ -184,7 +184,7 @@ def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCop
         replication.due_at = now() + timedelta(seconds=replication.every_s) if replication.every_s else None
         for transfer in left_behind(view):
             volume = session.get_one(Volume, transfer.volume_id)
-            name = str(tpm.path.relative_to(transfer.source_folder)) if tpm and _is_tpm(view, transfer) else None
+            name = str(tpm.path.relative_to(transfer.source_at.folder)) if tpm and _is_tpm(view, transfer) else None
             session.add(
                 Replica(
                     replication_id=replication.id,
@@ -203,11 +203,12 @@ def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCop
 
 def left_behind(view: AttemptView) -> list[TransferView]:
     """The volumes of which the source still has a file of its own that is worth a replica: not those that lie on a
-    shared storage by now.
+    shared storage by now. None if one was a device: a replica is made of files.
     """
-    return [
+    left = [
         each for each in view.transfers if not (each.stays or each.target_shared or each.method is TransferMethod.NONE)
     ]
+    return left if all(each.source_at.facts.has_files for each in left) else []
 
 
 def _is_tpm(view: AttemptView, transfer: TransferView) -> bool:

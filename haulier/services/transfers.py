@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.definition import Role, VmDefinition, sections
+from haulier.definition.storage import StorageKind, format_on, name_on
 from haulier.errors import Refused
 from haulier.planner.methods import KEEPS_NAME, Choice, Method, VolumeFacts, choose_method
 from haulier.services.context import Unit
@@ -80,6 +81,7 @@ def plan_crossings(
     for volume in vm.volumes:
         to = storage_map.get(volume.storage.name, volume.storage.name)
         storage = storages.get(to)
+        kind = StorageKind(storage.kind) if storage else StorageKind.FOLDER
         replica = replicas.get((volume.id, storage.id)) if storage else None
         stays = volume.storage.shared and to == volume.storage.name and storage is not None and storage.shared
         facts = VolumeFacts(
@@ -89,9 +91,12 @@ def plan_crossings(
             replica_on_target=replica is not None,
             offline=offline,
             snapshot_only=volume.device in in_snapshots,
+            format=volume.format,
+            target_kind=kind,
         )
         keeps = facts.role in KEEPS_NAME and not stays
-        taken = keeps and storage is not None and volume.name in _others(session, storage)
+        name = name_on(kind, volume.name, form=facts.target_format, vm=vm.name)
+        taken = keeps and storage is not None and name in _others(session, storage)
         crossings.append(Crossing(volume, choose_method(facts), to, storage, stays, taken, replica))
     return tuple(crossings)
 
@@ -109,7 +114,9 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         volume, storage = crossing.volume, crossing.storage
         if storage is None:
             raise Refused("storage_missing", f"the target has no storage {crossing.to}", "Look at `haulier explain`.")
-        base, wanted = None, volume.name
+        kind = StorageKind(storage.kind)
+        form = format_on(kind, volume.format)
+        base, wanted = None, name_on(kind, volume.name, form=form, vm=volume.vm.name)
         if crossing.replica is not None and crossing.choice.method is Method.DELTA:
             base = crossing.replica.name
             wanted = overlay_name(base, attempt.migration_id)
@@ -119,16 +126,19 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
             here = {name for at, name in given if at == storage.id}
             name = free_name(unit.session, storage, wanted, given=here)
         given.add((storage.id, name))
-        to = TargetPlace(storage, name, base)
+        to = TargetPlace(storage, name, form, base)
         add_transfer(unit.session, attempt, volume, crossing.choice, to=to)
 
 
 @dataclass(frozen=True, slots=True)
 class TargetPlace:
-    """Where a volume goes: a storage and a name in it; with a `base` it is an overlay over that."""
+    """Where a volume goes: a storage, a name in it, the format that it has there; with a `base` it is an overlay over
+    that.
+    """
 
     storage: Storage
     name: str
+    format: str
     base: str | None = None
 
 
@@ -146,6 +156,7 @@ def add_transfer(session: Session, attempt: Attempt, volume: Volume, choice: Cho
             target_storage_id=to.storage.id,
             target_name=to.name,
             base_name=to.base,
+            target_format=to.format,
             bytes_total=volume.size_bytes or 0,
         )
     )

@@ -11,8 +11,9 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from haulier.definition import VmDefinition
+from haulier.definition.storage import Image, StoragePlace
 from haulier.services.context import Context
-from haulier.services.nodes import mount_of
+from haulier.services.nodes import place_of
 from models import Migration, Operation, Vm, VmState, Volume, VolumeRole
 from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
@@ -25,19 +26,20 @@ _UNATTENDED = (
 
 @dataclass(frozen=True, slots=True)
 class VolumeView:
-    """One volume on this node, in its storage's `folder`; `size_bytes` is unknown until the node has looked at it.
-
-    `mount` is the mount point that the folder is below, if it must be one.
-    """
+    """One volume on this node, on the storage `at`; `size_bytes` is unknown until the node has looked at it."""
 
     id: int
     device: str
     role: VolumeRole
-    folder: Path
+    at: StoragePlace
     path: Path
     format: str
     size_bytes: int | None
-    mount: Path | None = None
+
+    @property
+    def image(self) -> Image:
+        """The volume as its guest sees it."""
+        return self.at.image(self.path, self.format, self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,10 @@ def _view(session: Session, vm: Vm) -> VmView:
                 volume.id,
                 volume.device,
                 volume.role,
-                Path(volume.storage.path),
+                place_of(volume.storage),
                 Path(volume.storage.path) / volume.name,
                 volume.format,
                 volume.size_bytes,
-                mount_of(volume.storage),
             )
             for volume in vm.volumes
         ),

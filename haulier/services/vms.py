@@ -6,6 +6,7 @@ import dataclasses
 import re
 import secrets
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.definition import Nic, Role, VmDefinition, VolumeSpec
 from haulier.definition.files import read_definition, read_storages
+from haulier.definition.proxmox_values import usual_size
+from haulier.definition.storage import KINDS, StorageKind, StoragePlace, name_on, problem_of_place
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.refusals import refuse_host_access
@@ -55,18 +58,24 @@ def define_vm(
     if devices := [key for key, value in definition.ignored.items() if _is_host_device(key, value)]:
         raise Refused("host_device", f"{', '.join(devices)}: devices of the host are not supported", "Take them out.")
     specs = _read_storages(storages)
-    definition = _name_volumes(pin_addresses(dataclasses.replace(definition, name=chosen)))
+    definition = pin_addresses(dataclasses.replace(definition, name=chosen))
     with context.unit() as unit:
         host = find_node(unit.session, node)
         require_worker(context, host)
         if unit.session.scalar(select(Vm.id).where(Vm.name == chosen)) is not None:
             raise Refused("vm_exists", f"there is a VM {chosen} already", f"haulier vm show {chosen}")
+        storages_of = {
+            spec.device: _storage(unit.session, host, spec, specs)
+            for spec in definition.volumes
+            if not spec.is_empty_drive
+        }
+        definition = _place_volumes(definition, storages_of)
         vm = Vm(name=chosen, node_id=host.id, node=host, definition=definition.as_dict(), created_at=now())
         unit.session.add(vm)
         unit.session.flush()
         for spec in definition.volumes:
-            if not spec.is_empty_drive:
-                unit.session.add(_volume(unit.session, vm, host, spec, specs))
+            if spec.device in storages_of:
+                unit.session.add(_volume(unit.session, vm, storages_of[spec.device], spec))
         unit.session.flush()
         operation = file_operation(unit, vm, OperationKind.CREATE)
     await_operation(context, operation.id)
@@ -88,17 +97,28 @@ def pin_addresses(definition: VmDefinition) -> VmDefinition:
     )
 
 
-def _name_volumes(definition: VmDefinition) -> VmDefinition:
-    """Give each volume that is to be made a name where its owner wrote none: it may be moved, and must be found."""
+def _place_volumes(definition: VmDefinition, storages: Mapping[str, Storage]) -> VmDefinition:
+    """Make each volume's line fit the storage that it names."""
     return dataclasses.replace(
         definition,
         volumes=tuple(
-            spec
-            if spec.name or spec.is_empty_drive
-            else dataclasses.replace(spec, name=f"{definition.name}/{spec.device}.{spec.format}")
+            _placed(spec, StorageKind(storages[spec.device].kind), str(definition.name))
+            if spec.device in storages
+            else spec
             for spec in definition.volumes
         ),
     )
+
+
+def _placed(spec: VolumeSpec, kind: StorageKind, vm: str) -> VolumeSpec:
+    """One that is to be made gets a name where its owner wrote none: it may be moved, and must be found."""
+    form = spec.format
+    name = spec.name or name_on(kind, f"{vm}/{spec.device}.{form}", form=form, vm=vm)
+    size_bytes = spec.size_bytes
+    if spec.role is Role.EFIDISK and not KINDS[kind].has_files:
+        # What PVE writes there is the size of the device, which LVM has rounded up; firmware knows its own alone.
+        size_bytes = usual_size(spec.role, spec.options)
+    return dataclasses.replace(spec, name=name, size_bytes=size_bytes)
 
 
 def _with_mac(nic: Nic) -> Nic:
@@ -111,16 +131,17 @@ def _read_storages(path: Path | None) -> dict[str, StorageSpec]:
     return {spec.name: spec for spec in found if not spec.is_disabled}
 
 
-def _volume(session: Session, vm: Vm, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Volume:
-    storage = _storage(session, node, spec, storages)
+def _volume(session: Session, vm: Vm, storage: Storage, spec: VolumeSpec) -> Volume:
     name = str(spec.name)
+    if problem := problem_of_place(StorageKind(storage.kind), name, form=spec.format):
+        raise Refused(problem.code, f"{spec.device}: {problem.message}", problem.hint)
     taken = session.scalar(
         select(Vm.name).join(Volume).join(Storage, Volume.storage_id == Storage.id)
         .where(_same_place(storage), Volume.name == name, Volume.role != "cdrom")
     )  # fmt: skip
     quarantined = session.scalar(
         select(TpmLedger.id).where(
-            TpmLedger.node_id == node.id,
+            TpmLedger.node_id == storage.node_id,
             TpmLedger.path == str(Path(storage.path) / name),
             TpmLedger.role != LedgerRole.DESTROYED,
         )
@@ -161,7 +182,7 @@ def _same_place(storage: Storage) -> ColumnElement[bool]:
 def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str, StorageSpec]) -> Storage:
     """The row of the storage that a volume names; a file by its absolute path lies on the node's storage of such."""
     if spec.storage is None:
-        return ensure_storage(session, node, HOST_FILES, path=Path("/"))
+        return ensure_storage(session, node, HOST_FILES, StoragePlace(StorageKind.FOLDER, Path("/")))
     if spec.storage == HOST_FILES:
         # Its folder is the host's root: by its name a file of the host would be no file of the host.
         raise Refused("reserved_storage", f"{spec.device}: {HOST_FILES} is no storage to name", "Write the path alone.")
@@ -175,25 +196,20 @@ def _storage(session: Session, node: Node, spec: VolumeSpec, storages: dict[str,
             f"{spec.device}: node {node.name} has no storage {spec.storage}",
             "Give its storage.cfg with --storages.",
         )
-    if not described.is_folder or described.path is None:
-        words = f"storage {spec.storage} is of kind {described.kind}"
-        raise Refused("storage_kind", words, "Folders are supported so far: `dir`, and what is mounted.")
-    if described.nodes and node.name not in described.nodes:
+    site = described.place()
+    if not described.is_on(node.name):
         raise Refused("storage_elsewhere", f"storage {spec.storage} is not on node {node.name}", "See its `nodes`.")
-    # Where PVE keeps images of a `dir` storage.
-    path = Path(described.path) / "images"
-    kind = "mount" if described.is_mounted else "folder"
     if described.shared:
-        _share(session, described, path, kind)
-    return ensure_storage(session, node, spec.storage, path=path, shared=described.shared, kind=kind)
+        _share(session, described, site)
+    return ensure_storage(session, node, spec.storage, site, shared=described.shared)
 
 
-def _share(session: Session, described: StorageSpec, path: Path, kind: str) -> None:
+def _share(session: Session, described: StorageSpec, site: StoragePlace) -> None:
     """A storage that is shared is one of every node that it is not kept from; what a node has already stays."""
     known = set(session.scalars(select(Storage.node_id).where(Storage.name == described.name)))
     for node in session.scalars(select(Node).where(Node.id.not_in(known))):
-        if not described.nodes or node.name in described.nodes:
-            ensure_storage(session, node, described.name, path=path, shared=True, kind=kind)
+        if described.is_on(node.name):
+            ensure_storage(session, node, described.name, site, shared=True)
 
 
 def start_vm(context: Context, name: str) -> dict[str, Any]:

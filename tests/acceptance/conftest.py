@@ -121,9 +121,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faults]:
     """Programs that fail when told to; modules that want them give `faults.settings` to their stack."""
-    return Faults(tmp_path_factory.mktemp("faults"))
+    faults = Faults(tmp_path_factory.mktemp("faults"))
+    yield faults
+    faults.kinds.remove()
 
 
 _numbers = count(1)

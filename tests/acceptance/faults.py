@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.acceptance.kinds import WORDS, Kinds
 from tests.acceptance.waiting import wait_until
-
-WORDS = "told to fail by the test"
 
 # A worker's environment names its node, and its children have the same. Only what is to be the target has `-incoming`.
 _QEMU = """#!/bin/sh
@@ -77,10 +76,11 @@ class FaultPoints:
 
 
 class Faults(FaultPoints):
-    """The two scripts, and where to leave words for them."""
+    """The scripts, and where to leave words for them; `kinds` are storages that are no folders."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.kinds = Kinds(folder / "kinds", told=folder)
         self._scripts = {
             "HAULIER_QEMU": self._script("qemu-system-x86_64", _QEMU),
             "HAULIER_SWTPM": self._script("swtpm", _SWTPM),
@@ -92,6 +92,7 @@ class Faults(FaultPoints):
         return {
             **super().settings,
             **self._scripts,
+            "PATH": f"{self.kinds.programs}:{os.environ['PATH']}",
             # A guest that dirties faster than this is a while under way, so that something can happen to it.
             "HAULIER_MAX_BANDWIDTH_BYTES_PER_S": str(16 << 20),
         }
@@ -104,7 +105,7 @@ class Faults(FaultPoints):
 
     @contextmanager
     def told(self, program: str, node: str, word: str) -> Iterator[None]:
-        """Have `program` (qemu or swtpm) of a node fail in this way inside the block."""
+        """Have `program` (qemu, swtpm or one of LVM's) of a node fail in this way inside the block."""
         flag = self._folder / f"{node}.{program}"
         flag.write_text(word)
         try:
@@ -114,4 +115,4 @@ class Faults(FaultPoints):
 
     def left(self) -> list[Path]:
         """Words that were not taken back."""
-        return [*self._folder.glob("*.qemu"), *self._folder.glob("*.swtpm")]
+        return [*self._folder.glob("alpha.*"), *self._folder.glob("beta.*")]

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import update
 
 from models import Storage
-from tests.acceptance.faults import WORDS, Faults
+from tests.acceptance.faults import Faults
 from tests.acceptance.guest import TPM, Guest
 from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.kinds import WORDS
 from tests.acceptance.stack import Stack
 
 SHARED_DISK = ("virtio0: pool:{name}/disk0.qcow2,size=64M", "ide2: pool:seed.iso,media=cdrom", TPM)

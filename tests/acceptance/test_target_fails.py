@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.acceptance.commands import Answer
-from tests.acceptance.faults import WORDS, Faults
+from tests.acceptance.faults import Faults
 from tests.acceptance.guest import RESTLESS, SLOW, Guest
 from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.kinds import WORDS
 from tests.acceptance.stack import Stack
 
 

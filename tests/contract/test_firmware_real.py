@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor.images import create_image, fill_image
 from haulier.hypervisor.machine import find_firmware, find_variables
@@ -31,5 +32,5 @@ def test_ovmf_of_another_size() -> None:
 def test_image_is_filled(tmp_path: Path, format: str) -> None:
     path = tmp_path / "efi"
     create_image(path, format=format, size_bytes=STORE_BYTES)
-    fill_image(path, format=format, content=find_variables(STORE_BYTES))
+    fill_image(Image(path, format), content=find_variables(STORE_BYTES))
     assert b"_FVH" in path.read_bytes(), "the header of a firmware volume"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor import disks, generations, machine, stream
 from haulier.hypervisor.generations import Bitmap, DiskBackup, bitmap_name
@@ -51,7 +52,7 @@ class Replica:
         if not self.overlay.exists():
             create_overlay(self.overlay, base=self.base, base_format=self._format)
         at, here = server(), self._place
-        exports = [CarrierExport(each.export, self.overlay, is_overlay=True) for each in backups]
+        exports = [CarrierExport(each.export, Image(self.overlay, "qcow2")) for each in backups]
         start_carrier(here, exports, server=at, keys=keys(here.run / "keys"))
         try:
             await generations.connect_backups(source, backups, server=at, tls=True)
@@ -218,7 +219,7 @@ def test_merge_may_be_killed_and_done_again(make_place: Callable[[str], VmPlace]
 def test_reader_goes_on_where_the_vm_was_stopped(make_place: Callable[[str], VmPlace]) -> None:
     """The bitmap is in the image; a reader that is killed leaves one that says that it is worth nothing."""
     here, replica = make_place("source"), Replica(make_place("target"), "qcow2")
-    first, read_disk = bitmap_name(REPLICATION, 1), ReadDisk("virtio0", here.logs / "disk.qcow2", "qcow2")
+    first, read_disk = bitmap_name(REPLICATION, 1), ReadDisk("virtio0", Image(here.logs / "disk.qcow2", "qcow2"))
 
     async def running() -> None:
         async with machine_with_disk(here, "qcow2") as source:
@@ -258,7 +259,9 @@ def test_reader_does_not_open_what_a_qemu_has(make_place: Callable[[str], VmPlac
     async def work() -> None:
         async with machine_with_disk(here, "qcow2"):
             with pytest.raises(StepFailed, match=r"reader_not_started.*lock"):
-                async with open_reader(here, [ReadDisk("virtio0", here.logs / "disk.qcow2", "qcow2")], keys=None):
+                async with open_reader(
+                    here, [ReadDisk("virtio0", Image(here.logs / "disk.qcow2", "qcow2"))], keys=None
+                ):
                     pass
 
     run(work())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor.images import (
     CarrierExport,
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.real
 def carrying(place: VmPlace, target: Path, *, secure: bool = True, size_bytes: int = 1 << 20) -> Iterator[NbdServer]:
     create_image(target, format="raw", size_bytes=size_bytes)
     listening = server()
-    export = CarrierExport("tpmstate0", target)
+    export = CarrierExport("tpmstate0", Image(target))
     start_carrier(place, [export], server=listening, keys=keys(place.run / "keys") if secure else None)
     try:
         yield listening
@@ -48,7 +49,7 @@ def carrying(place: VmPlace, target: Path, *, secure: bool = True, size_bytes: i
 
 
 def send(source: Path, to: NbdServer, key: KeyFolder | None, *, export: str = "tpmstate0") -> None:
-    run(send_file(source, RemoteExport(to, export, key), report=lambda _: None))
+    run(send_file(Image(source), RemoteExport(to, export, key), report=lambda _: None))
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_carrier_whose_port_is_taken(place: VmPlace, tmp_path: Path) -> None:
         taken = NbdServer("127.0.0.1", other.getsockname()[1])
         create_image(tmp_path / "target.raw", format="raw", size_bytes=1 << 20)
         with pytest.raises(StepFailed, match=r"carrier_not_started: .*Address already in use"):
-            start_carrier(place, [CarrierExport("x", tmp_path / "target.raw")], server=taken, keys=None)
+            start_carrier(place, [CarrierExport("x", Image(tmp_path / "target.raw"))], server=taken, keys=None)
     assert place.carrier.pid() is None
 
 
@@ -133,7 +134,7 @@ def test_server_takes_the_prime_that_it_is_given(place: VmPlace, tmp_path: Path)
     (key.path / "dh-params.pem").write_text("no prime")
     create_image(tmp_path / "target.raw", format="raw", size_bytes=1 << 20)
     with pytest.raises(StepFailed, match=r"dh-params\.pem"):
-        start_carrier(place, [CarrierExport("x", tmp_path / "target.raw")], server=server(), keys=key)
+        start_carrier(place, [CarrierExport("x", Image(tmp_path / "target.raw"))], server=server(), keys=key)
 
 
 @pytest.mark.parametrize("format", ["raw", "qcow2"])

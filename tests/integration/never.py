@@ -120,6 +120,27 @@ NEVER = (
         )
         for role in ("disk", "efidisk", "cloudinit", "cdrom", "unused", "vmstate")
     ),
+    Never(
+        "a tpmstate volume that is another format afterwards",
+        "volume_transfer",
+        "ck_volume_transfer_tpmstate_stays_raw",
+        {"volume_id": VOLUME_OF["tpmstate"], **crossing("tpmstate"), "target_format": "qcow2"},
+        (({}, {"target_format": "raw"}), ({}, {"volume_id": VOLUME_OF["disk"], **crossing("disk")})),
+    ),
+    Never(
+        "a thin storage without its pool",
+        "storage",
+        "ck_storage_thin_pool",
+        {"kind": "lvmthin"},
+        (({}, {"pool": "data"}), ({}, {"kind": "lvm"})),
+    ),
+    Never(
+        "a pool of a storage that is not thin",
+        "storage",
+        "ck_storage_thin_pool",
+        {"kind": "lvm", "pool": "data"},
+        (({}, {"kind": "lvmthin"}), ({}, {"pool": None})),
+    ),
     *(
         Never(
             f"a {own} volume that is recorded as {recorded}",

@@ -41,7 +41,7 @@ EXAMPLES: dict[str, Row] = {
     | {"state": "waiting", "fence": 0, "marks": {}, "notes": {}, "progress": {}},
     "volume_transfer": {"attempt_id": 1, "volume_id": 1, "role": "disk", "method": "mirror", "reason": "live"}
     | {"source_storage_id": 1, "source_name": "f", "target_storage_id": 2, "target_name": "f"}
-    | {"bytes": 0, "bytes_total": 4096},
+    | {"target_format": "raw", "bytes": 0, "bytes_total": 4096},
     "allocation": {"attempt_id": 1, "node_id": 2, "kind": "volume", "purpose": "disk", "path": "/s/f", "taken_at": NOW},
     "operation": {"vm_id": 1, "node_id": 1, "kind": "start", "arguments": {}, "state": "ready", "problems": []}
     | {"created_at": NOW},

@@ -98,3 +98,16 @@ def test_nothing_changes_where_nothing_moved() -> None:
 def test_there_and_back() -> None:
     there: dict[Place, Place] = {("local", "9/disk0.qcow2"): ("fast", "9/disk0-1.qcow2")}
     assert moved(moved(read(), there), {new: old for old, new in there.items()}) == read()
+
+
+def test_format_follows_where_it_had_to_change() -> None:
+    """Of a line of a section the option, if it has one."""
+    definition = read(
+        TEXT.replace("scsi0: local:9/disk0.qcow2,size=8M\nscsi2", "scsi0: local:9/disk0.qcow2,format=qcow2\nscsi2")
+    )
+    old: Place = ("local", "9/disk0.qcow2")
+    after = moved(definition, {old: ("fast", "vm-9-disk-0")}, formats={old: "raw"})
+    spec = next(spec for spec in after.volumes if spec.device == "scsi0")
+    assert (spec.storage, spec.name, spec.format) == ("fast", "vm-9-disk-0", "raw")
+    assert "scsi0: fast:vm-9-disk-0,format=raw" in after.ignored["[before]"].split("\n")
+    assert {spec.format for spec in after.volumes if spec.device != "scsi0"} == {"raw"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from haulier.definition import StorageSpec, read_storage_cfg
+from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.errors import Refused
 
 WHOLE = """\
@@ -74,3 +77,41 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         read_storage_cfg(text, source="s")
     except Refused as error:
         assert all("\n" not in problem.message for problem in error.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("dir: x\n\tpath /srv/x/\n", StoragePlace(StorageKind.FOLDER, Path("/srv/x/images"))),
+        ("nfs: x\n\tserver filer\n\texport /e\n", StoragePlace(StorageKind.MOUNT, Path("/mnt/pve/x/images"))),
+        ("lvm: x\n\tvgname pve-1\n", StoragePlace(StorageKind.LVM, Path("/dev/pve-1"))),
+        ("lvmthin: x\n\tvgname pve\n\tthinpool data\n", StoragePlace(StorageKind.LVMTHIN, Path("/dev/pve"), "data")),
+        ("block: x\n\tpath /dev/disk/haulier\n", StoragePlace(StorageKind.BLOCK, Path("/dev/disk/haulier"))),
+    ],
+)
+def test_where_the_volumes_are(text: str, place: StoragePlace) -> None:
+    (spec,) = read_storage_cfg(text, source="storage.cfg")
+    assert spec.is_usable
+    assert spec.place() == place
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("zfspool: x\n\tpool tank\n", "storage_kind"),
+        ("lvm: x\n\tvgname pve\n\tshared 1\n", "storage_kind"),
+        ("block: x\n\tpath /dev/disk\n\tshared yes\n", "storage_kind"),
+        ("lvm: x\n", "invalid_value"),
+        ("lvm: x\n\tvgname ../etc\n", "invalid_value"),
+        ("lvm: x\n\tvgname ..\n", "invalid_value"),
+        ("lvm: x\n\tvgname -x\n", "invalid_value"),
+        ("lvmthin: x\n\tvgname pve\n", "invalid_value"),
+        ("lvmthin: x\n\tvgname pve\n\tthinpool a/b\n", "invalid_value"),
+        ("block: x\n", "invalid_value"),
+    ],
+)
+def test_places_that_are_none(text: str, code: str) -> None:
+    (spec,) = read_storage_cfg(text, source="storage.cfg")
+    with pytest.raises(Refused) as caught:
+        spec.place()
+    assert caught.value.code == code

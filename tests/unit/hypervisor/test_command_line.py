@@ -84,7 +84,7 @@ def test_whole_vector() -> None:
         *("-chardev", "socket,id=mon1,fd=8,server=on,wait=off"),
         *("-mon", "chardev=mon1,mode=control"),
         "-blockdev",
-        '{"driver":"file","node-name":"file-virtio0","filename":"/images/virtio0",'
+        '{"driver":"file","filename":"/images/virtio0","node-name":"file-virtio0",'
         '"cache":{"direct":false,"no-flush":false},"aio":"threads","discard":"unmap","locking":"auto",'
         '"read-only":false}',
         "-blockdev",

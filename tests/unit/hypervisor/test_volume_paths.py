@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.errors import Refused
-from haulier.hypervisor.volume_paths import problem_of_path, require_inside, require_mounted
+from haulier.hypervisor.storage import driver_of
+from haulier.hypervisor.volume_paths import problem_of_path
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def images(tmp_path: Path) -> Path:
 )  # fmt: skip
 def test_out_of_the_folder(images: Path, name: str) -> None:
     with pytest.raises(Refused) as caught:
-        require_inside(images / name, images)
+        driver_of(StoragePlace(StorageKind.FOLDER, images)).require(images / name)
     problem = caught.value.problem
     assert problem.code == "volume_path_outside_storage"
     assert problem.hint
@@ -82,8 +84,8 @@ def test_any_file_of_the_host_is_inside_its_root(images: Path) -> None:
 
 def test_file_system_that_must_be_mounted(tmp_path: Path) -> None:
     """Without it the folder is another one, and what is put there is in nobody's way until it is mounted."""
-    require_mounted(None)
-    require_mounted(Path("/proc"))
+    driver_of(StoragePlace(StorageKind.FOLDER, tmp_path / "images")).require_usable()
+    driver_of(StoragePlace(StorageKind.MOUNT, Path("/proc/images"))).require_usable()
     for missing in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(Refused, match="storage_not_mounted"):
-            require_mounted(missing)
+            driver_of(StoragePlace(StorageKind.MOUNT, missing / "images")).require_usable()

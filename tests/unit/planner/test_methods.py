@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haulier.definition import Role
+from haulier.definition.storage import KINDS, StorageKind
 from haulier.planner.methods import TABLE, Method, Situation, VolumeFacts, choose_method, choose_sync_method
 
 FACTS = st.builds(
@@ -126,3 +128,23 @@ def test_replica_changes_the_reason_of_a_disk() -> None:
 def test_how_a_volume_reaches_its_replica(facts: VolumeFacts, method: Method | None) -> None:
     choice = choose_sync_method(facts)
     assert (choice and choice.method) == method
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("offline", [False, True])
+def test_format_that_the_target_cannot_hold(role: Role, *, offline: bool) -> None:
+    """It is said, with the reason why it crosses as it does; nothing else changes."""
+    facts = VolumeFacts("x", role, offline=offline, format="qcow2")
+    kept, changed = (dataclasses.replace(facts, target_kind=kind) for kind in (StorageKind.MOUNT, StorageKind.LVM))
+    assert (kept.target_format, changed.target_format) == ("qcow2", "raw")
+    before, after = choose_method(kept), choose_method(changed)
+    assert (before.method, before.refusal) == (after.method, after.refusal)
+    assert ("it becomes raw" in after.reason) is (after.method is not Method.NONE)
+    assert "becomes" not in before.reason
+
+
+@pytest.mark.parametrize("kind", list(StorageKind))
+def test_replica_is_made_of_files(kind: StorageKind) -> None:
+    choice = choose_sync_method(VolumeFacts("scsi0", Role.DISK, target_kind=kind))
+    assert choice
+    assert (choice.refusal is None) is KINDS[kind].has_files

@@ -167,7 +167,6 @@ TARGET_RULES: list[tuple[dict[str, Any], str]] = [
     ({"ram_free_bytes": (256 + 64) * MIB - 1}, "no_ram"),
     ({"needed_by_storage": {"local": 1, "fast": 1}}, "storage_missing"),
     ({"free_by_storage": {"local": (100 + 16) * MIB - 1}}, "no_space"),
-    ({"taken_paths": ("/images/web/disk.raw",)}, "volume_exists"),
     ({"leftovers": ("qemu (pid 7)",)}, "process_there"),
 ]
 

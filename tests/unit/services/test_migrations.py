@@ -328,6 +328,20 @@ def add_storages(world: World, *names: str, node: str = "beta") -> None:
         at.storages += [Storage(name=name, kind="folder", path=f"/{node}/{name}") for name in names]
 
 
+def test_onto_devices(world: World) -> None:
+    """Names and formats are what can be there, and the definition follows when it is handed over."""
+    with world.context.database.write() as session:
+        at = session.scalars(select(Node).where(Node.name == "beta")).one()
+        at.storages.append(Storage(name="fast", kind="lvmthin", path="/dev/pve", pool="data"))
+    terms = Terms(storage_map={"local": "fast"})
+    migrations.file_migration(world.context, "web", target="beta", terms=terms)
+    view = world.view()
+    assert {each.target_format for each in view.transfers} == {"raw"}
+    assert {each.device: each.target_name for each in view.transfers}["tpmstate0"] == "web-tpm"
+    assert not any(each.goes_as_file for each in view.transfers)
+    assert {each.target_image.device_bytes for each in view.transfers} == {each.size_bytes for each in view.transfers}
+
+
 def transfers(world: World) -> dict[str, str]:
     """Where the volumes go, by device."""
     return {each.device: f"{each.target_storage}:{each.target_name}" for each in world.view().transfers}

@@ -40,7 +40,7 @@ def test_new_node(world: World) -> None:
         "name": "gamma", "state": "online", "worker": "alive", "address": "10.0.0.9", "ports": "7000-7009",
         "network": "isolated", "vms": 0, "ram_bytes": 8, "ram_free_bytes": 4, "heartbeat_age_s": 0,
         "qemu_version": "7.2.22", "accel": "tcg", "swtpm_version": None, "libtpms_version": None,
-        "storages": [{"name": "local", "kind": "folder", "path": "/gamma/images", "shared": False}],
+        "storages": [{"name": "local", "kind": "folder", "path": "/gamma/images", "pool": None, "shared": False}],
     }  # fmt: skip
     assert world.kinds("node.") == ["registered"]
 
@@ -52,6 +52,27 @@ def test_registering_again_is_no_second_node(world: World) -> None:
     document = nodes.show_node(world.context, "gamma")
     assert (document["ports"], document["state"]) == ("8000-8001", "maintenance")
     assert world.kinds("node.").count("registered") == 1
+
+
+def test_storages_of_a_file(world: World, tmp_path: Path) -> None:
+    """Those that are for the node and that it can have; again changes nothing."""
+    path = tmp_path / "storage.cfg"
+    path.write_text(
+        "dir: local\n\tpath /var/lib/vz\n\nlvmthin: fast\n\tvgname pve\n\tthinpool data\n\tnodes alpha\n\n"
+        "lvm: other\n\tvgname two\n\tnodes beta\n\nzfspool: tank\n\tpool tank\n\ndir: off\n\tpath /off\n\tdisable\n"
+    )
+    for _ in range(2):
+        document = nodes.change_node(world.context, "alpha", nodes.NodeChange(storages=path))
+    found = {each["name"]: (each["kind"], each["path"], each["pool"]) for each in document["storages"]}
+    assert found == {"local": ("folder", "/alpha/images", None), "fast": ("lvmthin", "/dev/pve", "data")}
+    path.write_text(path.read_text().replace("thinpool data", "thinpool other"))
+    assert (
+        code_of(lambda: nodes.change_node(world.context, "alpha", nodes.NodeChange(storages=path))) == "storage_differs"
+    )
+    path.write_text("zfspool: tank\n\tpool tank\n")
+    change = nodes.NodeChange(storages=path, maintenance=True)
+    assert code_of(lambda: nodes.change_node(world.context, "alpha", change)) == "no_storage"
+    assert nodes.show_node(world.context, "alpha")["state"] == "online"
 
 
 def test_storage_keeps_its_folder(world: World) -> None:

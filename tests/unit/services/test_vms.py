@@ -200,7 +200,11 @@ def storage_cfg(folder: Path, text: str) -> Path:
     [
         ("dir: fast\n\tpath /mnt/fast\n\tcontent images\n", "nothing"),
         ("dir: fast\n\tpath /mnt/fast\n\tnodes beta\n", "storage_elsewhere"),
-        ("lvmthin: fast\n\tthinpool data\n\tvgname pve\n", "storage_kind"),
+        ("lvmthin: fast\n\tthinpool data\n\tvgname pve\n", "bad_volume_name"),
+        ("lvm: fast\n\tvgname pve\n\tshared 1\n", "storage_kind"),
+        ("lvm: fast\n\tvgname ../etc\n", "invalid_value"),
+        ("lvmthin: fast\n\tvgname pve\n", "invalid_value"),
+        ("zfspool: fast\n\tpool tank\n", "storage_kind"),
         ("dir: slow\n\tpath /mnt/slow\n", "unknown_storage"),
         ("btrfs: fast\n\tpath /mnt/fast\n", "storage_kind"),
     ],
@@ -224,8 +228,8 @@ def test_other_storages(served: World, tmp_path: Path, text: str, code: str) -> 
 def test_storage_that_must_be_mounted(served: World, tmp_path: Path, text: str, kind: str) -> None:
     define(served, tmp_path, FILE + "scsi1: fast:9/x.raw,size=1M\n", storages=storage_cfg(tmp_path, text))
     (vm_id,) = (vm.id for vm in (served.vm("db"),))
-    mounts = {volume.device: volume.mount for volume in vm_rows.load_vm(served.context, vm_id).volumes}
-    assert mounts["scsi1"] == (Path("/mnt/fast") if kind == "mount" else None)
+    places = {volume.device: volume.at for volume in vm_rows.load_vm(served.context, vm_id).volumes}
+    assert (places["scsi1"].folder, places["scsi1"].kind) == (Path("/mnt/fast/images"), kind)
     with served.context.database.read() as session:
         row = session.scalars(select(Storage).where(Storage.name == "fast")).first()
         assert row is not None

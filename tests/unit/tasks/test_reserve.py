@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from haulier.hypervisor.layout import NodeLayout
+from haulier.hypervisor.storage import folder
 from models import Allocation, LedgerRole, Phase, Storage, TpmLedger
 from tasks import reserve
 from tasks.runner import StepRun
@@ -39,7 +40,8 @@ def test_worker_that_dies(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     work = Work(world.context, world.go(Phase.RESERVE), world.view())
     work.layout = layout
     assert work.view.tpm
-    volume, real = work.view.tpm.target_path, getattr(reserve, place)
+    room = folder if place == "create_image" else reserve
+    volume, real = work.view.tpm.target_path, getattr(room, place)
 
     def die_at_the_tpm(*words: object, **more: object) -> object:
         if place in ("take_volume", "create_image") and volume not in words:
@@ -47,7 +49,7 @@ def test_worker_that_dies(world: World, tmp_path: Path, monkeypatch: pytest.Monk
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(reserve, place, die_at_the_tpm)
+        patch.setattr(room, place, die_at_the_tpm)
         with pytest.raises(Killed):
             asyncio.run(reserve.run(work))
     for _ in range(2):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.hypervisor.images import ImageInfo
 from haulier.services.attempts import AttemptView, ReplicaView
 from models import Phase, Side, Storage, TransferMethod
@@ -36,7 +37,8 @@ def codes(view: AttemptView) -> list[str]:
 
 def stay(view: AttemptView, device: str, *, target: Path) -> AttemptView:
     """One of the volumes is one that both nodes see."""
-    shared = {"method": TransferMethod.NONE, "stays": True, "target_path": target, "target_folder": target.parent}
+    shared = {"method": TransferMethod.NONE, "stays": True, "target_path": target}
+    shared["target_at"] = StoragePlace(StorageKind.FOLDER, target.parent)
     transfers = tuple(
         dataclasses.replace(each, **shared) if each.device == device else each  # type: ignore[arg-type]
         for each in view.transfers
@@ -100,11 +102,12 @@ def test_file_that_looks_as_it_did_when_its_replica_was_made(view: AttemptView) 
 
 
 def test_storage_of_the_target_that_is_not_mounted(view: AttemptView, tmp_path: Path) -> None:
+    """Said once for all volumes that are to go there."""
     view = stay(view, "none of them", target=Path("/"))
-    for mount, expected in ((Path("/proc"), []), (tmp_path / "mnt", ["storage_not_mounted"])):
-        transfers = tuple(dataclasses.replace(each, target_mount=mount) for each in view.transfers)
-        moving = dataclasses.replace(view, transfers=transfers)
-        assert [problem.code for problem in volume_files.target_problems(moving)] == expected
+    there = StoragePlace(StorageKind.MOUNT, tmp_path / "mnt" / "images")
+    transfers = tuple(dataclasses.replace(each, target_at=there) for each in view.transfers)
+    moving = dataclasses.replace(view, transfers=transfers)
+    assert [problem.code for problem in volume_files.target_problems(moving)] == ["storage_not_mounted"]
 
 
 def test_shared_file_is_the_same_one(view: AttemptView, tmp_path: Path) -> None:

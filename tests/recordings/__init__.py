@@ -1,0 +1,1 @@
+"""Transcripts: what programs that cannot run everywhere were asked, and what they said."""
