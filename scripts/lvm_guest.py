@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from haulier.hypervisor.storage.tools import Done
+from haulier.hypervisor.tools import Done
 from probe.build import BuildError
 from probe.linux import LinuxGuest
 from scripts.lvm_image import build_lvm_image

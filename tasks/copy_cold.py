@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 
 from haulier.hypervisor.images import NbdServer, RemoteExport, send_file
+from haulier.hypervisor.reader import stop_reader
 from haulier.hypervisor.storage import driver_of
 from haulier.services.attempts import update_transfer
 from models import Phase, Side
 from tasks.celery import app
+from tasks.deltas_at_rest import send_differences
 from tasks.runner import Notes, StepRun, execute
 
 
@@ -21,6 +23,8 @@ async def run(work: StepRun) -> Notes:
     Raises StepFailed with qemu-img's words; the target's volumes are then worth nothing.
     """
     await copy_volumes(work)
+    if work.view.offline:
+        await send_differences(work)
     return {}
 
 
@@ -44,8 +48,9 @@ async def copy_volumes(work: StepRun) -> None:
 
 
 async def undo(work: StepRun) -> None:
-    """The copies are freed by `reserve`."""
-    del work
+    """The copies are freed by `reserve`; here a reader is ended that its worker has left."""
+    if work.view.offline:
+        stop_reader(work.place)
 
 
 @app.task(name=f"haulier.{Phase.COPY_COLD}")

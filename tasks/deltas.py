@@ -191,7 +191,7 @@ async def record_later_writes(work: StepRun, monitor: Monitor) -> None:
     nodes = [
         (overlay_node(each.device), False)
         if each.method is TransferMethod.DELTA
-        else (node_name(each.device), each.format == "qcow2")
+        else (node_name(each.device), each.target_format == "qcow2")
         for each in work.view.mirrored
     ]
     await record_writes(monitor, nodes, bitmap=bitmap_name(turn.replication_id, turn.generation))

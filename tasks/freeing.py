@@ -13,11 +13,11 @@ from haulier.services.context import Context
 
 
 class Freeing:
-    """Frees files of one node, by the rows as they were when it was made."""
+    """Frees volumes of one node for an attempt, by the rows as they were when it was made."""
 
-    def __init__(self, context: Context, node_id: int) -> None:
+    def __init__(self, context: Context, node_id: int, *, attempt_id: int) -> None:
         self._places = storage_places(context, node_id)
-        self._in_use = paths_in_use(context, node_id)
+        self._in_use = paths_in_use(context, node_id, attempt_id=attempt_id)
 
     def free(self, path: Path, *, is_secret: bool = False) -> None:
         """Remove a volume; one that `is_secret` is overwritten first. Safe to call twice.

@@ -17,7 +17,7 @@ from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import stop_serving
-from haulier.hypervisor.images import NbdServer, stop_carrier
+from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
 from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.sockets import listen_on
@@ -38,8 +38,10 @@ from haulier.signals import AsyncBell
 from models import MigrationState, Phase, Side, VmState
 from tasks.celery import app
 from tasks.deltas import merge_deltas, record_later_writes
+from tasks.deltas_at_rest import record_from_now_on
 from tasks.old_replicas import remove_old_replicas
 from tasks.open_target import on_some_port, prove_copy, stop_target
+from tasks.receiving import write_all
 from tasks.runner import Notes, StepRun, execute, patiently
 
 
@@ -82,7 +84,8 @@ async def _take_over_at_rest(work: StepRun) -> Notes:
     """The VM does not run: its volumes have arrived, and nobody waits."""
     view = work.view
     if not view.handed_over:
-        stop_carrier(work.place)
+        if view.crossing:
+            await asyncio.to_thread(write_all, work)
         free_allocations(work.context, view.attempt_id, purpose="carrier")
         arrived = prove_copy(work)
         await fault_point("hand_over.proved")
@@ -91,6 +94,8 @@ async def _take_over_at_rest(work: StepRun) -> Notes:
         await fault_point("hand_over.committed")
     if not view.settled:
         record_settled(work.context, view, state=None)
+    await merge_deltas(work)
+    await record_from_now_on(work)
     _clear(work)
     work.place.clear()
     return _turned_round(work)

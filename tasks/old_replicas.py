@@ -13,7 +13,8 @@ def remove_old_replicas(work: StepRun) -> None:
 
     Raises NeedsOperator for a file that is not to be removed; nothing more was then.
     """
-    view, freeing = work.view, Freeing(work.context, work.view.target.id)
+    view = work.view
+    freeing = Freeing(work.context, view.target.id, attempt_id=view.attempt_id)
     for path in old_files(work.context, view):
         copy = TpmCopy(view.vm_id, view.target.id, path)
         freeing.free(path, is_secret=is_recorded(work.context, copy))

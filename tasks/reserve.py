@@ -43,7 +43,9 @@ async def run(work: StepRun) -> Notes:
     for volume in view.crossing:
         # In a thread, one after the other: LVM takes its time, and the lease goes on.
         await asyncio.to_thread(_make, work, volume)
-    carried = tuple(volume for volume in view.crossing if volume.method in CARRIED or view.replication_id)
+    # Nobody else has the disks of a VM that does not run, or of a replica.
+    at_rest = view.offline or view.replication_id is not None
+    carried = tuple(volume for volume in view.crossing if volume.method in CARRIED or at_rest)
     if not carried:
         return {}
     return {"carrier_port": _open_carrier(work, carried).port}
@@ -105,7 +107,7 @@ async def undo(work: StepRun) -> None:
     """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
     view = work.view
     stop_carrier(work.place)
-    freeing = Freeing(work.context, view.target.id)
+    freeing = Freeing(work.context, view.target.id, attempt_id=view.attempt_id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
         is_secret = view.tpm is not None and path == view.tpm.target_path
         await asyncio.to_thread(freeing.free, path, is_secret=is_secret)

@@ -78,7 +78,7 @@ def _is_proved(view: AttemptView, copy: TpmCopy | None) -> bool:
 
 async def _free_volumes(work: StepRun, kept: Sequence[TransferView]) -> None:
     view = work.view
-    freeing = Freeing(work.context, view.source.id)
+    freeing = Freeing(work.context, view.source.id, attempt_id=view.attempt_id)
     for volume in view.by_method(TransferMethod.MIRROR, TransferMethod.DELTA, TransferMethod.COPY):
         if volume not in kept:
             await asyncio.to_thread(freeing.free, volume.source_path)

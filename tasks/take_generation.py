@@ -11,7 +11,6 @@ import asyncio
 
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
-from haulier.hypervisor.images import NbdServer, RemoteExport, close_carrier, flush, flush_export, require_carrier
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import require_sync
 from haulier.services.generations import Arrived, commit_generation
@@ -20,6 +19,7 @@ from tasks.celery import app
 from tasks.merging import merge_replica
 from tasks.old_replicas import remove_old_replicas
 from tasks.open_target import prove_copy
+from tasks.receiving import write_all
 from tasks.runner import Notes, StepRun, execute
 
 
@@ -43,25 +43,13 @@ async def _take(work: StepRun) -> None:
     view, sent = work.view, work.view.notes[Phase.SEND_GENERATION, Side.SOURCE]
     if view.crossing:
         # On disk before the rows say so. It may take long, and the lease is renewed meanwhile.
-        await asyncio.to_thread(_write_all, work)
+        await asyncio.to_thread(write_all, work)
     free_allocations(work.context, view.attempt_id, purpose="carrier")
     prove_copy(work, phase=Phase.SEND_GENERATION)
     looks = view.notes[Phase.CHECK, Side.SOURCE]["looks"]
     arrived = Arrived(view.generation, sent["at"], sent["digest"], sent["identity"], looks)
     if not commit_generation(work.context, work.claim, view, arrived):
         raise StepFailed("given_up", "the sync is being undone", "See the other steps.")
-
-
-def _write_all(work: StepRun) -> None:
-    """Have the carrier write what it has in memory, and end; then flush what its storage has."""
-    view, port = work.view, work.view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
-    require_carrier(work.place)
-    for volume in view.crossing:
-        flush_export(RemoteExport(NbdServer(view.target.address, port), volume.export, work.keys()))
-    close_carrier(work.place)
-    for volume in view.crossing:
-        flush(volume.target_path)
-        flush(volume.final_path)
 
 
 async def undo(work: StepRun) -> None:

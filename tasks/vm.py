@@ -12,10 +12,11 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from haulier.definition.storage import StorageKind
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.hypervisor import machine
 from haulier.hypervisor.command_line import MachineSpec
-from haulier.hypervisor.images import fill_image, image_info
+from haulier.hypervisor.images import image_info
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.storage import driver_of
@@ -71,7 +72,8 @@ def _create(order: Order, vm: VmView) -> None:
         sizes = {volume.id: _made_or_found(volume, made) for volume in vm.volumes}
     except HaulierError as error:
         for volume in made:
-            _unmake(volume)
+            with contextlib.suppress(HaulierError):  # what cannot be removed is found when it is defined again
+                _unmake(volume)
         forget_vm(context(), order.vm_id, keep_operation=order.operation_id)
         if isinstance(error, Refused):
             raise
@@ -99,23 +101,22 @@ def _made_or_found(volume: VolumeView, made: list[VolumeView]) -> int:
             "volume_missing", f"{volume.device}: {volume.path} is not there", "Give it a size to have it made."
         )
     variables = machine.find_variables(volume.size_bytes) if volume.role is VolumeRole.EFIDISK else None
-    driver.make(volume.path, format=volume.format, size_bytes=volume.size_bytes)
+    driver.make_blank(volume.path, format=volume.format, size_bytes=volume.size_bytes, content=variables)
     made.append(volume)
-    # What an older volume has left there is not for this VM to read.
-    driver.blank(volume.path, size_bytes=volume.size_bytes)
-    if variables:
-        fill_image(volume.image, content=variables)
     return volume.size_bytes
 
 
 def _found(volume: VolumeView) -> int:
     """A volume that was there before: is it what the definition says?"""
+    driver_of(volume.at).require_unused(volume.path)
     if volume.role is VolumeRole.TPMSTATE:
         read_state(volume.path)
         if volume.size_bytes:
             return volume.size_bytes
     found = image_info(volume.path, format=volume.format).size_bytes
-    if volume.at.facts.has_files or volume.size_bytes is None:
+    # Of a logical volume the guest sees all, whatever is written, and firmware its own size. A device may be larger.
+    is_whole = volume.at.kind is not StorageKind.BLOCK and volume.role is not VolumeRole.EFIDISK
+    if is_whole or volume.size_bytes is None:
         return found
     if found < volume.size_bytes:
         words = f"{volume.device}: {volume.path} has {found} bytes, {volume.size_bytes} are asked for"
@@ -150,7 +151,8 @@ def _start_processes(vm: VmView, place: VmPlace) -> None:
         driver = driver_of(volume.at)
         driver.require(volume.path)
         # A device that is there may have to be switched on after a boot; QEMU says itself what it misses.
-        driver.exists(volume.path)
+        if driver.exists(volume.path):
+            driver.require_unused(volume.path)
     # What an earlier run left dead must not stand in the way of this one.
     machine.stop_now(place)
     stop_swtpm(place)

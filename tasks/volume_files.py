@@ -73,6 +73,9 @@ def _loses_snapshots(volume: TransferView) -> Problem:
     if volume.format != volume.target_format:
         words += f"to {volume.target_format} would lose"
         return Problem("internal_snapshots", words, "Delete them, or map its storage to a folder.")
+    if volume.method is TransferMethod.DELTA:
+        hint = "Delete them, or end its replication and migrate it with --offline."
+        return Problem("internal_snapshots", f"{words}would lose", hint)
     return Problem("internal_snapshots", f"{words}would lose", "Stop the VM and migrate it with --offline.")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from haulier.hypervisor.processes import holders
-from haulier.hypervisor.storage.tools import Done, run_tool
+from haulier.hypervisor.tools import Done, run_tool
 
 EXTENT = 4 << 20
 # Of a new volume LVM overwrites that much, and no more.
@@ -266,6 +266,7 @@ def _row(name: str, volume: FakeVolume) -> dict[str, str]:
         "lv_size": str(volume.bytes),
         "lv_uuid": volume.uuid,
         "lv_active": "active" if volume.active else "",
+        "zero": "zero" if volume.is_pool else "",
         "data_percent": "0.00" if volume.is_pool or (volume.pool and volume.active) else "",
     }
 

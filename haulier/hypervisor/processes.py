@@ -165,12 +165,12 @@ def wait_for_end(daemon: Daemon, *, seconds: float, enough: Callable[[], bool] |
 
 
 def holders(path: Path) -> list[int]:
-    """The pids of all processes of this host that have a file open, as far as we may look."""
-    found = []
+    """The pids of all processes of this host that have a file or a device open, as far as we may look."""
+    found, device = [], path.stat().st_rdev if path.is_block_device() else None
     for process in Path("/proc").glob("[0-9]*"):
         # It may end, or be somebody else's, while it is looked at.
         with suppress(OSError):
-            if any(_leads_to(link, path) for link in (process / "fd").iterdir()):
+            if any(_leads_to(link, path, device) for link in (process / "fd").iterdir()):
                 found.append(int(process.name))
     return sorted(found)
 
@@ -196,9 +196,10 @@ async def _ended(pid: int) -> None:
         os.close(handle)
 
 
-def _leads_to(link: Path, path: Path) -> bool:
+def _leads_to(link: Path, path: Path, device: int | None) -> bool:
     try:
-        return link.readlink() == path
+        # A device has many names.
+        return link.readlink() == path if device is None else link.is_block_device() and link.stat().st_rdev == device
     except OSError:
         return False
 

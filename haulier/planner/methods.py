@@ -104,8 +104,10 @@ _LIVE_DELTA = Cell(
 _DISK_AT_REST = Cell(
     Method.COPY, "nobody writes it: its file is copied as it is, with its holes and its internal snapshots"
 )
-_DISK_AT_REST_BESIDE = Cell(
-    Method.COPY, "nobody writes it: copied as a whole beside the replica, which is dropped after the hand-over"
+_DELTA_AT_REST = Cell(
+    Method.DELTA,
+    "nobody writes it: one last sync of what was written since the replica's generation; all of it where no bitmap "
+    "says what that is",
 )
 _LIVE_TPM = Cell(
     Method.TPM_SYNC,
@@ -144,8 +146,8 @@ def _row(role: Role, live: Cell, at_rest: Cell, *, beside: tuple[Cell, Cell] | N
 
 
 TABLE: Mapping[tuple[Role, Situation], Cell] = {
-    **_row(Role.DISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DISK_AT_REST_BESIDE)),
-    **_row(Role.EFIDISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DISK_AT_REST_BESIDE)),
+    **_row(Role.DISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DELTA_AT_REST)),
+    **_row(Role.EFIDISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DELTA_AT_REST)),
     **_row(Role.TPMSTATE, _LIVE_TPM, _TPM_AT_REST),
     **_row(Role.CLOUDINIT, _COLD, _COLD_AT_REST),
     **_row(Role.UNUSED, _COLD, _COLD_AT_REST),

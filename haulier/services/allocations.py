@@ -92,15 +92,25 @@ def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tupl
         return tuple(Path(path) for path in paths if path)
 
 
-def paths_in_use(context: Context, node_id: int) -> frozenset[Path]:
-    """Every file of a node that is some VM's volume or a replica now: nothing that frees may touch one of them."""
+def paths_in_use(context: Context, node_id: int, *, attempt_id: int | None = None) -> frozenset[Path]:
+    """Every path of a node that is some VM's volume or a replica now, or that an attempt other than this one makes:
+    nothing that frees may touch one of them.
+    """
     names = (Volume.name, Replica.name, Replica.overlay)
     queries = (
         select(Storage.path, name).join(name.class_).where(Storage.node_id == node_id, name.is_not(None))
         for name in names
     )
+    made = select(Allocation.path).where(
+        Allocation.node_id == node_id,
+        Allocation.kind == AllocationKind.VOLUME,
+        Allocation.freed_at.is_(None),
+        Allocation.attempt_id != attempt_id,
+    )
     with context.database.read() as session:
-        return frozenset(Path(folder) / str(name) for query in queries for folder, name in session.execute(query))
+        named = {Path(folder) / str(name) for query in queries for folder, name in session.execute(query)}
+        others = session.scalars(made) if attempt_id is not None else ()
+        return frozenset(named | {Path(path) for path in others if path})
 
 
 def storage_places(context: Context, node_id: int) -> tuple[StoragePlace, ...]:

@@ -56,7 +56,8 @@ def ensure_storage(session: Session, node: Node, name: str, site: StoragePlace, 
         )
         session.add(storage)
         session.flush()
-    if (storage.path, storage.pool) != (str(site.folder), site.pool):
+    _refuse_two_kinds(session, node, name, site)
+    if (storage.kind, storage.path, storage.pool) != (site.kind, str(site.folder), site.pool):
         raise Refused(
             "storage_differs",
             f"storage {name} of node {node.name} is {_words(storage.path, storage.pool)},"
@@ -64,6 +65,16 @@ def ensure_storage(session: Session, node: Node, name: str, site: StoragePlace, 
             "A storage stays where it is as long as volumes may lie there.",
         )
     return storage
+
+
+def _refuse_two_kinds(session: Session, node: Node, name: str, site: StoragePlace) -> None:
+    """What is made by one kind must not be removed by another; thick and thin volumes of a group are one kind here."""
+    lvm = (StorageKind.LVM, StorageKind.LVMTHIN)
+    same = (Storage.node_id == node.id, Storage.path == str(site.folder), Storage.name != name)
+    for other in session.scalars(select(Storage).where(*same)):
+        if other.kind != site.kind and not (other.kind in lvm and site.kind in lvm):
+            words = f"{site.folder} is the storage {other.name} of kind {other.kind} already"
+            raise Refused("storage_differs", words, "One kind of storage a place.")
 
 
 def _words(folder: str, pool: str | None) -> str:

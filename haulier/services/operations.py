@@ -5,6 +5,7 @@ Filed as a row, taken by compare-and-set, awaited by the row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,8 +24,10 @@ from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 # Beyond what the guest is given to power off: making volumes, starting programs.
 _LEASE_S = 180.0
 _TAKEN = (OperationState.RUNNING,)
-# What a replica has received last may be yet to be merged; a worker that dies is noticed when it begins again.
-_MERGE_S = 6 * 3600.0
+# What a replica has received last may be yet to be merged, and a new device takes as long to be blanked as it is large.
+# A worker that dies is noticed when it begins again.
+LONG_S = 6 * 3600.0
+_LONG = (OperationKind.RECOVER, OperationKind.CREATE)
 
 
 def require_worker(context: Context, node: Node) -> None:
@@ -81,7 +84,7 @@ def take_operation(context: Context, operation_id: int) -> Order | None:
         if operation is None or operation.vm is None or operation.state is not OperationState.READY:
             return None
         operation.state = OperationState.RUNNING
-        lease_s = _MERGE_S if operation.kind is OperationKind.RECOVER else _LEASE_S
+        lease_s = LONG_S if operation.kind in _LONG else _LEASE_S
         operation.lease_until = now() + timedelta(seconds=lease_s + float(operation.arguments.get("grace_s", 0)))
         return Order(operation.id, operation.vm.id, operation.vm.name, operation.arguments)
 
@@ -168,7 +171,7 @@ def _withdraw(context: Context, operation_id: int, problem: Problem) -> bool:
 
 def sweep_operations(context: Context) -> None:
     """Send again what nobody has taken, and end what its worker did not: it died, and the VM must not stay busy."""
-    moment = now()
+    moment, given_up = now(), list[Operation]()
     with context.unit() as unit:
         for operation in unit.session.scalars(select(Operation).where(Operation.state.in_(OPEN_OPERATION))):
             if operation.state is OperationState.READY:
@@ -176,14 +179,32 @@ def sweep_operations(context: Context) -> None:
                     unit.send(_message_for(operation))
             elif operation.lease_until is not None and operation.lease_until < moment:
                 _give_up(unit, operation)
+                given_up.append(operation)
+        half_defined = _half_defined(given_up)
+    _forget(context, half_defined)
 
 
 def take_back_operations(context: Context, node_name: str) -> None:
     """A worker begins, and is the only one of its node: whatever an earlier one had in hand is nobody's now."""
     with context.unit() as unit:
         held = (Node.name == node_name, Operation.state == OperationState.RUNNING)
-        for operation in unit.session.scalars(select(Operation).join(Node).where(*held)):
+        given_up = unit.session.scalars(select(Operation).join(Node).where(*held)).all()
+        for operation in given_up:
             _give_up(unit, operation)
+        half_defined = _half_defined(given_up)
+    _forget(context, half_defined)
+
+
+def _half_defined(given_up: Iterable[Operation]) -> dict[int, int]:
+    """The VMs that were not defined to the end, by their operation."""
+    creating = (each for each in given_up if each.kind is OperationKind.CREATE)
+    return {each.id: each.vm_id for each in creating if each.vm_id is not None}
+
+
+def _forget(context: Context, half_defined: Mapping[int, int]) -> None:
+    """They can be defined again; what was made of their volumes is found then."""
+    for operation_id, vm_id in half_defined.items():
+        forget_vm(context, vm_id, keep_operation=operation_id)
 
 
 def _give_up(unit: Unit, operation: Operation) -> None:

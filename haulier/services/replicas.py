@@ -203,12 +203,13 @@ def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCop
 
 def left_behind(view: AttemptView) -> list[TransferView]:
     """The volumes of which the source still has a file of its own that is worth a replica: not those that lie on a
-    shared storage by now. None if one was a device: a replica is made of files.
+    shared storage by now. None if one was a device, or has another format now: a replica is a file of its volume's.
     """
     left = [
         each for each in view.transfers if not (each.stays or each.target_shared or each.method is TransferMethod.NONE)
     ]
-    return left if all(each.source_at.facts.has_files for each in left) else []
+    are_alike = all(each.source_at.facts.has_files and each.format == each.target_format for each in left)
+    return left if are_alike else []
 
 
 def _is_tpm(view: AttemptView, transfer: TransferView) -> bool:

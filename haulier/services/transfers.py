@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.definition import Role, VmDefinition, sections
-from haulier.definition.storage import StorageKind, format_on, name_on
-from haulier.errors import Refused
+from haulier.definition.storage import StorageKind, format_on, name_on, problem_of_place
+from haulier.errors import Problem, Refused
 from haulier.planner.methods import KEEPS_NAME, Choice, Method, VolumeFacts, choose_method
 from haulier.services.context import Unit
 from models import (
@@ -97,8 +97,23 @@ def plan_crossings(
         keeps = facts.role in KEEPS_NAME and not stays
         name = name_on(kind, volume.name, form=facts.target_format, vm=vm.name)
         taken = keeps and storage is not None and name in _others(session, storage)
-        crossings.append(Crossing(volume, choose_method(facts), to, storage, stays, taken, replica))
+        choice = choose_method(facts)
+        problem = problem_of_place(kind, name, form=facts.target_format) or _replica_elsewhere(volume, facts, target)
+        if problem:
+            choice = replace(choice, refusal=choice.refusal or problem)
+        crossings.append(Crossing(volume, choice, to, storage, stays, taken, replica))
     return tuple(crossings)
+
+
+def _replica_elsewhere(volume: Volume, facts: VolumeFacts, target: Node) -> Problem | None:
+    """A replica on a third node keeps its format, and so must its volume."""
+    others = {each.storage.node.name for each in volume.replicas if each.storage.node_id != target.id}
+    if facts.target_format == facts.format or not others:
+        return None
+    words = (
+        f"{volume.device} would become {facts.target_format}, and its replica on {', '.join(sorted(others))} would not"
+    )
+    return Problem("replica_has_other_format", words, "End that replication first, and begin it anew afterwards.")
 
 
 def snapshot_devices(vm: Vm) -> set[str]:
@@ -109,7 +124,7 @@ def snapshot_devices(vm: Vm) -> set[str]:
 
 def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) -> None:
     """Write down the transfers of an attempt. Raises Refused for a crossing without a storage."""
-    given: set[tuple[int, str]] = set()
+    given: set[tuple[str, str]] = set()
     for crossing in crossings:
         volume, storage = crossing.volume, crossing.storage
         if storage is None:
@@ -123,9 +138,9 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         if crossing.stays:
             name = volume.name
         else:
-            here = {name for at, name in given if at == storage.id}
+            here = {name for at, name in given if at == storage.path}
             name = free_name(unit.session, storage, wanted, given=here)
-        given.add((storage.id, name))
+        given.add((storage.path, name))
         to = TargetPlace(storage, name, form, base)
         add_transfer(unit.session, attempt, volume, crossing.choice, to=to)
 
@@ -191,8 +206,10 @@ def free_name(session: Session, storage: Storage, name: str, *, given: set[str])
 def _others(session: Session, storage: Storage) -> set[str]:
     """The names on a storage that VMs' volumes and states of TPMs have."""
     kept = (TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED)
+    # Thick and thin volumes of one group are in one place.
+    same = (Storage.node_id == storage.node_id, Storage.path == storage.path)
     states = (Path(path) for path in session.scalars(select(TpmLedger.path).where(*kept)))
     return {
-        *session.scalars(select(Volume.name).where(Volume.storage_id == storage.id)),
+        *session.scalars(select(Volume.name).join(Storage, Volume.storage_id == Storage.id).where(*same)),
         *(str(path.relative_to(storage.path)) for path in states if path.is_relative_to(storage.path)),
     }

@@ -24,11 +24,20 @@ from haulier.planner.refusals import refuse_host_access
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
 from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage
-from haulier.services.operations import await_operation, file_operation, hurry_stop, require_free, require_worker
+from haulier.services.operations import (
+    LONG_S,
+    await_operation,
+    file_operation,
+    hurry_stop,
+    require_free,
+    require_worker,
+)
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S, NAME
 from models import Locality, Node, OperationKind, Replica, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
 from models.enums import LedgerRole
+
+_SECTOR = 512
 
 
 def define_vm(
@@ -78,7 +87,7 @@ def define_vm(
                 unit.session.add(_volume(unit.session, vm, storages_of[spec.device], spec))
         unit.session.flush()
         operation = file_operation(unit, vm, OperationKind.CREATE)
-    await_operation(context, operation.id)
+    await_operation(context, operation.id, seconds=LONG_S)
     return show_vm(context, chosen) | {"ignored": definition.ignored}
 
 
@@ -118,7 +127,9 @@ def _placed(spec: VolumeSpec, kind: StorageKind, vm: str) -> VolumeSpec:
     if spec.role is Role.EFIDISK and not KINDS[kind].has_files:
         # What PVE writes there is the size of the device, which LVM has rounded up; firmware knows its own alone.
         size_bytes = usual_size(spec.role, spec.options)
-    return dataclasses.replace(spec, name=name, size_bytes=size_bytes)
+    # QEMU counts in sectors.
+    whole = size_bytes and -(-size_bytes // _SECTOR) * _SECTOR
+    return dataclasses.replace(spec, name=name, size_bytes=whole)
 
 
 def _with_mac(nic: Nic) -> Nic:

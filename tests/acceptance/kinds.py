@@ -34,6 +34,7 @@ class Kinds:
         self.programs = folder / "programs"
         self.programs.mkdir(parents=True)
         self.lvm = FakeLvm(folder / "lvm")
+        self._registered: set[Path] = set()
         words = {"told": told, "words": WORDS, "root": ROOT, "python": sys.executable, "folder": folder / "lvm"}
         for name in _PROGRAMS:
             path = self.programs / name
@@ -52,16 +53,19 @@ class Kinds:
         return self._folder / node
 
     def provide(self, node: str, name: str, *, size_bytes: int = DEVICE_BYTES) -> Path:
-        """Prepare a device: full of what was there before."""
+        """Prepare a device: its front is zero, and behind it is what was there before."""
         image = self._folder / f"{node}-{name}.img"
-        image.write_bytes(b"x" * size_bytes)
+        image.write_bytes(bytes(MIB) + b"x" * (size_bytes - MIB))
         made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
         link = self.devices(node) / name
         link.symlink_to(made.stdout.strip())
         return link
 
     def register(self, stack: Stack) -> None:
-        """Have the stack know them. Safe to call twice."""
+        """Have the stack know them, once."""
+        if stack.state in self._registered:
+            return
+        self._registered.add(stack.state)
         for node in stack.nodes:
             group = self.group(node)
             path = stack.state / f"{node}.cfg"

@@ -87,6 +87,11 @@ def test_vm_that_does_not_run(stack: Stack, make_guest: Callable[..., Guest]) ->
     assert (fourth["generation"], transfers(stack, fourth["sync"])["virtio1"]) == (4, 0)
 
 
+def bytes_of(guest: Guest, device: str) -> bytes:
+    """What lies in a raw volume, without the zeroes at its end."""
+    return guest.volumes()[device].read_bytes().rstrip(b"\0")
+
+
 def replicas(stack: Stack, guest: Guest) -> dict[str, bytes]:
     """What lies in the replicas of raw volumes, byte for byte, without the zeroes at their ends."""
     found = {}
@@ -95,6 +100,65 @@ def replicas(stack: Stack, guest: Guest) -> dict[str, bytes]:
         (storage,) = stack.table("storage", id=replica["storage_id"])
         found[volume["device"]] = Path(storage["path"], replica["name"]).read_bytes().rstrip(b"\0")
     return found
+
+
+def test_last_sync_of_a_vm_that_does_not_run(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    """There, and back onto what it has left, with what was written since; a raw disk has no room for a bitmap."""
+    guest = make_guest(DISK, QCOW2, UNUSED, TPM)
+    replicate(guest)
+    guest.wait_ticks()
+    guest.stop()
+    before = {device: bytes_of(guest, device) for device in ("virtio0", "unused0", "tpmstate0")}
+    for target in ("beta", "alpha"):
+        document = guest.migrate(target, "--offline").done()
+        sent = {each["device"]: (each["method"], each["bytes"]) for each in document["volumes"]}
+        assert sent["virtio1"][0] == sent["virtio0"][0] == "delta"
+        assert sent["virtio1"][1] <= 4 << 20
+        assert sent["virtio0"][1] == 64 << 20
+        assert document["tpm"]["identity_same"]
+        assert_all_is_well(stack)
+        assert {device: bytes_of(guest, device) for device in before} == before
+    assert sent["virtio1"][1] == 0, "nothing was written since it came"
+    guest.start()
+    assert_all_is_well(stack, guest)
+    guest.wait_ticks()
+    document = replicate(guest)
+    assert 0 < transfers(stack, document["sync"])["virtio1"] <= 4 << 20
+    assert_all_is_well(stack, guest)
+
+
+@pytest.mark.parametrize(
+    ("point", "side", "end"),
+    [
+        ("reserve.run.ends", "beta", "undone"),
+        ("copy_cold.run.ends", "alpha", "undone"),
+        ("hand_over.proved", "beta", "undone"),
+        ("hand_over.committed", "beta", "done"),
+        ("take_generation.merged", "beta", "done"),
+        ("retire_source.run.begins", "alpha", "done"),
+    ],
+)
+def test_worker_is_killed_in_the_last_sync(
+    stack: Stack, faults: Faults, make_guest: Callable[..., Guest], point: str, side: str, end: str
+) -> None:
+    """Undone, the replica is what it was; handed over, the overlay is merged by whoever comes."""
+    guest = make_guest(DISK, QCOW2, TPM)
+    replicate(guest)
+    guest.wait_ticks()
+    guest.stop()
+    before, content = replicas(stack, guest), guest.volumes()["virtio0"].read_bytes()
+    with faults.holding(point):
+        command = guest.begin_migrate("beta", "--offline")
+        faults.wait_held(point)
+        os.kill(stack.worker_pid(side), signal.SIGKILL)
+    answer = command.finish()
+    assert answer.document["state"] == end, answer
+    assert_all_is_well(stack)
+    if end == "undone":
+        assert replicas(stack, guest) == before
+    assert guest.volumes()["virtio0"].read_bytes() == content
+    guest.start()
+    assert_all_is_well(stack, guest)
 
 
 @pytest.mark.parametrize(

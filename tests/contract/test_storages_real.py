@@ -16,10 +16,11 @@ import pytest
 from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.errors import HaulierError, StepFailed
 from haulier.fakes.lvm import FakeLvm
+from haulier.hypervisor.processes import holders
 from haulier.hypervisor.storage import driver_at, driver_of
 from haulier.hypervisor.storage.driver import StorageDriver
 from haulier.hypervisor.storage.lvm import LvmDriver
-from haulier.hypervisor.storage.tools import Run, run_tool
+from haulier.hypervisor.tools import Run, run_tool
 from tests.recordings.transcript import Player, Recorder
 
 pytestmark = pytest.mark.real
@@ -28,6 +29,7 @@ MIB = 1 << 20
 RECORDINGS = Path(__file__).parents[1] / "recordings" / "lvm"
 GROUP_BYTES, POOL_BYTES = 256 * MIB, 96 * MIB
 KINDS = ("folder", "block", "lvm", "lvmthin", "fake lvm", "fake lvmthin")
+MADE = [kind for kind in KINDS if kind != "block"]
 # Of the recorded guest, and of nothing on this host.
 RECORDED_GROUP = "pve"
 
@@ -53,7 +55,7 @@ class Bench:
     def _provide(self, name: str, size_bytes: int) -> None:
         assert self.devices
         image = self.devices / name
-        image.write_bytes(b"x" * size_bytes)
+        image.write_bytes(bytes(MIB) + b"x" * (size_bytes - MIB))
         (self.driver.place.folder / name).symlink_to(attach(image))
 
     def is_zero(self, path: Path, length: int) -> bool:
@@ -156,17 +158,34 @@ def test_made_once_and_removed_twice(bench: Bench) -> None:
     assert driver.exists(path) is not bench.makes
 
 
-def test_new_one_reads_as_zeroes_when_it_is_blanked(bench: Bench) -> None:
+# Prepared devices are there before, or not at all.
+@pytest.mark.parametrize("bench", MADE, indirect=True)
+def test_new_one_reads_as_zeroes_when_it_is_to(bench: Bench) -> None:
     driver, path = bench.driver, bench.path("vm-101-disk-0")
-    if bench.makes:
-        # What it leaves is where the next one will be.
-        driver.make(path, format="raw", size_bytes=4 * MIB)
-        bench.write(path)
-        driver.remove(path)
+    # What it leaves is where the next one will be.
+    driver.make(path, format="raw", size_bytes=4 * MIB)
+    bench.write(path)
+    driver.remove(path)
     driver.make(path, format="raw", size_bytes=4 * MIB)
     assert bench.is_zero(path, 4 * MIB) is driver.place.facts.is_zeroed
-    driver.blank(path, size_bytes=4 * MIB)
+    driver.remove(path)
+    driver.make_blank(path, format="raw", size_bytes=4 * MIB)
     assert bench.is_zero(path, 4 * MIB)
+    with pytest.raises(StepFailed, match="volume_exists"):
+        driver.make_blank(path, format="raw", size_bytes=4 * MIB)
+    driver.remove(path)
+
+
+@pytest.mark.parametrize("bench", ["lvm", "lvmthin", "fake lvm", "fake lvmthin"], indirect=True)
+def test_new_one_that_somebody_died_over(bench: Bench) -> None:
+    """Nothing of that name is there, and what is there under another goes with the next try."""
+    driver, path = bench.driver, bench.path("vm-101-disk-0")
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    driver.make(unfinished, format="raw", size_bytes=MIB)
+    assert not driver.exists(path)
+    driver.make_blank(path, format="raw", size_bytes=MIB)
+    assert driver.exists(path)
+    assert not driver.exists(unfinished)
     driver.remove(path)
 
 
@@ -180,13 +199,13 @@ def test_what_was_secret_is_overwritten(bench: Bench) -> None:
     if bench.makes:
         assert not driver.exists(path)
     else:
-        assert bench.is_zero(path, 8 * MIB)
+        assert bench.is_zero(path, 8 * MIB), "all that may hold a secret"
 
 
+@pytest.mark.parametrize("bench", MADE, indirect=True)
 def test_odd_size(bench: Bench) -> None:
     driver, path = bench.driver, bench.path("vm-101-cloudinit")
-    driver.make(path, format="raw", size_bytes=MIB + 1)
-    driver.blank(path, size_bytes=MIB + 1)
+    driver.make_blank(path, format="raw", size_bytes=MIB + 1)
     assert bench.is_zero(path, MIB + 1)
     driver.remove(path)
 
@@ -287,21 +306,50 @@ def test_pool_that_is_not_there(bench: Bench) -> None:
     assert other.free_bytes() == 0
 
 
-def test_device_that_somebody_has(tmp_path: Path) -> None:
+@pytest.fixture
+def prepared(tmp_path: Path) -> Iterator[Bench]:
+    yield from _devices(tmp_path)
+
+
+def test_device_that_the_host_uses(prepared: Bench) -> None:
     """What is mounted or part of something else is neither taken nor overwritten, whatever the rows say."""
-    for bench in _devices(tmp_path):
-        path = bench.path("disk")
-        # The kernel gives out a device for one such use at a time.
-        held = os.open(path, os.O_RDONLY | os.O_EXCL)
-        try:
-            for act in (bench.driver.remove, bench.driver.destroy):
-                with pytest.raises(StepFailed, match="volume_exists"):
-                    act(path)
-            with pytest.raises(StepFailed, match="volume_exists"):
-                bench.driver.make(path, format="raw", size_bytes=MIB)
-        finally:
-            os.close(held)
-        assert path.read_bytes() == b"x" * (8 * MIB)
+    driver, path = prepared.driver, prepared.path("disk")
+    driver.require_unused(path)
+    before = path.read_bytes()
+    # The kernel gives out a device for one such use at a time.
+    held = os.open(path, os.O_RDONLY | os.O_EXCL)
+    try:
+        problem = driver.problem_of_new(path, size_bytes=MIB)
+        assert problem
+        assert problem.code == "device_in_use"
+        for act in (driver.remove, driver.destroy, driver.require_unused):
+            with pytest.raises(HaulierError, match="device_in_use"):
+                act(path)
+        with pytest.raises(StepFailed, match="device_in_use"):
+            driver.make(path, format="raw", size_bytes=MIB)
+    finally:
+        os.close(held)
+    assert path.read_bytes() == before
+
+
+def test_device_that_is_not_empty(prepared: Bench) -> None:
+    """It may be a VM's of another node that sees the same device: nobody takes it, and so nobody gives it back."""
+    driver, path = prepared.driver, prepared.path("disk")
+    with path.open("r+b") as device:
+        device.seek(MIB - 1)
+        device.write(b"x")
+    with pytest.raises(StepFailed, match="device_not_empty"):
+        driver.make(path, format="raw", size_bytes=MIB)
+    driver.remove(path)
+    driver.make(path, format="raw", size_bytes=MIB)
+
+
+def test_who_has_a_device_open(prepared: Bench) -> None:
+    """Whatever name it was opened by."""
+    path = prepared.path("disk")
+    assert holders(path) == []
+    with path.resolve().open("rb"):
+        assert holders(path) == [os.getpid()]
 
 
 def test_lvm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

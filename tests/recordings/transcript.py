@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from haulier.hypervisor.storage.tools import Done, Run
+from haulier.hypervisor.tools import Done, Run
 
 
 class Recorder:

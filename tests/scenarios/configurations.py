@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,9 +70,27 @@ def _iso(guest: Guest) -> None:
     home(guest, "local.iso").write_bytes(b"an ISO image".ljust(1 << 16, b"\0"))
 
 
+def _clone(guest: Guest) -> None:
+    base = guest.stack.state / f"{guest.name}-base.qcow2"
+    make_image(base, form="qcow2", size="64M", fill=b"b")
+    home(guest, "disk0.qcow2").parent.mkdir()
+    over = ("-b", base, "-F", "qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *over, home(guest, "disk0.qcow2")], check=True)
+
+
+def _host_file(guest: Guest) -> None:
+    make_image(guest.stack.state / f"{guest.name}.raw", form="raw", size="8M", fill=b"h")
+    guest.conf = (*guest.conf, f"virtio1: {guest.stack.state}/{guest.name}.raw,size=8M")
+
+
 def _two_names(guest: Guest) -> None:
     make_image(home(guest, "disk0.raw"), form="raw", size="64M", fill=b"d")
     os.link(home(guest, "disk0.raw"), home(guest, "again.raw"))
+
+
+def on(storage: str, line: str) -> str:
+    """The same volume as a device."""
+    return re.sub(r"local:(?:\{name\}/)?([a-z0-9-]+)\.[a-z0-9]+", rf"{storage}:{{name}}-\1", line)
 
 
 CONFIGURATIONS = {
@@ -101,6 +120,13 @@ CONFIGURATIONS = {
         ("virtio0: pool:{name}/disk0.qcow2,size=64M", TPM.replace("local:", "pool:")), found=_pool
     ),
     "disk of alpha's storage": Configuration(("virtio0: only:{name}/disk0.qcow2,size=64M", TPM), found=_pool),
+    "clone": Configuration((QCOW2, TPM), found=_clone),
+    "disk of the host": Configuration((DISK,), found=_host_file),
+    "on LVM": Configuration((on("thick", DISK), on("thick", TPM))),
+    "on thin LVM": Configuration((on("thin", QCOW2), on("thin", TPM))),
+    "UEFI on LVM": Configuration(
+        (DISK, "bios: ovmf", on("thick", "efidisk0: local:{name}/vars.raw,size=4M"), TPM), ticks=False
+    ),
     "two names": Configuration((DISK, "unused0: local:{name}/again.raw"), found=_two_names),
     "custom CPU": Configuration((DISK, TPM, "cpu: max")),
     "UEFI": Configuration((DISK, "bios: ovmf", "efidisk0: local:{name}/vars.raw,size=528K", TPM), ticks=False),
@@ -110,5 +136,6 @@ CONFIGURATIONS = {
     "replicated, UEFI": Configuration(
         (DISK, "bios: ovmf", "efidisk0: local:{name}/vars.raw,size=528K", TPM), replicated=True, ticks=False
     ),
+    "replicated, internal snapshot": Configuration((QCOW2, TPM), ready=_snapshot, replicated=True),
     "replicated, cloud-init": Configuration((DISK, CLOUD_INIT, TPM), replicated=True),
 }

@@ -5,16 +5,21 @@ Each is a function that begins the command, lets happen what it is called for, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import update
+
+from models import Volume
 from tests.acceptance.commands import Answer, Command
 from tests.acceptance.faults import Faults
 from tests.acceptance.guest import Guest
+from tests.acceptance.kinds import DEVICE_BYTES
 from tests.acceptance.test_offline import spoil
 from tests.acceptance.waiting import wait_until
 
@@ -187,6 +192,79 @@ def _find_the_file(scene: Scene) -> None:
     path.unlink()
 
 
+def _forget_size(scene: Scene) -> None:
+    _set_size(scene, None)
+
+
+def _remember_size(scene: Scene) -> None:
+    _set_size(scene, 64 << 20)
+
+
+def _set_size(scene: Scene, size_bytes: int | None) -> None:
+    vm = scene.guest.row()["id"]
+    with scene.guest.stack.database.write() as session:
+        session.execute(
+            update(Volume).where(Volume.vm_id == vm, Volume.device == "virtio0").values(size_bytes=size_bytes)
+        )
+
+
+def _provided(size_bytes: int) -> Callable[[Scene], None]:
+    """An administrator has prepared devices for it on the target."""
+
+    def act(scene: Scene) -> None:
+        for name in ("disk0", "tpm"):
+            scene.faults.kinds.provide("beta", f"{scene.guest.name}-{name}", size_bytes=size_bytes)
+
+    return act
+
+
+def _lvremove_fails(node: str, held: str, program: str | None) -> Happening:
+    """A volume of the node cannot be removed, for a while; it is tried again."""
+
+    def happen(scene: Scene, begin: Begin) -> Answer:
+        phase, way, _ = held.split(".")
+        with contextlib.ExitStack() as faults:
+            if program:
+                faults.enter_context(scene.faults.told(program, "beta", "load"))
+            with scene.faults.told("lvremove", node, "fail"), scene.faults.holding(held):
+                command = begin()
+                scene.faults.wait_held(held)
+            # It is told to fail as long as it has not.
+            with scene.faults.told("lvremove", node, "fail"):
+                wait_until(f"failed {way} of {phase}", lambda: scene.guest.step(phase).get("problem"))
+        return command.finish()
+
+    return happen
+
+
+@contextlib.contextmanager
+def _frozen(scene: Scene, program: str, node: str) -> Iterator[None]:
+    _kill(program, node, signal.SIGSTOP)(scene)
+    try:
+        yield
+    finally:
+        _kill(program, node, signal.SIGCONT)(scene)
+
+
+def _status_query_fails(scene: Scene, begin: Begin) -> Answer:
+    """The source's QEMU does not answer for a while."""
+    with _frozen(scene, "qemu-system-x86_64", "alpha"):
+        return begin().finish()
+
+
+def _stop_is_under_way(scene: Scene, begin: Begin) -> Answer:
+    """Somebody stops the VM, which takes a while."""
+    guest = scene.guest
+    with _frozen(scene, "qemu-system-x86_64", "alpha"):
+        stop = guest.stack.begin("vm", "stop", guest.name, "--grace-s", "60")
+        busy = {"vm_id": guest.row()["id"], "kind": "stop", "state": "running"}
+        wait_until("the stop", lambda: guest.stack.table("operation", **busy))
+        answer = begin().finish()
+    stop.finish().done()
+    guest.start()
+    return answer
+
+
 def _name_is_taken(scene: Scene) -> None:
     """Another VM of beta has a volume of that name."""
     stack, name = scene.guest.stack, f"{scene.guest.name}-other"
@@ -240,6 +318,16 @@ HAPPENINGS: dict[str, Happening] = {
     "disk has another size": _around(_resize, _resize_back),
     "disk is not there": _around(_take_away, _put_back),
     "its name is taken on the target": _around(_name_is_taken),
+    "its size was not recorded": _around(_forget_size, _remember_size),
+    "source's QEMU does not answer": _status_query_fails,
+    "a stop is under way": _stop_is_under_way,
+    "devices are provided": _around(_provided(DEVICE_BYTES)),
+    "devices are too small": _around(_provided(2 << 20)),
+    "target's lvcreate fails": _told("lvcreate", "fail"),
+    "target's volume group is not there": _told("vgs", "fail"),
+    "target's lvs fails": _told("lvs", "fail"),
+    "target's lvremove fails for a while": _lvremove_fails("beta", "reserve.undo.begins", "qemu"),
+    "source's lvremove fails for a while": _lvremove_fails("alpha", "retire_source.run.begins", None),
     "target's worker is killed while it takes": _while_held("take_generation.run.begins", _kill_worker("beta")),
     "source's worker is killed while it sends": _while_held("send_generation.begun", _kill_worker("alpha")),
     "target's carrier is killed while it sends": _while_held(

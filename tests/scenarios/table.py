@@ -15,6 +15,14 @@ class Wish(StrEnum):
     LIVE = "migrate live"
     OFFLINE = "migrate offline"
     MAPPED = "migrate live onto another storage"
+    ONTO_LVM = "migrate live onto LVM"
+    ONTO_LVM_AT_REST = "migrate offline onto LVM"
+    ONTO_THIN = "migrate live onto thin LVM"
+    ONTO_THIN_AT_REST = "migrate offline onto thin LVM"
+    ONTO_DEVICES = "migrate live onto prepared devices"
+    ONTO_DEVICES_AT_REST = "migrate offline onto prepared devices"
+    OFF_LVM = "migrate live from LVM into files"
+    OFF_LVM_AT_REST = "migrate offline from LVM into files"
     SYNC = "replicate"
     SYNC_AT_REST = "replicate a stopped VM"
 
@@ -87,7 +95,47 @@ TABLE = tuple(
         ("UEFI", L, "nothing", THERE),
         ("UEFI", O, "nothing", THERE),
         ("named cloud-init", L, "its name is taken on the target", REFUSED, "name_taken"),
+        # Storages that are no folders, and formats that they cannot hold.
+        ("disk and TPM", Wish.ONTO_LVM, "nothing", THERE),
+        ("disk and TPM", Wish.ONTO_LVM_AT_REST, "nothing", THERE),
+        ("two disks", Wish.ONTO_THIN, "nothing", THERE),
+        ("two disks", Wish.ONTO_THIN_AT_REST, "nothing", THERE),
+        ("unused", Wish.ONTO_LVM, "nothing", THERE),
+        ("saved RAM", Wish.ONTO_LVM, "nothing", THERE),
+        ("UEFI", Wish.ONTO_LVM, "nothing", THERE),
+        ("qcow2", Wish.ONTO_DEVICES, "devices are provided", THERE),
+        ("qcow2", Wish.ONTO_DEVICES_AT_REST, "devices are provided", THERE),
+        ("qcow2", Wish.ONTO_DEVICES, "devices are too small", REFUSED, "device_too_small"),
+        ("qcow2", Wish.ONTO_DEVICES, "nothing", REFUSED, "device_missing"),
+        ("on LVM", L, "nothing", THERE),
+        ("on LVM", O, "nothing", THERE),
+        ("on LVM", Wish.OFF_LVM, "nothing", THERE),
+        ("on LVM", Wish.OFF_LVM_AT_REST, "nothing", THERE),
+        ("on thin LVM", L, "nothing", THERE),
+        ("on thin LVM", O, "nothing", THERE),
+        ("UEFI on LVM", L, "nothing", THERE),
+        ("internal snapshot", Wish.ONTO_LVM_AT_REST, "nothing", REFUSED, "internal_snapshots"),
+        ("on LVM", S, "nothing", REFUSED, "replica_needs_files"),
+        ("replicated", Wish.ONTO_LVM, "nothing", THERE),
+        ("on LVM", L, "target's volume group is not there", REFUSED, "storage_missing"),
+        ("on LVM", L, "target's lvs fails", HERE, "storage_missing"),
+        ("on LVM", L, "target's lvcreate fails", HERE, "volume_not_made"),
+        ("on LVM", O, "target's lvcreate fails", HERE, "volume_not_made"),
+        ("on LVM", L, "target's lvremove fails for a while", HERE, "target_failed"),
+        ("on LVM", L, "source's lvremove fails for a while", THERE),
+        ("on LVM", L, "target's QEMU cannot load", HERE, "target_failed"),
+        ("on LVM", L, "target's TPM keeps an older state", HERE, "tpm_proof_failed"),
+        ("on LVM", L, "target's worker is killed after the commit", THERE),
+        ("on LVM", L, "target's QEMU is killed after the commit", Ends.LOST_THERE),
+        ("on LVM", O, "carrier is killed", HERE, "copy_failed"),
+        ("on LVM", O, "it is cancelled while it copies", HERE),
         # What stands in the way before anything is touched.
+        ("clone", L, "nothing", REFUSED, "volume_is_clone"),
+        ("clone", O, "nothing", REFUSED, "volume_is_clone"),
+        ("disk of the host", L, "nothing", REFUSED, "storage_missing"),
+        ("disk and TPM", L, "its size was not recorded", REFUSED, "size_differs"),
+        ("disk and TPM", L, "a stop is under way", REFUSED, "operation_open"),
+        ("disk and TPM", L, "source's QEMU does not answer", REFUSED, "guest_gone"),
         ("disk and TPM", O, "disk has another size", REFUSED, "size_differs"),
         ("disk and TPM", O, "disk is not there", REFUSED, "volume_missing"),
         ("disk and TPM", L, "somebody's block job runs", REFUSED, "block_job_running"),
@@ -160,5 +208,9 @@ TABLE = tuple(
         ("replicated", L, "it is cancelled before the commit", HERE),
         ("replicated", O, "TPM's copy is spoilt", HERE, "tpm_copy_differs"),
         ("replicated", O, "it is cancelled while it copies", HERE),
+        ("replicated", O, "carrier is killed", HERE, "target_unreachable"),
+        ("replicated, UEFI", O, "nothing", THERE),
+        ("replicated, cloud-init", O, "nothing", THERE),
+        ("replicated, internal snapshot", O, "nothing", REFUSED, "internal_snapshots"),
     )
 )

@@ -22,10 +22,18 @@ _COMMANDS = {
     Wish.LIVE: ("migrate",),
     Wish.OFFLINE: ("migrate", "--offline"),
     Wish.MAPPED: ("migrate", "--storage-map", "only:local"),
+    Wish.ONTO_LVM: ("migrate", "--storage-map", "local:thick"),
+    Wish.ONTO_LVM_AT_REST: ("migrate", "--offline", "--storage-map", "local:thick"),
+    Wish.ONTO_THIN: ("migrate", "--storage-map", "local:thin"),
+    Wish.ONTO_THIN_AT_REST: ("migrate", "--offline", "--storage-map", "local:thin"),
+    Wish.ONTO_DEVICES: ("migrate", "--storage-map", "local:devices"),
+    Wish.ONTO_DEVICES_AT_REST: ("migrate", "--offline", "--storage-map", "local:devices"),
+    Wish.OFF_LVM: ("migrate", "--storage-map", "thick:local"),
+    Wish.OFF_LVM_AT_REST: ("migrate", "--offline", "--storage-map", "thick:local"),
     Wish.SYNC: ("replicate",),
     Wish.SYNC_AT_REST: ("replicate",),
 }
-_AT_REST = (Wish.OFFLINE, Wish.SYNC_AT_REST)
+_AT_REST = (Wish.SYNC_AT_REST, *(wish for wish, words in _COMMANDS.items() if "--offline" in words))
 _STATUS = {Ends.THERE: 0, Ends.LOST_THERE: 0, Ends.COPIED: 0, Ends.HERE: 1, Ends.LOST_HERE: 1, Ends.REFUSED: 2}
 _NODE = {Ends.THERE: "beta", Ends.LOST_THERE: "beta"}
 
@@ -44,6 +52,7 @@ def test_table_is_as_long_as_was_promised() -> None:
 @pytest.mark.parametrize("scenario", TABLE, ids=str)
 def test_scenario(stack: Stack, faults: Faults, make_guest: Callable[..., Guest], scenario: Scenario) -> None:
     configuration = CONFIGURATIONS[scenario.configuration]
+    faults.kinds.register(stack)
     guest = make_guest(*configuration.conf, define=False)
     prepare(stack, guest, configuration, at_rest=scenario.wish in _AT_REST)
     before = picture(stack, guest)
@@ -56,6 +65,26 @@ def test_scenario(stack: Stack, faults: Faults, make_guest: Callable[..., Guest]
         assert picture(stack, guest)["generation"] == before["generation"] + replicated
     goes_on(guest, configuration)
     assert_all_is_well(stack, *([guest] if configuration.ticks else []))
+    assert devices_of(guest, faults) == owned_devices(guest), "no device is left over, and none is missing"
+
+
+def devices_of(guest: Guest, faults: Faults) -> set[str]:
+    """The logical volumes that were made for it on either node."""
+    kinds = faults.kinds
+    names = (f"{node}/{name}" for node in guest.stack.nodes for name in kinds.lvm.volumes(kinds.group(node)))
+    return {name for name in names if f"{guest.name}-" in name}
+
+
+def owned_devices(guest: Guest) -> set[str]:
+    """Those that are its volumes."""
+    nodes = {row["id"]: row["name"] for row in guest.stack.table("node")}
+    storages = {row["id"]: row for row in guest.stack.table("storage") if row["kind"].startswith("lvm")}
+    rows = guest.stack.table("volume", vm_id=guest.row()["id"])
+    return {
+        f"{nodes[storages[row['storage_id']]['node_id']]}/{row['name']}"
+        for row in rows
+        if row["storage_id"] in storages
+    }
 
 
 def prepare(stack: Stack, guest: Guest, configuration: Configuration, *, at_rest: bool) -> None:

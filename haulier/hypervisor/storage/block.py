@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from haulier.errors import Problem, StepFailed
-from haulier.hypervisor.images import VOLUME_EXISTS
-from haulier.hypervisor.storage.devices import DeviceDriver
+from haulier.hypervisor.storage.devices import DeviceDriver, problem_of_use
 
 # Where file systems, partitions and LVM have what they are known by; a device that is given back is none of those.
 _FRONT_BYTES = 1 << 20
@@ -28,20 +27,31 @@ class BlockDriver(DeviceDriver):
         if there < size_bytes:
             words = f"{path} has {there} bytes, {size_bytes} are needed"
             return Problem("device_too_small", words, "Provide a larger one.")
+        if problem := problem_of_use(path):
+            return problem
+        with path.open("rb") as device:
+            front = device.read(_FRONT_BYTES)
+        if front.strip(b"\0"):
+            # It may be anybody's, also a VM's of another node that sees the same device.
+            words = f"{path} is not empty: its first MiB is not zero"
+            return Problem("device_not_empty", words, f"If it is nobody's: blkdiscard -z -l 1MiB {path}")
         return None
 
     def exists(self, path: Path) -> bool:
         return path.is_block_device()
 
     def make(self, path: Path, *, format: str, size_bytes: int) -> None:
-        """Take it. What is on it is still there: whoever provides it says that it is free."""
+        """Take it. Behind its front there is what was there before."""
         del format
         if problem := self.problem_of_new(path, size_bytes=size_bytes):
             raise StepFailed(problem.code, problem.message, problem.hint)
-        _require_free(path)
+
+    def make_blank(self, path: Path, *, format: str, size_bytes: int, content: Path | None = None) -> None:
+        """It is there, or it is not: nobody asks for one to be made."""
+        raise StepFailed("device_missing", f"{path} is no device", "Provide one of that name; none is made.")
 
     def remove(self, path: Path) -> None:
-        """Give it back: its front is overwritten, so that nobody takes what is left for a file system."""
+        """Give it back: its front is overwritten, so that it is empty for whoever takes it next."""
         if self.exists(path):
             _require_free(path)
             self._zero(path, length=min(_FRONT_BYTES, _size_of(path)))
@@ -49,10 +59,11 @@ class BlockDriver(DeviceDriver):
     def destroy(self, path: Path) -> None:
         if self.exists(path):
             _require_free(path)
-            self._zero(path)
+            self._zero_secrets(path, there=_size_of(path))
 
     def put_away(self, path: Path, away: Path) -> None:
-        """It keeps its name: there is nothing that could be forgotten."""
+        """It keeps its name, so it is given back at once."""
+        self.remove(path)
 
     def free_bytes(self) -> int | None:
         return None
@@ -62,12 +73,8 @@ class BlockDriver(DeviceDriver):
 
 
 def _require_free(path: Path) -> None:
-    """Raise StepFailed while the kernel has a device in use: mounted, or as a part of another."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        words = f"{path} cannot be had: {error.strerror}"
-        raise StepFailed(VOLUME_EXISTS, words, "Is it mounted, or part of another device?") from error
+    if problem := problem_of_use(path):
+        raise StepFailed(problem.code, problem.message, problem.hint)
 
 
 def _size_of(path: Path) -> int:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from haulier.definition.storage import StoragePlace
-from haulier.errors import Problem, StepFailed
+from haulier.errors import Problem, Refused, StepFailed
 from haulier.hypervisor.storage.driver import StorageDriver
-from haulier.hypervisor.storage.tools import Run, run_tool
+from haulier.hypervisor.tools import Run, run_tool
 
 _SECTOR = 512
+
+
+# A TPM's state is at the front of its volume, and no volume of one is as large.
+_SECRET_BYTES = 64 << 20
+
+
+def problem_of_use(path: Path) -> Problem | None:
+    """What the kernel has a device for: mounted, or a part of another; None if it is free for us."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        words = f"{path} cannot be had: {error.strerror}"
+        return Problem("device_in_use", words, "Is it mounted, or part of another device?")
+    return None
 
 
 def whole_sectors(length: int) -> int:
@@ -31,9 +46,13 @@ class DeviceDriver(StorageDriver):
         words = f"{str(path)!r} is no volume of the storage {self.place.folder}"
         return Problem("volume_path_outside_storage", words, "Its volumes lie right below it.")
 
-    def blank(self, path: Path, *, size_bytes: int) -> None:
-        if not self.place.facts.is_zeroed:
-            self._zero(path, length=size_bytes)
+    def require_unused(self, path: Path) -> None:
+        if problem := problem_of_use(path):
+            raise Refused(problem.code, problem.message, problem.hint)
+
+    def _zero_secrets(self, path: Path, *, there: int) -> None:
+        """Overwrite what may hold a TPM's state of a device of that many bytes."""
+        self._zero(path, length=min(_SECRET_BYTES, there))
 
     def _zero(self, path: Path, *, length: int | None = None) -> None:
         """Overwrite the front of a device, or all of it. Raises StepFailed with the program's words."""

@@ -39,8 +39,15 @@ class StorageDriver(ABC):
         """
 
     @abstractmethod
-    def blank(self, path: Path, *, size_bytes: int) -> None:
-        """Have a volume that was just made read as zeroes, where it does not by nature."""
+    def make_blank(self, path: Path, *, format: str, size_bytes: int, content: Path | None = None) -> None:
+        """Make a volume that reads as zeroes, with what is in the file `content` at its front.
+
+        Whoever dies here leaves none of that name. Raises as `make`.
+        """
+
+    @abstractmethod
+    def require_unused(self, path: Path) -> None:
+        """Raise Refused while the host itself has a volume that is there in use: mounted, or a part of something."""
 
     @abstractmethod
     def remove(self, path: Path) -> None:

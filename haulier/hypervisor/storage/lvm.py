@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from haulier.definition.storage import Image
 from haulier.errors import Problem, StepFailed
-from haulier.hypervisor.images import VOLUME_EXISTS
+from haulier.hypervisor.images import VOLUME_EXISTS, fill_image
 from haulier.hypervisor.storage.devices import DeviceDriver, whole_sectors
 
 # LVM 2.03.31 puts errors into the report unless it is told not to.
 _REPORT = ("--config", "log/report_command_log=0", "--reportformat", "json", "--units", "b", "--nosuffix")
 # By what an administrator tells our volumes from others, in `lvs -o +lv_tags`.
 _TAG = "haulier"
+_LONGEST_NAME = 127
 
 
 class LvmDriver(DeviceDriver):
@@ -27,9 +29,16 @@ class LvmDriver(DeviceDriver):
         found = self._run(["vgs", *_REPORT, "-o", "vg_name", self._group])
         if found.status != 0:
             return Problem("storage_missing", f"volume group {self._group}: {found.words}", "See `vgs` on this node.")
-        if self.place.pool and self._find(self.place.pool) is None:
-            words = f"volume group {self._group} has no pool {self.place.pool}"
+        return self._problem_of_pool(self.place.pool) if self.place.pool else None
+
+    def _problem_of_pool(self, name: str) -> Problem | None:
+        pool = self._find(name)
+        if pool is None:
+            words = f"volume group {self._group} has no pool {name}"
             return Problem("storage_missing", words, "See `lvs` on this node.")
+        if pool["zero"] != "zero":
+            words = f"the pool {self._group}/{name} does not zero what it gives out"
+            return Problem("pool_not_zeroed", words, f"lvchange --zero y {self._group}/{name}")
         return None
 
     def problem_of_new(self, path: Path, *, size_bytes: int) -> Problem | None:
@@ -59,13 +68,30 @@ class LvmDriver(DeviceDriver):
             words += ["--wipesignatures", "y", "--size", size]
         self._must("volume_not_made", *words, self._group)
 
+    def make_blank(self, path: Path, *, format: str, size_bytes: int, content: Path | None = None) -> None:
+        """Under another name until it is: nobody takes what an older volume has left for this one's."""
+        if problem := self.problem_of_new(path, size_bytes=size_bytes):
+            raise StepFailed(problem.code, problem.message, problem.hint)
+        unfinished = path.with_name(f"unfinished-{path.name}"[:_LONGEST_NAME])
+        self.remove(unfinished)
+        self.make(unfinished, format=format, size_bytes=size_bytes)
+        try:
+            if not self.place.facts.is_zeroed:
+                self._zero(unfinished, length=size_bytes)
+            if content:
+                fill_image(Image(unfinished, format, size_bytes), content=content)
+        except StepFailed:
+            self.remove(unfinished)
+            raise
+        self.put_away(unfinished, path)
+
     def remove(self, path: Path) -> None:
         if self._find(path.name) is not None:
             self._must("volume_not_removed", "lvremove", "--yes", self._lv(path))
 
     def destroy(self, path: Path) -> None:
-        if self.exists(path):
-            self._zero(path)
+        if self.exists(path) and (found := self._find(path.name)):
+            self._zero_secrets(path, there=int(found["lv_size"]))
             self.remove(path)
 
     def put_away(self, path: Path, away: Path) -> None:
@@ -90,7 +116,7 @@ class LvmDriver(DeviceDriver):
     def _find(self, name: str) -> dict[str, Any] | None:
         """What LVM knows of a volume; None if there is none."""
         # Asked of the whole group: then a missing one is no error.
-        columns = "lv_name,lv_size,lv_uuid,lv_active,data_percent"
+        columns = "lv_name,lv_size,lv_uuid,lv_active,data_percent,zero"
         done = self._must("storage_missing", "lvs", *_REPORT, "-o", columns, self._group)
         return next((row for row in _rows(done, "lv") if row["lv_name"] == name), None)
 

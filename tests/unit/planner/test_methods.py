@@ -61,7 +61,7 @@ def test_nothing_of_a_vm_that_does_not_run_is_mirrored() -> None:
     """No QEMU has it open."""
     offline = (Situation.LOCAL_OFFLINE, Situation.REPLICATED_OFFLINE)
     methods = {cell.method for (_, situation), cell in TABLE.items() if situation in offline}
-    assert methods == {Method.COPY, Method.TPM_SYNC, Method.NONE}
+    assert methods == {Method.COPY, Method.DELTA, Method.TPM_SYNC, Method.NONE}
 
 
 @pytest.mark.parametrize(

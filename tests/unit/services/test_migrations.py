@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from haulier.clock import now
 from haulier.errors import HaulierError
 from haulier.services import chain, migrations
 from haulier.services.attempts import Turn
@@ -21,6 +22,8 @@ from models import (
     Node,
     NodeState,
     Phase,
+    Replica,
+    Replication,
     Side,
     Step,
     Storage,
@@ -432,3 +435,24 @@ def test_word_that_maps_no_storage(word: str) -> None:
 def test_words_that_map_storages() -> None:
     assert read_storage_map(["a:b", "c:d", "a:b"]) == {"a": "b", "c": "d"}
     assert code_of(lambda: read_storage_map(["a:b", "a:c"])) == "bad_storage_map"
+
+
+def test_replica_on_a_third_node_keeps_the_format(world: World) -> None:
+    """`recover` would open it in another one."""
+    world.change(Volume, Volume.device == "scsi0", format="qcow2")
+    with world.context.database.write() as session:
+        at = session.scalars(select(Node).where(Node.name == "beta")).one()
+        at.storages.append(Storage(name="fast", kind="lvm", path="/dev/pve"))
+        third = Node(name="gamma", address="10.0.0.3", port_first=1, port_last=2)
+        third.storages.append(Storage(name="local", kind="folder", path="/gamma/images"))
+        session.add(third)
+        volume = session.scalars(select(Volume).where(Volume.device == "scsi0")).one()
+        replication = Replication(vm_id=volume.vm_id, target=third, created_at=now())
+        replica = Replica(replication=replication, volume=volume, storage=third.storages[0], name="web/x.qcow2",
+                          generation=1, synced_at=now())  # fmt: skip
+        session.add(replica)
+    terms = Terms(storage_map={"local": "fast"})
+    assert code_of(lambda: migrations.file_migration(world.context, "web", target="beta", terms=terms)) == (
+        "replica_has_other_format"
+    )
+    migrations.file_migration(world.context, "web", target="beta")

@@ -75,6 +75,18 @@ def test_storages_of_a_file(world: World, tmp_path: Path) -> None:
     assert nodes.show_node(world.context, "alpha")["state"] == "online"
 
 
+def test_place_that_has_a_kind_already(world: World, tmp_path: Path) -> None:
+    """What one kind has made must not be removed by another; thick and thin volumes of one group are one kind."""
+    path = tmp_path / "storage.cfg"
+    thick, thin = "lvm: thick\n\tvgname pve\n\n", "lvmthin: thin\n\tvgname pve\n\tthinpool data\n\n"
+    path.write_text(thick + thin)
+    change = nodes.NodeChange(storages=path)
+    nodes.change_node(world.context, "alpha", change)
+    for text in ("block: prepared\n\tpath /dev/pve\n", "block: thick\n\tpath /dev/pve\n"):
+        path.write_text(text)
+        assert code_of(lambda: nodes.change_node(world.context, "alpha", change)) == "storage_differs"
+
+
 def test_storage_keeps_its_folder(world: World) -> None:
     register(world)
     assert code_of(lambda: register(world, images="/elsewhere")) == "storage_differs"

@@ -279,3 +279,12 @@ def test_one_active_copy_whatever_happens(world: World, hand: Claim) -> None:
         world.change(TpmLedger, role=LedgerRole.ACTIVE, identity=IDENTITY)
     assert world.step(Phase.HAND_OVER).id == hand.step_id
     assert world.count(Step) == 11
+
+
+def test_what_another_attempt_makes_is_not_freed(world: World) -> None:
+    """A retirement that comes late meets a migration that has just put its volume where an old one was."""
+    world.file()
+    view, path = world.view(), Path("/beta/images/web/new.raw")
+    take_volume(world.context, view.attempt_id, view.target, path)
+    assert path in paths_in_use(world.context, view.target.id, attempt_id=view.attempt_id + 1)
+    assert path not in paths_in_use(world.context, view.target.id, attempt_id=view.attempt_id)

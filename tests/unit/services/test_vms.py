@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from haulier.clock import now
 from haulier.definition import Nic, VmDefinition
 from haulier.errors import HaulierError, Problem, Refused
 from haulier.services import operations, vm_rows, vms
@@ -451,3 +452,19 @@ def test_forgotten_vm_keeps_its_operation_open(world: World) -> None:
         operations.end_operation(unit, operation.id, OperationState.REFUSED, (BROKEN,))
     assert code_of(lambda: operations.await_operation(world.context, operation.id)) == "broken"
     assert code_of(lambda: vms.show_vm(world.context, "x")) == "unknown_vm"
+
+
+def test_vm_whose_worker_died_while_it_was_defined_can_be_defined_again(world: World) -> None:
+    """What was made of its volumes is found then; a device that was not blanked has another name until it is."""
+    with world.context.unit() as unit:
+        node = unit.session.get_one(Node, 1)
+        vm = Vm(name="half", node_id=1, node=node, definition={}, created_at=now())
+        unit.session.add(vm)
+        unit.session.flush()
+        operation = operations.file_operation(unit, vm, OperationKind.CREATE)
+        operation.state = OperationState.RUNNING
+    operations.take_back_operations(world.context, "alpha")
+    with world.context.database.read() as session:
+        assert session.scalar(select(Vm.id).where(Vm.name == "half")) is None
+        row = session.get_one(Operation, operation.id)
+        assert (row.state, row.vm_id) == (OperationState.FAILED, None)
