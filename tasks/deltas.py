@@ -38,6 +38,7 @@ from haulier.hypervisor.overlays import (
 from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView
 from models import AllocationKind, Phase, Side, TransferMethod
+from tasks.backups import bitmap_of, usable_bitmaps
 from tasks.jobs import report_jobs
 from tasks.merging import merge_into
 from tasks.runner import StepRun, reporting
@@ -116,21 +117,12 @@ def _little_bytes(work: StepRun) -> int:
 
 async def _backups(work: StepRun, monitor: Monitor) -> list[DiskBackup]:
     deltas = work.view.by_method(TransferMethod.DELTA)
-    usable = {
-        (found.device, found.name)
-        for found in await read_bitmaps(monitor, [each.device for each in deltas])
-        if found.usable
-    }
+    usable = await usable_bitmaps(monitor, deltas)
     return [
         DiskBackup(each.device, str(each.role), each.format, each.device, since)
         for each in deltas
-        if (since := _bitmap_of(each)) and (each.device, since) in usable
+        if (since := bitmap_of(each)) and (each.device, since) in usable
     ]
-
-
-def _bitmap_of(volume: TransferView) -> str | None:
-    replica = volume.replica
-    return bitmap_name(replica.replication_id, replica.generation) if replica else None
 
 
 class _Rounds:

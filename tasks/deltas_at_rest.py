@@ -11,18 +11,16 @@ import time
 from haulier.hypervisor.devices import PREFIX, node_name
 from haulier.hypervisor.disks import wait_until_done
 from haulier.hypervisor.generations import (
-    DiskBackup,
     begin_generation,
     bitmap_name,
     connect_backups,
-    read_bitmaps,
 )
 from haulier.hypervisor.images import NbdServer
-from haulier.hypervisor.monitor import Monitor
 from haulier.hypervisor.overlays import record_writes
 from haulier.hypervisor.reader import ReadDisk, open_reader
-from haulier.services.attempts import TransferView, update_transfer
+from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
+from tasks.backups import backups_to_carrier
 from tasks.jobs import report_jobs
 from tasks.runner import StepRun, reporting
 
@@ -40,7 +38,7 @@ async def send_differences(work: StepRun) -> None:
     server = NbdServer(view.target.address, view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"])
     opened = [ReadDisk(disk.device, disk.source_image) for disk in disks]
     async with open_reader(work.place, opened, keys=work.keys()) as monitor:
-        backups = await _backups(monitor, disks)
+        backups = await backups_to_carrier(monitor, disks)
         await connect_backups(monitor, backups, server=server, tls=work.tls)
         jobs = await begin_generation(monitor, backups, bitmap=_LATER, max_bytes_per_s=at_most, lasting=False)
         async with reporting(lambda: report_jobs(work, monitor)):
@@ -48,25 +46,6 @@ async def send_differences(work: StepRun) -> None:
     took = time.monotonic() - begun
     for disk in disks:
         update_transfer(work.context, disk.id, bytes=sent[disk.device], seconds=took)
-
-
-async def _backups(monitor: Monitor, disks: tuple[TransferView, ...]) -> list[DiskBackup]:
-    found = await read_bitmaps(monitor, [disk.device for disk in disks])
-    usable = {(each.device, each.name) for each in found if each.usable}
-    return [
-        DiskBackup(
-            disk.device,
-            str(disk.role),
-            disk.format,
-            disk.export,
-            since=since if (since := _bitmap_of(disk)) and (disk.device, since) in usable else None,
-        )
-        for disk in disks
-    ]
-
-
-def _bitmap_of(disk: TransferView) -> str | None:
-    return bitmap_name(disk.replica.replication_id, disk.replica.generation) if disk.replica else None
 
 
 async def record_from_now_on(work: StepRun) -> None:

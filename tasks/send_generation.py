@@ -21,7 +21,6 @@ from haulier.hypervisor.generations import (
     connect_backups,
     drop_bitmaps,
     drop_bitmaps_of_others,
-    read_bitmaps,
 )
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor, open_monitor
@@ -31,6 +30,7 @@ from haulier.hypervisor.stream import drop_key, ensure_key
 from haulier.hypervisor.tpm_state import TpmState, read_state
 from haulier.services.attempts import AttemptView, TransferView, require_sync, update_transfer
 from models import Phase, Side, TransferMethod
+from tasks.backups import backups_to_carrier
 from tasks.celery import app
 from tasks.copy_cold import copy_volumes
 from tasks.jobs import report_jobs
@@ -93,21 +93,7 @@ async def _backups(view: AttemptView, monitor: Monitor) -> list[DiskBackup]:
     live = view.notes[Phase.CHECK, Side.CONTROL]["live_replications"]
     await drop_bitmaps_of_others(monitor, devices, live=live)
     await drop_bitmaps(monitor, devices, of=require_sync(view), keep={_last_bitmap(view)})
-    known = {
-        found.device
-        for found in await read_bitmaps(monitor, devices)
-        if found.usable and found.name == _last_bitmap(view)
-    }
-    return [
-        DiskBackup(
-            disk.device,
-            str(disk.role),
-            disk.format,
-            disk.export,
-            since=_last_bitmap(view) if disk.replica and disk.device in known else None,
-        )
-        for disk in disks
-    ]
+    return await backups_to_carrier(monitor, disks, bitmap=lambda disk: _last_bitmap(view) if disk.replica else None)
 
 
 def _last_bitmap(view: AttemptView) -> str:

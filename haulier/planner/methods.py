@@ -55,8 +55,8 @@ class Cell:
 class VolumeFacts:
     """What the table needs to know about a volume; `offline` is its VM, when that does not run.
 
-    `snapshot_only`: a snapshot of the VM refers to it, and the VM as it is now does not. `target_kind` is that of the
-    storage where it goes.
+    `snapshot_only`: a snapshot of the VM refers to it, and the VM as it is now does not. The kinds are those of the
+    storages that it is on and goes to.
     """
 
     device: str
@@ -66,7 +66,14 @@ class VolumeFacts:
     offline: bool = False
     snapshot_only: bool = False
     format: str = "raw"
+    source_kind: StorageKind = StorageKind.FOLDER
     target_kind: StorageKind = StorageKind.FOLDER
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is the same file there, if it is copied: with its format and all that is in it."""
+        are_files = KINDS[self.source_kind].has_files and KINDS[self.target_kind].has_files
+        return are_files and self.target_format == self.format
 
     @property
     def target_format(self) -> str:
@@ -104,6 +111,8 @@ _LIVE_DELTA = Cell(
 _DISK_AT_REST = Cell(
     Method.COPY, "nobody writes it: its file is copied as it is, with its holes and its internal snapshots"
 )
+# The same where one side is a device, or the format changes.
+_CONTENT_AT_REST = Cell(Method.COPY, "nobody writes it: what its guest sees of it is copied")
 _DELTA_AT_REST = Cell(
     Method.DELTA,
     "nobody writes it: one last sync of what was written since the replica's generation; all of it where no bitmap "
@@ -159,6 +168,8 @@ TABLE: Mapping[tuple[Role, Situation], Cell] = {
 def choose_method(volume: VolumeFacts) -> Choice:
     """The cell of the table for a volume."""
     cell = TABLE[volume.role, volume.situation]
+    if cell is _DISK_AT_REST and not volume.is_one_file:
+        cell = _CONTENT_AT_REST
     reason = cell.reason.format(device=volume.device)
     if volume.target_format != volume.format and cell.method is not Method.NONE:
         # Nothing of qcow2 but its content goes into a device.

@@ -95,7 +95,7 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         yield Problem(
             "storage_missing",
             f"node {facts.target} has no storage {storage}",
-            "Define a VM there with that storage first, or move the volume to `local`.",
+            f"haulier node set {facts.target} --storages storage.cfg, or --storage-map {storage}:OTHER",
         )
     for storage in facts.unused_maps:
         yield Problem(
@@ -172,7 +172,7 @@ def _recovery(facts: RecoveryFacts) -> Iterator[Problem]:
         yield Problem("replica_incomplete", words, "haulier replication list")
     for storage in facts.missing_storages:
         words = f"node {facts.on} does not see the shared storage {storage}"
-        yield Problem("storage_missing", words, "Define a VM there with that storage first.")
+        yield Problem("storage_missing", words, f"haulier node set {facts.on} --storages storage.cfg")
     for device in facts.local_images:
         words = f"{device} held an ISO image of {facts.vm_node} alone"
         yield Problem("cdrom_local", words, "Nothing but that node has it.")

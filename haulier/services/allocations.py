@@ -15,7 +15,7 @@ from haulier.errors import Refused
 from haulier.services.attempts import NodeView
 from haulier.services.context import Context
 from haulier.services.nodes import place_of
-from models import Allocation, AllocationKind, Replica, Storage, Volume
+from models import Allocation, AllocationKind, Attempt, Replica, Storage, Volume
 
 # How often another port is tried when the first is taken by somebody outside Haulier.
 _PORT_TRIES = 40
@@ -92,25 +92,24 @@ def allocated_volumes(context: Context, attempt_id: int, node: NodeView) -> tupl
         return tuple(Path(path) for path in paths if path)
 
 
-def paths_in_use(context: Context, node_id: int, *, attempt_id: int | None = None) -> frozenset[Path]:
-    """Every path of a node that is some VM's volume or a replica now, or that an attempt other than this one makes:
-    nothing that frees may touch one of them.
+def paths_in_use(context: Context, node_id: int, *, attempt_id: int = 0) -> frozenset[Path]:
+    """Every path of a node that is some VM's volume or a replica now, or that an attempt which is not over has taken
+    there, but this one: nothing that frees may touch one of them.
     """
     names = (Volume.name, Replica.name, Replica.overlay)
     queries = (
         select(Storage.path, name).join(name.class_).where(Storage.node_id == node_id, name.is_not(None))
         for name in names
     )
-    made = select(Allocation.path).where(
-        Allocation.node_id == node_id,
-        Allocation.kind == AllocationKind.VOLUME,
-        Allocation.freed_at.is_(None),
-        Allocation.attempt_id != attempt_id,
+    taken = (
+        select(Allocation.path)
+        .join(Attempt, Allocation.attempt_id == Attempt.id)
+        .where(Allocation.node_id == node_id, Allocation.kind == AllocationKind.VOLUME, Allocation.freed_at.is_(None))
+        .where(Attempt.id != attempt_id, Allocation.purpose != OLD_FILE, Attempt.finished_at.is_(None))
     )
     with context.database.read() as session:
         named = {Path(folder) / str(name) for query in queries for folder, name in session.execute(query)}
-        others = session.scalars(made) if attempt_id is not None else ()
-        return frozenset(named | {Path(path) for path in others if path})
+        return frozenset(named | {Path(path) for path in session.scalars(taken) if path})
 
 
 def storage_places(context: Context, node_id: int) -> tuple[StoragePlace, ...]:

@@ -92,6 +92,7 @@ def plan_crossings(
             offline=offline,
             snapshot_only=volume.device in in_snapshots,
             format=volume.format,
+            source_kind=StorageKind(volume.storage.kind),
             target_kind=kind,
         )
         keeps = facts.role in KEEPS_NAME and not stays
