@@ -82,5 +82,7 @@ def record_quarantined(context: Context, orphan: Orphan) -> None:
 def record_freed(context: Context, orphan: Orphan) -> None:
     """Write down that the file is gone, and tell."""
     with context.unit() as unit:
-        unit.session.get_one(Allocation, orphan.id).freed_at = now()
+        row = unit.session.get_one(Allocation, orphan.id)
+        move_copy(unit.session, TpmCopy(orphan.vm_id, row.node_id, orphan.path), LedgerRole.DESTROYED)
+        row.freed_at = now()
         unit.note("volume.freed", vm=orphan.vm, migration=orphan.migration, path=str(orphan.path))

@@ -137,3 +137,14 @@ def test_file_that_is_not_there_is_given_back(scene: Scene) -> None:
     scene.file.unlink()
     scene.collect()
     assert (scene.open_rows(), scene.told()) == ([], ["volume.freed"])
+
+
+def test_tpm_state_that_is_gone_is_promised_to_nobody(scene: Scene) -> None:
+    """A device keeps its name and is given back at once: there is nothing to be put away."""
+    world, view = scene.world, scene.world.view()
+    assert view.tpm
+    take_volume(world.context, view.attempt_id, view.target, view.tpm.target_path)
+    world.reserve_tpm(view)
+    for _ in range(2):
+        scene.collect()
+    assert [role for _node, role, _epoch in world.ledger()] == ["active", "destroyed"]
