@@ -11,8 +11,6 @@ from haulier.hypervisor.storage.driver import StorageDriver
 from haulier.hypervisor.tools import Run, run_tool
 
 _SECTOR = 512
-
-
 # A TPM's state is at the front of its volume, and no volume of one is as large.
 _SECRET_BYTES = 64 << 20
 
@@ -54,9 +52,9 @@ class DeviceDriver(StorageDriver):
         """Overwrite what may hold a TPM's state of a device of that many bytes."""
         self._zero(path, length=min(_SECRET_BYTES, there))
 
-    def _zero(self, path: Path, *, length: int | None = None) -> None:
-        """Overwrite the front of a device, or all of it. Raises StepFailed with the program's words."""
-        some = ["--length", str(whole_sectors(length))] if length else []
-        done = self._run(["blkdiscard", "--force", "--zeroout", *some, str(path)])
+    def _zero(self, path: Path, *, length: int) -> None:
+        """Overwrite the front of a device. Raises StepFailed with the program's words."""
+        size = str(whole_sectors(length))
+        done = self._run(["blkdiscard", "--force", "--zeroout", "--length", size, str(path)])
         if done.status != 0:
             raise StepFailed("not_overwritten", f"{path} was not overwritten: {done.words}", "Is it still open?")
