@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import select
 import signal
@@ -136,9 +137,17 @@ def _end_by_handle(handle: int, daemon: Daemon, patience_s: float) -> None:
             signal.pidfd_send_signal(handle, number)
         except ProcessLookupError:
             return
-        if select.select([handle], [], [], wait_s)[0]:
+        if _has_ended(handle, wait_s):
             return
     raise StepFailed("process_stays", f"the process of {daemon.pid_file} does not end", "Look at it by hand.")
+
+
+def _has_ended(handle: int, wait_s: float) -> bool:
+    """Whether a process ends in this time."""
+    # Not select(): it knows no descriptor beyond the 1024th.
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(math.ceil(wait_s * 1000)))
 
 
 def wait_for_end(daemon: Daemon, *, seconds: float, enough: Callable[[], bool] | None = None) -> bool:
@@ -157,9 +166,9 @@ def wait_for_end(daemon: Daemon, *, seconds: float, enough: Callable[[], bool] |
     gives_up_at = time.monotonic() + seconds
     try:
         while (left_s := gives_up_at - time.monotonic()) > 0 and not (enough and enough()):
-            if select.select([handle], [], [], min(left_s, _LOOK_S) if enough else left_s)[0]:
+            if _has_ended(handle, min(left_s, _LOOK_S) if enough else left_s):
                 return True
-        return bool(select.select([handle], [], [], 0)[0])
+        return _has_ended(handle, 0.0)
     finally:
         os.close(handle)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -141,6 +143,29 @@ def test_waiting_for_the_end(daemon: Daemon) -> None:
     assert not wait_for_end(daemon, seconds=0)
     threading.Timer(0.05, os.kill, (pid, signal.SIGKILL)).start()
     assert wait_for_end(daemon, seconds=10)
+
+
+def test_waiting_by_a_descriptor_beyond_the_1024th(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has many open; select() knows none of those."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 2048), limits[1]))
+    real = os.pidfd_open
+
+    def open_high(pid: int) -> int:
+        low = real(pid)
+        try:
+            return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1500)
+        finally:
+            os.close(low)
+
+    monkeypatch.setattr(os, "pidfd_open", open_high)
+    try:
+        pid = start(daemon)
+        assert not wait_for_end(daemon, seconds=0)
+        end(daemon)
+        assert is_gone(pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_one_that_has_removed_its_pid_file_is_waited_for_all_the_same(daemon: Daemon) -> None:
