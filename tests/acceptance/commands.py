@@ -53,6 +53,7 @@ class Command:
         arguments = (words, dict(environment), self._outputs.name)
         self._process = _FORKS.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
+        self._has_ended = False
 
     def finish(self) -> Answer:
         """Wait for its end."""
@@ -70,9 +71,13 @@ class Command:
         return self.finish()
 
     def end(self) -> None:
-        """Kill it if it still runs, and forget it."""
+        """Kill it if it still runs, and forget it, with what it holds of this process. Safe to call twice."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         self._process.kill()
         self._process.join()
+        self._process.close()
         self._outputs.cleanup()
 
     def _read(self, name: str) -> str:
