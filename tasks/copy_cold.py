@@ -1,6 +1,7 @@
 """Phase 4, copy_cold (source): the volumes that QEMU does not write are copied once, one by one.
 
-While the guest runs these are cloud-init, unused volumes and saved RAM; of a VM that does not run, all of them.
+While the guest runs these are cloud-init, unused volumes and saved RAM; of a VM that does not run, all of them, or what
+a replica on the target lacks.
 """
 
 from __future__ import annotations

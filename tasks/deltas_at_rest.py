@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from haulier.fault_points import fault_point
 from haulier.hypervisor.devices import PREFIX, node_name
 from haulier.hypervisor.disks import wait_until_done
 from haulier.hypervisor.generations import (
@@ -17,7 +18,7 @@ from haulier.hypervisor.generations import (
 )
 from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.overlays import record_writes
-from haulier.hypervisor.reader import ReadDisk, open_reader
+from haulier.hypervisor.reader import ReadDisk, open_reader, stop_reader
 from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.backups import backups_to_carrier
@@ -56,8 +57,10 @@ async def record_from_now_on(work: StepRun) -> None:
     disks = [disk for disk in view.by_method(TransferMethod.DELTA) if disk.format == "qcow2"]
     if turn is None or not disks:
         return
-    async with open_reader(
-        work.place, [ReadDisk(disk.device, disk.target_image) for disk in disks], keys=None
-    ) as monitor:
+    # An earlier try may have died with its reader at work.
+    stop_reader(work.place)
+    opened = [ReadDisk(disk.device, disk.target_image) for disk in disks]
+    async with open_reader(work.place, opened, keys=None) as monitor:
+        await fault_point("hand_over.recording")
         nodes = [(node_name(disk.device), True) for disk in disks]
         await record_writes(monitor, nodes, bitmap=bitmap_name(turn.replication_id, turn.generation))

@@ -17,8 +17,8 @@ from tasks.runner import Notes
 def source_problems(view: AttemptView) -> Iterator[Problem]:
     """What stands in the way of the volumes on the source."""
     by_identity: dict[str, str] = {}
-    unusable: dict[StoragePlace, Problem] = {}
-    yield from _storage_problems((volume.source_at for volume in view.transfers), unusable)
+    unusable = _unusable(volume.source_at for volume in view.transfers)
+    yield from unusable.values()
     for volume in view.transfers:
         driver = driver_of(volume.source_at)
         if volume.source_at in unusable:
@@ -36,12 +36,9 @@ def source_problems(view: AttemptView) -> Iterator[Problem]:
             yield from _image_problems(volume, sync=view.replication_id is not None)
 
 
-def _storage_problems(places: Iterable[StoragePlace], unusable: dict[StoragePlace, Problem]) -> Iterator[Problem]:
-    """What is wrong with these storages as a whole, once each; `unusable` holds them then."""
-    for place in dict.fromkeys(places):
-        if problem := driver_of(place).problem():
-            unusable[place] = problem
-            yield problem
+def _unusable(places: Iterable[StoragePlace]) -> dict[StoragePlace, Problem]:
+    """Those of these storages that cannot be used as they are, with the reasons."""
+    return {place: problem for place in dict.fromkeys(places) if (problem := driver_of(place).problem())}
 
 
 def _identity(volume: TransferView) -> str:
@@ -108,8 +105,8 @@ def target_problems(view: AttemptView) -> Iterator[Problem]:
     that is none.
     """
     identities = view.notes[Phase.CHECK, Side.SOURCE]["inodes"]
-    unusable: dict[StoragePlace, Problem] = {}
-    yield from _storage_problems((volume.target_at for volume in view.transfers), unusable)
+    unusable = _unusable(volume.target_at for volume in view.transfers)
+    yield from unusable.values()
     for volume in view.transfers:
         driver = driver_of(volume.target_at)
         if volume.target_at in unusable:

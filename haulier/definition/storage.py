@@ -94,6 +94,11 @@ def format_on(kind: StorageKind, form: str) -> str:
     return form if form in formats else formats[0]
 
 
+def can_be_one_file(source: StorageKind, target: StorageKind, *, form: str) -> bool:
+    """Whether a volume can be the same file on both, with its format and all that is in it."""
+    return KINDS[source].has_files and KINDS[target].has_files and format_on(target, form) == form
+
+
 def name_on(kind: StorageKind, name: str, *, form: str, vm: str) -> str:
     """What a volume is called on a storage of this kind: its own name, if it fits there, else one made of it.
 

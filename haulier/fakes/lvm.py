@@ -7,11 +7,11 @@ an older volume would have left is in each thick one. As programs: `python -m ha
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import json
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from haulier.hypervisor.processes import holders
+from haulier.hypervisor.processes import wait_until_released
 from haulier.hypervisor.tools import Done, run_tool
 
 EXTENT = 4 << 20
@@ -227,12 +227,13 @@ def _link(group: str, name: str) -> Path:
 
 def _is_held(link: Path) -> bool:
     """LVM tries for some seconds, too: whoever looks for a free loop device opens each for a moment."""
-    until = time.monotonic() + _PATIENCE_S
-    while held := link.exists() and bool(holders(link.resolve())):
-        if time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    return held
+    if not link.exists():
+        return False
+    try:
+        asyncio.run(asyncio.wait_for(wait_until_released(link), _PATIENCE_S))
+    except TimeoutError:
+        return True
+    return False
 
 
 def _reporting() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from haulier.definition import Role
-from haulier.definition.storage import KINDS, StorageKind, format_on
+from haulier.definition.storage import KINDS, StorageKind, can_be_one_file, format_on
 from haulier.errors import Problem
 
 
@@ -68,12 +68,6 @@ class VolumeFacts:
     format: str = "raw"
     source_kind: StorageKind = StorageKind.FOLDER
     target_kind: StorageKind = StorageKind.FOLDER
-
-    @property
-    def is_one_file(self) -> bool:
-        """Whether it is the same file there, if it is copied: with its format and all that is in it."""
-        are_files = KINDS[self.source_kind].has_files and KINDS[self.target_kind].has_files
-        return are_files and self.target_format == self.format
 
     @property
     def target_format(self) -> str:
@@ -168,7 +162,7 @@ TABLE: Mapping[tuple[Role, Situation], Cell] = {
 def choose_method(volume: VolumeFacts) -> Choice:
     """The cell of the table for a volume."""
     cell = TABLE[volume.role, volume.situation]
-    if cell is _DISK_AT_REST and not volume.is_one_file:
+    if cell is _DISK_AT_REST and not can_be_one_file(volume.source_kind, volume.target_kind, form=volume.format):
         cell = _CONTENT_AT_REST
     reason = cell.reason.format(device=volume.device)
     if volume.target_format != volume.format and cell.method is not Method.NONE:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from haulier.definition import VmDefinition
-from haulier.definition.storage import Image, StoragePlace
+from haulier.definition.storage import Image, StoragePlace, can_be_one_file
 from haulier.errors import StepFailed
 from haulier.services.chain import Claim
 from haulier.services.context import Context
@@ -36,8 +36,6 @@ from models import (
 )
 from models.enums import LedgerRole
 
-# How often another port is tried when the first is taken by somebody outside Haulier.
-_PORT_TRIES = 40
 _STEP = Base.metadata.tables["step"]
 
 
@@ -108,8 +106,8 @@ class TransferView:
     @property
     def goes_as_file(self) -> bool:
         """Whether it is copied as the file that it is; else its content alone is written, in the target's format."""
-        are_files = self.source_at.facts.has_files and self.target_at.facts.has_files
-        return self.method is TransferMethod.COPY and are_files and self.format == self.target_format
+        can = can_be_one_file(self.source_at.kind, self.target_at.kind, form=self.format)
+        return can and self.method is TransferMethod.COPY
 
     @property
     def source_image(self) -> Image:

@@ -135,6 +135,7 @@ def test_last_sync_of_a_vm_that_does_not_run(stack: Stack, make_guest: Callable[
         ("hand_over.proved", "beta", "undone"),
         ("hand_over.committed", "beta", "done"),
         ("take_generation.merged", "beta", "done"),
+        ("hand_over.recording", "beta", "done"),
         ("retire_source.run.begins", "alpha", "done"),
     ],
 )

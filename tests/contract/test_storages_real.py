@@ -189,6 +189,30 @@ def test_new_one_that_somebody_died_over(bench: Bench) -> None:
     driver.remove(path)
 
 
+class Killed(BaseException):
+    """The worker is not there any more."""
+
+
+@pytest.mark.parametrize("bench", ["folder", "fake lvm", "fake lvmthin"], indirect=True)
+def test_new_one_with_something_at_its_front(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies before it is there leaves none of that name."""
+    driver, path, content = bench.driver, bench.path("vm-101-efi"), tmp_path / "variables"
+    content.write_bytes(b"v" * 4096)
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("haulier.hypervisor.storage.driver.fill_image", die)
+        with pytest.raises(Killed):
+            driver.make_blank(path, format="raw", size_bytes=MIB, content=content)
+    assert not driver.exists(path)
+    driver.make_blank(path, format="raw", size_bytes=MIB, content=content)
+    assert path.read_bytes()[:MIB] == content.read_bytes().ljust(MIB, b"\0")
+    assert not driver.exists(path.with_name(f"unfinished-{path.name}"))
+    driver.remove(path)
+
+
 def test_what_was_secret_is_overwritten(bench: Bench) -> None:
     driver, path = bench.driver, bench.path("vm-101-tpm")
     driver.make(path, format="raw", size_bytes=4 * MIB)

@@ -48,6 +48,10 @@ class DeviceDriver(StorageDriver):
         if problem := problem_of_use(path):
             raise Refused(problem.code, problem.message, problem.hint)
 
+    def blank(self, path: Path, *, size_bytes: int) -> None:
+        if not self.place.facts.is_zeroed:
+            self._zero(path, length=size_bytes)
+
     def _zero_secrets(self, path: Path, *, there: int) -> None:
         """Overwrite what may hold a TPM's state of a device of that many bytes."""
         self._zero(path, length=min(_SECRET_BYTES, there))

@@ -6,7 +6,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from haulier.definition.storage import StoragePlace
-from haulier.errors import HaulierError, Problem, Refused
+from haulier.errors import HaulierError, Problem, Refused, StepFailed
+from haulier.hypervisor.images import fill_image
+
+# What LVM allows; files may be longer.
+_LONGEST_NAME = 127
 
 
 class StorageDriver(ABC):
@@ -38,12 +42,28 @@ class StorageDriver(ABC):
         Raises StepFailed, `volume_exists` for one that is there already; nothing was made then.
         """
 
-    @abstractmethod
     def make_blank(self, path: Path, *, format: str, size_bytes: int, content: Path | None = None) -> None:
         """Make a volume that reads as zeroes, with what is in the file `content` at its front.
 
-        Whoever dies here leaves none of that name. Raises as `make`.
+        It has another name until it is that: whoever dies here leaves none of its own. Raises as `make`.
         """
+        if problem := self.problem_of_new(path, size_bytes=size_bytes):
+            raise StepFailed(problem.code, problem.message, problem.hint)
+        unfinished = path.with_name(f"unfinished-{path.name}"[:_LONGEST_NAME])
+        self.remove(unfinished)
+        self.make(unfinished, format=format, size_bytes=size_bytes)
+        try:
+            self.blank(unfinished, size_bytes=size_bytes)
+            if content:
+                fill_image(self.place.image(unfinished, format, size_bytes), content=content)
+        except StepFailed:
+            self.remove(unfinished)
+            raise
+        self.put_away(unfinished, path)
+
+    @abstractmethod
+    def blank(self, path: Path, *, size_bytes: int) -> None:
+        """Have a volume that was just made read as zeroes, where it does not by nature."""
 
     @abstractmethod
     def require_unused(self, path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from haulier.definition.storage import Image, StorageKind
+from haulier.definition.storage import StorageKind
 from haulier.errors import Problem
-from haulier.hypervisor.images import VOLUME_EXISTS, create_image, destroy_image, fill_image, free_bytes, remove_image
+from haulier.hypervisor.images import VOLUME_EXISTS, create_image, destroy_image, free_bytes, remove_image
 from haulier.hypervisor.storage.driver import StorageDriver
 from haulier.hypervisor.volume_paths import problem_of_path
 
@@ -37,10 +37,14 @@ class FolderDriver(StorageDriver):
         create_image(path, format=format, size_bytes=size_bytes)
 
     def make_blank(self, path: Path, *, format: str, size_bytes: int, content: Path | None = None) -> None:
-        """It is blank by nature."""
-        create_image(path, format=format, size_bytes=size_bytes)
-        if content:
-            fill_image(Image(path, format), content=content)
+        """A file is made blank in one go, and never over another one."""
+        if content is None:
+            self.make(path, format=format, size_bytes=size_bytes)
+        else:
+            super().make_blank(path, format=format, size_bytes=size_bytes, content=content)
+
+    def blank(self, path: Path, *, size_bytes: int) -> None:
+        """It is that by nature."""
 
     def require_unused(self, path: Path) -> None:
         """The host uses no image files."""

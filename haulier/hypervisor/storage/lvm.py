@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from haulier.definition.storage import Image
 from haulier.errors import Problem, StepFailed
-from haulier.hypervisor.images import VOLUME_EXISTS, fill_image
+from haulier.hypervisor.images import VOLUME_EXISTS
 from haulier.hypervisor.storage.devices import DeviceDriver, whole_sectors
 
 # LVM 2.03.31 puts errors into the report unless it is told not to.
 _REPORT = ("--config", "log/report_command_log=0", "--reportformat", "json", "--units", "b", "--nosuffix")
 # By what an administrator tells our volumes from others, in `lvs -o +lv_tags`.
 _TAG = "haulier"
-_LONGEST_NAME = 127
 
 
 class LvmDriver(DeviceDriver):
@@ -67,23 +65,6 @@ class LvmDriver(DeviceDriver):
             # Or it asks whether what an older volume has left may go.
             words += ["--wipesignatures", "y", "--size", size]
         self._must("volume_not_made", *words, self._group)
-
-    def make_blank(self, path: Path, *, format: str, size_bytes: int, content: Path | None = None) -> None:
-        """Under another name until it is: nobody takes what an older volume has left for this one's."""
-        if problem := self.problem_of_new(path, size_bytes=size_bytes):
-            raise StepFailed(problem.code, problem.message, problem.hint)
-        unfinished = path.with_name(f"unfinished-{path.name}"[:_LONGEST_NAME])
-        self.remove(unfinished)
-        self.make(unfinished, format=format, size_bytes=size_bytes)
-        try:
-            if not self.place.facts.is_zeroed:
-                self._zero(unfinished, length=size_bytes)
-            if content:
-                fill_image(Image(unfinished, format, size_bytes), content=content)
-        except StepFailed:
-            self.remove(unfinished)
-            raise
-        self.put_away(unfinished, path)
 
     def remove(self, path: Path) -> None:
         if self._find(path.name) is not None:
