@@ -18,6 +18,7 @@ from haulier.hypervisor.images import stop_carrier
 from haulier.hypervisor.layout import NodeLayout, short_name
 from haulier.hypervisor.machine import stop_now
 from haulier.hypervisor.processes import last_words
+from haulier.hypervisor.reader import stop_reader
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.services.context import Context
 from haulier.services.migrations import await_migration, cancel_migration, is_over, open_migrations
@@ -177,5 +178,6 @@ def _end_processes(settings: Settings) -> Iterator[tuple[str, str]]:
             stop_now(place)
             stop_swtpm(place)
             stop_carrier(place)
+            stop_reader(place)
             if ran:
                 yield sockets.name, run.name
