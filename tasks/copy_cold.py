@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 
-from haulier.hypervisor.images import NbdServer, RemoteExport, send_file
+from haulier.hypervisor.carrier import RemoteExport, send_file
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.reader import stop_reader
 from haulier.hypervisor.storage import driver_of
 from haulier.services.attempts import update_transfer

@@ -16,7 +16,7 @@ from haulier.hypervisor.generations import (
     bitmap_name,
     connect_backups,
 )
-from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.overlays import record_writes
 from haulier.hypervisor.reader import ReadDisk, open_reader, stop_reader
 from haulier.services.attempts import update_transfer

@@ -17,8 +17,8 @@ from haulier.errors import NeedsOperator, StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.disks import stop_serving
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, MonitorLost, open_monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.processes import wait_for_end
 from haulier.hypervisor.sockets import listen_on
 from haulier.hypervisor.tpm_identity import read_identity

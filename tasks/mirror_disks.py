@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 
 from haulier.hypervisor.disks import Mirror, drop_jobs, wait_until_ready
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import open_monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.stream import drop_key, ensure_key
 from haulier.services.attempts import AttemptView, update_transfer
 from models import Phase, Side

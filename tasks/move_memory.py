@@ -21,8 +21,8 @@ from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
 from haulier.hypervisor.dead_links import cut_on_failure
 from haulier.hypervisor.disks import finish_mirrors, read_progress
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor, open_monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_state import read_state
 from haulier.planner.convergence import FIRST_PACE, LOOK_S, Pace, StreamFacts, choose_pace

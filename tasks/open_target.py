@@ -11,9 +11,10 @@ from functools import partial
 
 from haulier.errors import StepFailed
 from haulier.hypervisor import machine
+from haulier.hypervisor.carrier import stop_carrier
 from haulier.hypervisor.disks import serve_disks
-from haulier.hypervisor.images import NbdServer, stop_carrier
 from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.processes import log_size
 from haulier.hypervisor.sockets import PORT_TAKEN
 from haulier.hypervisor.storage import driver_of

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from haulier.hypervisor.images import NbdServer, RemoteExport, close_carrier, flush, flush_export, require_carrier
+from haulier.hypervisor.carrier import RemoteExport, close_carrier, flush_export, require_carrier
+from haulier.hypervisor.images import flush
+from haulier.hypervisor.nbd import NbdServer
 from models import Phase, Side
 from tasks.runner import StepRun
 

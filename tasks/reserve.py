@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import CarrierExport, NbdServer, create_overlay, start_carrier, stop_carrier
+from haulier.hypervisor.carrier import CarrierExport, start_carrier, stop_carrier
+from haulier.hypervisor.images import create_overlay
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.storage import driver_of
 from haulier.services.allocations import (
     allocated_volumes,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from haulier.errors import NeedsOperator
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import copy_state, destroy_image, flush_folder, stop_carrier
+from haulier.hypervisor.carrier import stop_carrier
+from haulier.hypervisor.images import copy_state, destroy_image, flush_folder
 from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.swtpm import stop_swtpm
 from haulier.hypervisor.tpm_state import read_state

@@ -21,8 +21,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 from haulier.fault_points import fault_point
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.tls import KeyFolder, greeting_key
 from haulier.services import chain
 from haulier.services.allocations import take_port

@@ -22,8 +22,8 @@ from haulier.hypervisor.generations import (
     drop_bitmaps,
     drop_bitmaps_of_others,
 )
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.reader import ReadDisk, open_reader, stop_reader
 from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.stream import drop_key, ensure_key

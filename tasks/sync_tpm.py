@@ -12,7 +12,9 @@ from pathlib import Path
 
 from haulier.definition.storage import Image
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer, RemoteExport, destroy_image, send_file
+from haulier.hypervisor.carrier import RemoteExport, send_file
+from haulier.hypervisor.images import destroy_image
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.storage import driver_of
 from haulier.hypervisor.tpm_identity import forget_scratch, read_identity
 from haulier.hypervisor.tpm_state import TpmState, read_state

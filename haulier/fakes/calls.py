@@ -22,13 +22,15 @@ from haulier.fakes.files import FakePath, FakeVolume
 from haulier.fakes.pair import FakePair
 from haulier.fakes.processes import FakeCarrier, FakeConnection, FakeListener, FakeProcess, FakeSwtpm
 from haulier.fakes.qemu import FakeQemu, RunState
-from haulier.hypervisor import facts, greeting, images, machine, monitor, nbd, processes, sockets, swtpm, tls
+from haulier.hypervisor import carrier, facts, greeting, images, machine, monitor, nbd, processes, sockets, swtpm, tls
 from haulier.hypervisor import tpm_identity as identities
 from haulier.hypervisor import tpm_state as states
+from haulier.hypervisor.carrier import CarrierExport, RemoteExport
 from haulier.hypervisor.command_line import MachineSpec
-from haulier.hypervisor.images import CarrierExport, ImageInfo, NbdServer, RemoteExport
+from haulier.hypervisor.images import ImageInfo
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import Event, MonitorLost
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.processes import Daemon
 from haulier.hypervisor.tpm_state import TpmState
 
@@ -348,8 +350,8 @@ CALLS: Mapping[object, object] = {
     images.destroy_image: destroy_image,
     images.image_info: image_info,
     images.free_bytes: lambda _: 1 << 40,
-    images.start_carrier: start_carrier,
-    images.send_file: send_file,
+    carrier.start_carrier: start_carrier,
+    carrier.send_file: send_file,
     states.read_state: read_state,
     identities.read_identity: read_identity,
     identities.forget_scratch: forget_scratch,

@@ -14,9 +14,8 @@ from typing import Any
 from haulier.errors import Refused, StepFailed
 from haulier.hypervisor.dead_links import cut_links
 from haulier.hypervisor.devices import PREFIX, node_name, overlay_node
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
-from haulier.hypervisor.nbd import require_answer
+from haulier.hypervisor.nbd import NbdServer, require_answer
 from haulier.hypervisor.sockets import hand_to_qemu, listen_on
 from haulier.hypervisor.tls import OBJECT_ID
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from haulier.hypervisor.devices import PREFIX, node_name
 from haulier.hypervisor.disks import connect_export, require_mirrorable
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor
+from haulier.hypervisor.nbd import NbdServer
 
 # The cluster of a qcow2, and what QEMU's backup takes for a target over NBD: nothing smaller would be sent anyway.
 _GRANULARITY = 64 << 10

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import dataclass
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer
 
 _PATIENCE_S = 5.0
 _GREETING = b"NBDMAGICIHAVEOPT"
 # Fixed newstyle, then NBD_OPT_ABORT without data: a server that is left without it writes an error into its log.
 _GOOD_BYE = struct.pack(">I8sII", 1, b"IHAVEOPT", 2, 0)
 _FLAGS_BYTES, _REPLY_BYTES = 2, 20
+
+
+@dataclass(frozen=True, slots=True)
+class NbdServer:
+    """Where a server listens."""
+
+    address: str
+    port: int
 
 
 async def require_answer(server: NbdServer) -> None:

@@ -11,8 +11,8 @@ import asyncio
 import socket
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Monitor
+from haulier.hypervisor.nbd import NbdServer
 
 PORT_TAKEN = "port_taken"
 _CONNECT_S = 5.0

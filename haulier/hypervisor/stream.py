@@ -15,8 +15,8 @@ from typing import Any
 
 from haulier.errors import StepFailed
 from haulier.hypervisor import greeting
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.monitor import Event, Monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.sockets import connect_to, hand_to_qemu
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 

@@ -1,7 +1,8 @@
-"""The one place where programs for devices are run, which a transcript of such runs can stand in for."""
+"""Programs are run here: those for devices by `run_tool`, which a transcript of such runs can stand in for."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -32,15 +33,42 @@ Run = Callable[[Sequence[str]], Done]
 
 def run_tool(words: Sequence[str]) -> Done:
     """Run a program to its end. Raises StepFailed (`tool_missing`), OutcomeUnknown where it does not end."""
-    # Messages are compared with what is known of them.
-    environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-            timeout=_PATIENCE_S, env=environment,
+            timeout=_PATIENCE_S, env=_environment(),
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise StepFailed("tool_missing", f"there is no program {words[0]}", "Install it on this node.") from error
+        raise _missing(words) from error
     except subprocess.TimeoutExpired as error:
         raise OutcomeUnknown("tool_silent", f"{words[0]} did not end") from error
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+async def run_beside(words: Sequence[str], *, told: str = "") -> Done:
+    """Run a program to its end while others go on; `told` is what it reads. It is killed if we are told to end before.
+
+    Raises StepFailed (`tool_missing`).
+    """
+    pipe = subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment())
+    except FileNotFoundError as error:
+        raise _missing(words) from error
+    try:
+        said = await process.communicate(told.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    stdout, stderr = (each.decode(errors="replace") for each in said)
+    return Done(await process.wait(), stdout, stderr)
+
+
+def _environment() -> dict[str, str]:
+    # Messages are compared with what is known of them.
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _missing(words: Sequence[str]) -> StepFailed:
+    return StepFailed("tool_missing", f"there is no program {words[0]}", "Install it on this node.")

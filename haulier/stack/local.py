@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.clock import now
 from haulier.errors import HaulierError, Refused, StepFailed
-from haulier.hypervisor.images import stop_carrier
+from haulier.hypervisor.carrier import stop_carrier
 from haulier.hypervisor.layout import NodeLayout, short_name
 from haulier.hypervisor.machine import stop_now
 from haulier.hypervisor.processes import last_words

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import (
-    stop_carrier,
-)
+from haulier.hypervisor.carrier import stop_carrier
 from haulier.hypervisor.layout import NodeLayout, VmPlace
 from haulier.hypervisor.swtpm import stop_swtpm
 from tests.contract.real import (

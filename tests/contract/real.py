@@ -15,12 +15,10 @@ from haulier.definition import Role, VmDefinition, VolumeSpec
 from haulier.hypervisor import machine
 from haulier.hypervisor.command_line import MachineSpec
 from haulier.hypervisor.devices import Drive, node_name
-from haulier.hypervisor.images import (
-    NbdServer,
-    create_image,
-)
+from haulier.hypervisor.images import create_image
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import Monitor, open_monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.tls import KeyFolder
 
 QEMU = os.environ.get("HAULIER_QEMU", "qemu-system-x86_64")

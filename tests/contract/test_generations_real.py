@@ -15,15 +15,9 @@ import pytest
 from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor import disks, generations, machine, stream
+from haulier.hypervisor.carrier import CarrierExport, start_carrier, stop_carrier
 from haulier.hypervisor.generations import Bitmap, DiskBackup, bitmap_name
-from haulier.hypervisor.images import (
-    CarrierExport,
-    create_image,
-    create_overlay,
-    merge_overlay,
-    start_carrier,
-    stop_carrier,
-)
+from haulier.hypervisor.images import create_image, create_overlay, merge_overlay
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import Monitor, MonitorLost
 from haulier.hypervisor.reader import ReadDisk, open_reader

@@ -13,18 +13,10 @@ import pytest
 
 from haulier.definition.storage import Image
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import (
-    CarrierExport,
-    NbdServer,
-    RemoteExport,
-    create_image,
-    image_info,
-    send_file,
-    start_carrier,
-    stop_carrier,
-)
+from haulier.hypervisor.carrier import CarrierExport, RemoteExport, send_file, start_carrier, stop_carrier
+from haulier.hypervisor.images import create_image, image_info
 from haulier.hypervisor.layout import VmPlace
-from haulier.hypervisor.nbd import require_answer
+from haulier.hypervisor.nbd import NbdServer, require_answer
 from haulier.hypervisor.tls import KeyFolder
 from tests.contract.real import (
     OTHER_SECRET,

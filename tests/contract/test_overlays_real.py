@@ -13,9 +13,10 @@ from haulier.errors import StepFailed
 from haulier.hypervisor import disks, generations, machine, overlays, stream
 from haulier.hypervisor.devices import node_name, overlay_node
 from haulier.hypervisor.generations import DiskBackup, bitmap_name
-from haulier.hypervisor.images import NbdServer, create_overlay
+from haulier.hypervisor.images import create_overlay
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import Monitor
+from haulier.hypervisor.nbd import NbdServer
 from tests.contract.real import disk, keys, qemu, run, server
 from tests.contract.test_generations_real import CLUSTER, FORMATS, MIB, machine_with_disk, read, write
 

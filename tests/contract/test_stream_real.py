@@ -11,9 +11,9 @@ import pytest
 
 from haulier.errors import StepFailed
 from haulier.hypervisor import machine, stream
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import Monitor
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.sockets import listen_on
 from haulier.hypervisor.tls import greeting_key
 from tests.contract.real import OTHER_SECRET, SECRET, keys, qemu, run, server

@@ -12,9 +12,7 @@ import pytest
 
 from haulier.errors import StepFailed
 from haulier.hypervisor import machine
-from haulier.hypervisor.images import (
-    create_image,
-)
+from haulier.hypervisor.images import create_image
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.monitor import MonitorLost
 from haulier.hypervisor.processes import wait_for_end

@@ -13,9 +13,9 @@ import pytest
 
 from haulier.errors import Refused
 from haulier.hypervisor.disks import Mirror, serve_disks, start_mirror
-from haulier.hypervisor.images import NbdServer
 from haulier.hypervisor.layout import listening_socket
 from haulier.hypervisor.monitor import open_monitor
+from haulier.hypervisor.nbd import NbdServer
 
 pytestmark = pytest.mark.real
 

@@ -10,7 +10,7 @@ import pytest
 from haulier.definition import Role
 from haulier.errors import Refused
 from haulier.hypervisor.disks import Mirror, require_mirrorable, serve_disks
-from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.nbd import NbdServer
 
 SERVER = NbdServer("127.0.0.1", 1)
 

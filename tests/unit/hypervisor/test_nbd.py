@@ -8,7 +8,7 @@ import pytest
 
 from haulier.errors import StepFailed
 from haulier.hypervisor import nbd
-from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.nbd import NbdServer
 
 
 async def ask(said: bytes | None) -> None:

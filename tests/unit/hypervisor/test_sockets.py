@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import NbdServer
+from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.sockets import PORT_TAKEN, connect_to, listen_on
 
 
