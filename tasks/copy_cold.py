@@ -53,6 +53,7 @@ async def undo(work: StepRun) -> None:
     """The copies are freed by `reserve`; here a reader is ended that its worker has left."""
     if work.view.offline:
         stop_reader(work.place)
+        work.place.forget_digests()
 
 
 @app.task(name=f"haulier.{Phase.COPY_COLD}")

@@ -22,6 +22,7 @@ from haulier.hypervisor.reader import ReadDisk, open_reader, stop_reader
 from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.backups import backups_to_carrier
+from tasks.comparing import mark_what_differs
 from tasks.jobs import report_jobs
 from tasks.runner import StepRun, reporting
 
@@ -39,6 +40,7 @@ async def send_differences(work: StepRun) -> None:
     server = NbdServer(view.target.address, view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"])
     opened = [ReadDisk(disk.device, disk.source_image) for disk in disks]
     async with open_reader(work.place, opened, keys=work.keys()) as monitor:
+        await mark_what_differs(work, monitor)
         backups = await backups_to_carrier(monitor, disks)
         await connect_backups(monitor, backups, server=server, tls=work.tls)
         jobs = await begin_generation(monitor, backups, bitmap=_LATER, max_bytes_per_s=at_most, lasting=False)

@@ -27,6 +27,7 @@ from haulier.services.attempts import TransferView
 from haulier.services.ledger import TpmCopy, drop_reserved, reserve_copy
 from models import AllocationKind, Phase, TransferMethod, VolumeRole
 from tasks.celery import app
+from tasks.comparing import compared_exports, read_replicas
 from tasks.freeing import Freeing
 from tasks.merging import merge_replica
 from tasks.runner import Notes, StepRun, execute
@@ -50,7 +51,8 @@ async def run(work: StepRun) -> Notes:
     carried = tuple(volume for volume in view.crossing if volume.method in CARRIED or at_rest)
     if not carried:
         return {}
-    return {"carrier_port": _open_carrier(work, carried).port}
+    notes = await read_replicas(work)
+    return {"carrier_port": _open_carrier(work, carried).port, **notes}
 
 
 def _make(work: StepRun, volume: TransferView) -> None:
@@ -90,7 +92,7 @@ def _take(work: StepRun, volume: TransferView, path: Path) -> None:
 
 
 def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
-    exports = [CarrierExport(volume.export, volume.received) for volume in carried]
+    exports = [CarrierExport(volume.export, volume.received) for volume in carried] + compared_exports(work)
     tried: frozenset[int] = frozenset()
     while True:
         server = work.listen_on(work.view.target, "carrier", avoid=tried)
@@ -109,6 +111,7 @@ async def undo(work: StepRun) -> None:
     """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
     view = work.view
     stop_carrier(work.place)
+    work.place.forget_digests()
     freeing = Freeing(work.context, view.target.id, attempt_id=view.attempt_id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
         is_secret = view.tpm is not None and path == view.tpm.target_path

@@ -32,6 +32,7 @@ from haulier.services.attempts import AttemptView, TransferView, require_sync, u
 from models import Phase, Side, TransferMethod
 from tasks.backups import backups_to_carrier
 from tasks.celery import app
+from tasks.comparing import mark_what_differs
 from tasks.copy_cold import copy_volumes
 from tasks.jobs import report_jobs
 from tasks.runner import Notes, StepRun, execute, reporting
@@ -73,6 +74,7 @@ async def _disks(work: StepRun) -> AsyncIterator[Monitor]:
     if view.offline:
         read = [ReadDisk(disk.device, disk.source_image) for disk in disks]
         async with open_reader(work.place, read, keys=work.keys()) as monitor:
+            await mark_what_differs(work, monitor)
             yield monitor
         return
     async with open_monitor(work.place.control) as monitor:
@@ -93,7 +95,7 @@ async def _backups(view: AttemptView, monitor: Monitor) -> list[DiskBackup]:
     live = view.notes[Phase.CHECK, Side.CONTROL]["live_replications"]
     await drop_bitmaps_of_others(monitor, devices, live=live)
     await drop_bitmaps(monitor, devices, of=require_sync(view), keep={_last_bitmap(view)})
-    return await backups_to_carrier(monitor, disks, bitmap=lambda disk: _last_bitmap(view) if disk.replica else None)
+    return await backups_to_carrier(monitor, disks)
 
 
 def _last_bitmap(view: AttemptView) -> str:
@@ -131,6 +133,7 @@ async def undo(work: StepRun) -> None:
     """End what is being sent and forget the moment; the last generation's bitmap stays."""
     view = work.view
     stop_reader(work.place)
+    work.place.forget_digests()
     if work.place.qemu.pid() is not None:
         devices = [disk.device for disk in view.by_method(TransferMethod.DELTA)]
         async with open_monitor(work.place.control) as monitor:

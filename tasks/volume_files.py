@@ -11,6 +11,7 @@ from haulier.hypervisor.images import image_info
 from haulier.hypervisor.storage import StorageDriver, driver_of
 from haulier.services.attempts import AttemptView, TransferView
 from models import Phase, Side, TransferMethod, VolumeRole
+from tasks.comparing import without_bitmap
 from tasks.runner import Notes
 
 
@@ -53,6 +54,9 @@ def _image_problems(volume: TransferView, *, sync: bool) -> Iterator[Problem]:
         yield Problem(
             "volume_is_clone", f"{volume.device} hangs on {found.backing}, which stays here", "Flatten it first."
         )
+    if found.data_file:
+        words = f"{volume.device} has its content in another file, {found.data_file}"
+        yield Problem("volume_has_data_file", words, "Make one of both: qemu-img convert.")
     # A replica holds the disk as its guest sees it: that it has no snapshots is written in docs/replication.md.
     if found.snapshots and not (volume.goes_as_file or sync):
         yield _loses_snapshots(volume)
@@ -77,8 +81,8 @@ def _loses_snapshots(volume: TransferView) -> Problem:
 
 
 def seen_files(view: AttemptView) -> Notes:
-    """For later phases: how long the files are that will be copied, which files they are that both nodes share, and
-    of a sync, which look as they did when their replica was made.
+    """For later phases: how long the files are that will be copied, which files they are that both nodes share, which
+    disks are to be compared with their replicas, and of a sync, which look as they did when their replica was made.
     """
     copied = [volume for volume in view.by_method(TransferMethod.COPY) if volume.source_at.facts.has_files]
     looks = {volume.device: _looks(volume.source_path) for volume in copied}
@@ -86,6 +90,7 @@ def seen_files(view: AttemptView) -> Notes:
         "file_bytes": {device: look["bytes"] for device, look in looks.items()},
         "inodes": {each.device: driver_of(each.source_at).identity(each.source_path) for each in view.staying},
         "looks": looks,
+        "compared": list(without_bitmap(view)),
         "unchanged": [each.device for each in copied if view.replication_id and _looks_the_same(each, looks)],
     }
 

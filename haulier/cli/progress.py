@@ -64,6 +64,8 @@ def draw(document: dict[str, Any]) -> RenderableType:
     for volume in document["volumes"]:
         bar = _bar(volume["device"], volume["method"], volume["bytes"], volume["bytes_total"])
         volumes.add_row(*bar)
+    for name, done in _compared(document["phases"]):
+        volumes.add_row(*_bar(name, "compare", done["bytes"], done["bytes_total"]))
     ram = next((phase["progress"].get("ram") for phase in document["phases"] if phase["name"] == "move_memory"), None)
     if ram:
         volumes.add_row(*_bar("RAM", "stream", ram["bytes"], ram["bytes_total"]))
@@ -72,6 +74,16 @@ def draw(document: dict[str, Any]) -> RenderableType:
         (f"{document['source']} → {document['target']}", "bold"), f"  {document['state']}",
     )  # fmt: skip
     return Group(head, phases, volumes)
+
+
+def _compared(phases: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """The disks that are being read to be compared with their replicas."""
+    for phase in phases:
+        if phase["state"] == "running":
+            for key, done in phase["progress"].items():
+                device, _, what = key.partition(".")
+                if what == "compared":
+                    yield device, done
 
 
 def _bar(name: str, method: str, done: int, total: int) -> tuple[RenderableType, ...]:

@@ -4,12 +4,10 @@ other byte; and how its senders write to it.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.processes import end, end_in_order
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
+from haulier.hypervisor.tools import Done, run_beside
 
 _REPORT_S = 0.5
 # For what a daemon has in memory, to a slow disk.
@@ -30,11 +29,13 @@ _FLUSH_S = 120.0
 class CarrierExport:
     """One image that the carrier receives: the export's name, and where it is put.
 
-    A file that is sent as it is, is received as it is, as a raw one. Of others the senders know the content alone.
+    A file that is sent as it is, is received as it is, as a raw one. Of others the senders know the content alone. One
+    that is not `writable` is for the other side to read.
     """
 
     name: str
     image: Image
+    writable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def start_carrier(
         file = {**protocol(export.image), "discard": "unmap"}
         node = {**layer(export.image), "node-name": f"node-{export.name}", "file": file, "discard": "unmap"}
         words += ["--blockdev", json.dumps(node)]
-        words += ["--export", f"type=nbd,id={export.name},node-name=node-{export.name},name={export.name},writable=on"]
+        served = f"type=nbd,id={export.name},node-name=node-{export.name},name={export.name}"
+        words += ["--export", f"{served},writable={'on' if export.writable else 'off'}"]
     words += ["--pidfile", os.fspath(place.carrier.pid_file), "--daemonize"]
     started = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     if started.returncode != 0:
@@ -104,54 +106,51 @@ async def send_file(
     told now and then how many bytes were read. Raises StepFailed when the copy failed; the target then holds some of it
     and is to be written again or freed.
     """
-    words, target = ["qemu-img", "convert", "-n", "--target-image-opts"], _address(to)
-    if onto_zeroes:
-        words.append("--target-is-zero")
-    if to.keys:
-        words += ["--object", to.keys.as_option(server=False)]
-    if max_bytes_per_s:
-        words += ["-r", str(max_bytes_per_s)]
-    process = await asyncio.create_subprocess_exec(
-        *words, as_name(image), target, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    words = ["-n", "--target-image-opts", *(["--target-is-zero"] if onto_zeroes else [])]
+    # qemu-img's own progress comes in steps of a hundredth of the image, which may be minutes apart.
+    done = await _convert(
+        [*words, as_name(image), _address(to)],
+        keys=to.keys,
+        max_bytes_per_s=max_bytes_per_s,
+        watch=lambda pid: report(_moved(pid, "rchar")),
     )
-    saying = asyncio.ensure_future(_end_of(process))
-    try:
-        while not saying.done():
-            await asyncio.wait({saying}, timeout=_REPORT_S)
-            if (done := _bytes_read(process.pid)) is not None:
-                report(done)
-        said = saying.result()
-    finally:
-        saying.cancel()
-        with suppress(asyncio.CancelledError):
-            await saying
-    if process.returncode != 0:
-        raise StepFailed(
-            "copy_failed",
-            f"{image.path.name} could not be copied: {said}",
-            "Look at both nodes.",
-        )
+    if done.status != 0:
+        said = f"{image.path.name} could not be copied: {done.words}"
+        raise StepFailed("copy_failed", said, "Look at both nodes.")
 
 
-async def _end_of(process: asyncio.subprocess.Process) -> str:
-    """Wait for the end of a program, and kill it if we are told to end before. Returns what it said."""
-    try:
-        said, _ = await process.communicate()
-        return said.decode(errors="replace").strip()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+async def fetch_file(
+    source: RemoteExport, to: Path, *, report: Callable[[int], None], max_bytes_per_s: int = 0
+) -> None:
+    """Read a carrier's export into a file; as fast as it goes, or at most that fast. What was in the file is gone.
+
+    `report` is told now and then how many bytes were written. Raises StepFailed with qemu-img's words.
+    """
+    done = await _convert(
+        ["-O", "raw", "--image-opts", _address(source), os.fspath(to)],
+        keys=source.keys,
+        max_bytes_per_s=max_bytes_per_s,
+        watch=lambda pid: report(_moved(pid, "wchar")),
+    )
+    if done.status != 0:
+        raise StepFailed("copy_failed", f"{source.export} could not be read: {done.words}", "Look at both nodes.")
+
+
+async def _convert(
+    words: Sequence[str], *, keys: KeyFolder | None, max_bytes_per_s: int, watch: Callable[[int], None]
+) -> Done:
+    limit = ["-r", str(max_bytes_per_s)] if max_bytes_per_s else []
+    return await run_beside(["qemu-img", "convert", *_secret(keys), *limit, *words], watch=watch)
+
+
+def _secret(keys: KeyFolder | None) -> list[str]:
+    return ["--object", keys.as_option(server=False)] if keys else []
 
 
 def flush_export(to: RemoteExport) -> None:
     """Have a carrier write to its disk what it has received of an export. Raises StepFailed with qemu-io's words."""
-    words, target = ["qemu-io"], _address(to)
-    if to.keys:
-        words += ["--object", to.keys.as_option(server=False)]
-    done = subprocess.run(
-        [*words, "--image-opts", target, "-c", "flush"], capture_output=True, text=True, timeout=_FLUSH_S, check=False
-    )
+    words = ["qemu-io", *_secret(to.keys), "--image-opts", _address(to), "-c", "flush"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_FLUSH_S, check=False)
     if done.returncode != 0:
         said = " ".join(f"{done.stdout} {done.stderr}".split())
         raise StepFailed("not_flushed", f"what was received cannot be written: {said}", "Is the storage full?")
@@ -163,13 +162,10 @@ def _address(to: RemoteExport) -> str:
     return f"{target},tls-creds={OBJECT_ID}" if to.keys else target
 
 
-def _bytes_read(pid: int) -> int | None:
-    """What a process has read so far; None once it has ended.
-
-    qemu-img's own progress comes in steps of a hundredth of the image, which may be minutes apart.
-    """
+def _moved(pid: int, what: str) -> int:
+    """How many bytes a process has read (`rchar`) or written (`wchar`) so far; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     except OSError:
-        return None
-    return int(dict(line.split(": ") for line in lines)["rchar"])
+        return 0
+    return int(dict(line.split(": ") for line in lines)[what])

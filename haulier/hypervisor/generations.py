@@ -17,7 +17,8 @@ from haulier.hypervisor.monitor import Monitor
 from haulier.hypervisor.nbd import NbdServer
 
 # The cluster of a qcow2, and what QEMU's backup takes for a target over NBD: nothing smaller would be sent anyway.
-_GRANULARITY = 64 << 10
+GRANULARITY = 64 << 10
+"""So many bytes of a disk have one bit."""
 _OF_GENERATION = re.compile(rf"{PREFIX}r(\d+)-g\d+")
 
 
@@ -142,7 +143,7 @@ def _add_bitmap(backup: DiskBackup, bitmap: str, *, lasting: bool) -> dict[str, 
 
 def adding_bitmap(node: str, bitmap: str, *, persistent: bool) -> dict[str, Any]:
     """The action of a transaction that begins to record in a bitmap what is written to a block node."""
-    options = {"granularity": _GRANULARITY, "persistent": persistent}
+    options = {"granularity": GRANULARITY, "persistent": persistent}
     return {"type": "block-dirty-bitmap-add", "data": {"node": node, "name": bitmap, **options}}
 
 

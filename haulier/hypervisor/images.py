@@ -22,13 +22,17 @@ VOLUME_EXISTS = "volume_exists"
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What `qemu-img info` says: sizes in bytes; `backing` is the base an overlay hangs on."""
+    """What `qemu-img info` says: sizes in bytes; `backing` is the base an overlay hangs on, `data_file` another file
+    that has the content, `bitmaps` those in it that have missed nothing.
+    """
 
     format: str
     size_bytes: int
     used_bytes: int
     backing: str | None
     snapshots: int
+    data_file: str | None = None
+    bitmaps: frozenset[str] = frozenset()
 
 
 def create_image(path: Path, *, format: str, size_bytes: int) -> None:
@@ -161,12 +165,15 @@ def image_info(path: Path, *, format: str) -> ImageInfo:
     The format is never guessed: what a guest writes to the front of a raw disk is not for us to believe.
     """
     found = json.loads(_qemu_img("info", "-U", "-f", format, "--output=json", os.fspath(path)))
+    special = found.get("format-specific", {}).get("data", {})
     return ImageInfo(
         format=found["format"],
         size_bytes=found["virtual-size"],
         used_bytes=found.get("actual-size", 0),
         backing=found.get("full-backing-filename"),
         snapshots=len(found.get("snapshots", ())),
+        data_file=special.get("data-file"),
+        bitmaps=frozenset(each["name"] for each in special.get("bitmaps", ()) if "in-use" not in each["flags"]),
     )
 
 

@@ -64,6 +64,20 @@ class VmPlace:
     def reader_socket(self) -> Path:
         return self.run / "reader.sock"
 
+    @property
+    def marks_socket(self) -> Path:
+        """Where the reader is told what of a disk differs from its replica."""
+        return self.run / "marks.sock"
+
+    def digests(self, export: str) -> Path:
+        """The digests of a volume that is compared with another node's: too long for the folder of sockets."""
+        return self.logs / f"{export}.digests"
+
+    def forget_digests(self) -> None:
+        """Nobody compares any more. Safe to call twice."""
+        for path in self.logs.glob("*.digests"):
+            path.unlink(missing_ok=True)
+
     def note_epoch(self, epoch: int) -> None:
         """Write down, before the guest runs here, under which of the VM's epochs it was given to this QEMU."""
         self._epoch.write_text(f"{epoch}\n")

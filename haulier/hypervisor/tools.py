@@ -6,12 +6,14 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from haulier.errors import OutcomeUnknown, StepFailed
 
 # Zeroes for a whole device may take as long as the device is large.
 _PATIENCE_S = 3600.0
+_WATCH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +47,28 @@ def run_tool(words: Sequence[str]) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-async def run_beside(words: Sequence[str], *, told: str = "") -> Done:
-    """Run a program to its end while others go on; `told` is what it reads. It is killed if we are told to end before.
+async def run_beside(words: Sequence[str], *, told: str = "", watch: Callable[[int], None] | None = None) -> Done:
+    """Run a program to its end while others go on; it is killed if we are told to end before.
 
-    Raises StepFailed (`tool_missing`).
+    `told` is what it reads; `watch` is called now and then with its pid. Raises StepFailed (`tool_missing`).
     """
     pipe = subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment())
     except FileNotFoundError as error:
         raise _missing(words) from error
+    talking = asyncio.ensure_future(process.communicate(told.encode()))
     try:
-        said = await process.communicate(told.encode())
+        while not talking.done():
+            await asyncio.wait({talking}, timeout=_WATCH_S if watch else None)
+            if watch:
+                watch(process.pid)
+        stdout, stderr = (said.decode(errors="replace") for said in talking.result())
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
-    stdout, stderr = (each.decode(errors="replace") for each in said)
+        with suppress(asyncio.CancelledError):
+            await talking
     return Done(await process.wait(), stdout, stderr)
 
 

@@ -109,8 +109,8 @@ _DISK_AT_REST = Cell(
 _CONTENT_AT_REST = Cell(Method.COPY, "nobody writes it: what its guest sees of it is copied")
 _DELTA_AT_REST = Cell(
     Method.DELTA,
-    "nobody writes it: one last sync of what was written since the replica's generation; all of it where no bitmap "
-    "says what that is",
+    "nobody writes it: one last sync of what was written since the replica's generation; where no bitmap says what "
+    "that is, both are compared, and what differs is sent",
 )
 _LIVE_TPM = Cell(
     Method.TPM_SYNC,
@@ -178,7 +178,8 @@ SYNC_TABLE: Mapping[Role, Cell] = {
         (Role.DISK, Role.EFIDISK),
         Cell(
             Method.DELTA,
-            "what was written since the last generation, by a bitmap; all of it where there is none (any more)",
+            "what was written since the last generation, by a bitmap; where there is none (any more), all of it, or "
+            "what differs by comparison if the VM does not run",
         ),
     ),
     Role.TPMSTATE: Cell(

@@ -196,6 +196,12 @@ class AttemptView:
         return tuple(found)
 
     @property
+    def compared(self) -> tuple[TransferView, ...]:
+        """The disks that are compared with their replicas, because no bitmap says what those lack."""
+        found: list[str] = self.notes.get((Phase.CHECK, Side.SOURCE), {}).get("compared", [])
+        return tuple(each for each in self.transfers if each.device in found)
+
+    @property
     def mirrored(self) -> tuple[TransferView, ...]:
         """The disks that QEMU writes while they cross."""
         return self.by_method(TransferMethod.MIRROR, TransferMethod.DELTA)

@@ -101,6 +101,7 @@ def _files(stack: Stack) -> Iterator[str]:
         folder = stack.state / "nodes" / node
         there = {path for part in ("images", "quarantine") for path in (folder / part).rglob("*") if path.is_file()}
         yield from (f"left over: {path}; the ledger has {ledger}" for path in there - owned - quarantined)
+    yield from (f"left over digests: {path}" for path in (stack.state / "nodes").glob("*/vms/*/*.digests"))
     yield from (f"left over key: {path}" for path in (stack.state / "run").glob("**/keys-*"))
     running = {(row["node_id"], row["name"]) for row in stack.table("vm") if row["state"] in ("running", "paused")}
     numbers = {row["name"]: row["id"] for row in stack.table("node")}

@@ -78,6 +78,12 @@ def _clone(guest: Guest) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *over, home(guest, "disk0.qcow2")], check=True)
 
 
+def _data_file(guest: Guest) -> None:
+    home(guest, "disk0.qcow2").parent.mkdir()
+    content = ("-o", f"data_file={guest.stack.state}/{guest.name}-content.raw")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *content, home(guest, "disk0.qcow2"), "64M"], check=True)
+
+
 def _host_file(guest: Guest) -> None:
     make_image(guest.stack.state / f"{guest.name}.raw", form="raw", size="8M", fill=b"h")
     guest.conf = (*guest.conf, f"virtio1: {guest.stack.state}/{guest.name}.raw,size=8M")
@@ -121,6 +127,7 @@ CONFIGURATIONS = {
     ),
     "disk of alpha's storage": Configuration(("virtio0: only:{name}/disk0.qcow2,size=64M", TPM), found=_pool),
     "clone": Configuration((QCOW2, TPM), found=_clone),
+    "content in another file": Configuration((QCOW2, TPM), found=_data_file),
     "disk of the host": Configuration((DISK,), found=_host_file),
     "on LVM": Configuration((on("thick", DISK), on("thick", TPM))),
     "on thin LVM": Configuration((on("thin", QCOW2), on("thin", TPM))),

@@ -132,6 +132,8 @@ TABLE = tuple(
         # What stands in the way before anything is touched.
         ("clone", L, "nothing", REFUSED, "volume_is_clone"),
         ("clone", O, "nothing", REFUSED, "volume_is_clone"),
+        ("content in another file", L, "nothing", REFUSED, "volume_has_data_file"),
+        ("content in another file", O, "nothing", REFUSED, "volume_has_data_file"),
         ("disk of the host", L, "nothing", REFUSED, "storage_missing"),
         ("disk and TPM", L, "its size was not recorded", REFUSED, "size_differs"),
         ("disk and TPM", L, "a stop is under way", REFUSED, "operation_open"),

@@ -10,9 +10,9 @@ import pytest
 
 from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.hypervisor.images import ImageInfo
-from haulier.services.attempts import AttemptView, ReplicaView
+from haulier.services.attempts import AttemptView, ReplicaView, TransferView
 from models import Phase, Side, Storage, TransferMethod
-from tasks import volume_files
+from tasks import comparing, volume_files
 from tests.unit.services.world import World
 
 
@@ -82,6 +82,25 @@ def test_length_of_what_is_copied(view: AttemptView) -> None:
     copied.source_path.write_bytes(b"x" * 1234)
     seen = volume_files.seen_files(view)
     assert (seen["file_bytes"], seen["inodes"], seen["unchanged"]) == ({copied.device: 1234}, {}, [])
+
+
+def test_disks_that_are_compared(view: AttemptView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a VM that does not run, those whose replica no bitmap speaks of."""
+    disk, *_ = view.transfers
+    replicated = dataclasses.replace(disk, method=TransferMethod.DELTA, replica=ReplicaView(3, 7, None))
+
+    def compared(*, bitmaps: frozenset[str] = frozenset(), offline: bool = True, known: TransferView) -> list[str]:
+        seen = ImageInfo(disk.format, disk.size_bytes, 0, None, 0, bitmaps=bitmaps)
+        monkeypatch.setattr(comparing, "image_info", lambda path, format: seen)
+        looked_at = dataclasses.replace(view, transfers=(known,), offline=offline)
+        found: list[str] = volume_files.seen_files(looked_at)["compared"]
+        return found
+
+    assert compared(known=replicated) == [disk.device]
+    assert compared(known=replicated, bitmaps=frozenset({"haulier-r3-g6", "haulier-r4-g7"})) == [disk.device]
+    assert compared(known=replicated, bitmaps=frozenset({"haulier-r3-g7"})) == []
+    assert compared(known=replicated, offline=False) == [], "its guest writes meanwhile"
+    assert compared(known=dataclasses.replace(replicated, replica=None)) == [], "there is nothing to compare it with"
 
 
 def test_file_that_looks_as_it_did_when_its_replica_was_made(view: AttemptView) -> None:
