@@ -35,7 +35,7 @@ from haulier.services.ownership import (
 )
 from haulier.services.replicas import turn_round
 from haulier.signals import AsyncBell
-from models import MigrationState, Phase, Side, VmState
+from models import MigrationState, Phase, Side, TransferMethod, VmState
 from tasks.celery import app
 from tasks.deltas import merge_deltas, record_later_writes
 from tasks.deltas_at_rest import record_from_now_on
@@ -43,6 +43,7 @@ from tasks.old_replicas import remove_old_replicas
 from tasks.open_target import on_some_port, prove_copy, stop_target
 from tasks.receiving import write_all
 from tasks.runner import Notes, StepRun, execute, patiently
+from tasks.volume_files import looks_of
 
 
 async def run(work: StepRun) -> Notes:
@@ -107,7 +108,9 @@ def _turned_round(work: StepRun) -> Notes:
     if turn is None:
         return {}
     at = sent.paused_at if sent else None
-    return {"turned_round": [turn.replication_id, turn.generation], "paused_at": at or time.time()}
+    files = [each for each in work.view.by_method(TransferMethod.COPY) if each.target_at.facts.has_files]
+    looks = {each.device: looks_of(each.target_path) for each in files}
+    return {"turned_round": [turn.replication_id, turn.generation], "paused_at": at or time.time(), "looks": looks}
 
 
 def _in_its_own_words(work: StepRun, error: BaseException) -> StepFailed:

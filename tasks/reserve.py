@@ -14,7 +14,7 @@ from pathlib import Path
 
 from haulier.errors import StepFailed
 from haulier.hypervisor.carrier import CarrierExport, start_carrier, stop_carrier
-from haulier.hypervisor.images import create_overlay
+from haulier.hypervisor.images import create_overlay, link_image
 from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.storage import driver_of
 from haulier.services.allocations import (
@@ -43,16 +43,31 @@ async def run(work: StepRun) -> Notes:
         await merge_replica(work.context, view.replication_id)
     if not (view.offline or view.replication_id):
         take_memory(work.context, view.attempt_id, view.target, view.pinned["ram_kib"] * 1024)
-    for volume in view.crossing:
+    linked = [] if view.replication_id else [each for each in view.copied if _link(work, each)]
+    made = [volume for volume in view.crossing if volume not in linked]
+    for volume in made:
         # In a thread, one after the other: LVM takes its time, and the lease goes on.
         await asyncio.to_thread(_make, work, volume)
+    notes = {"linked": [volume.device for volume in linked]}
     # Nobody else has the disks of a VM that does not run, or of a replica.
     at_rest = view.offline or view.replication_id is not None
-    carried = tuple(volume for volume in view.crossing if volume.method in CARRIED or at_rest)
+    carried = tuple(volume for volume in made if volume.method in CARRIED or at_rest)
     if not carried:
-        return {}
-    notes = await read_replicas(work)
+        return notes
+    notes |= await read_replicas(work)
     return {"carrier_port": _open_carrier(work, carried).port, **notes}
+
+
+def _link(work: StepRun, volume: TransferView) -> bool:
+    """Make a volume of its replica's file, which holds what it holds: by a second name, so that an undo leaves the
+    replica. False if that cannot be.
+    """
+    replica, path = volume.replica, volume.target_path
+    if replica is None or volume.device not in work.view.unchanged:
+        return False
+    found: list[bool] = []
+    _create(work, volume, path, lambda path: found.append(link_image(path, other=replica.path)))
+    return found[0]
 
 
 def _make(work: StepRun, volume: TransferView) -> None:

@@ -45,8 +45,8 @@ async def run(work: StepRun) -> Notes:
     stop_carrier(place)
     kept = left_behind(view) if turn and _is_proved(view, copy) else []
     if turn and kept:
-        at = view.notes[Phase.HAND_OVER, Side.TARGET]["paused_at"]
-        adopt_source(work.context, view, turn, tpm=copy, at=at)
+        noted = view.notes[Phase.HAND_OVER, Side.TARGET]
+        adopt_source(work.context, view, turn, tpm=copy, at=noted["paused_at"], looks=noted["looks"])
     if view.tpm and not view.tpm.stays:
         await asyncio.to_thread(_put_tpm_away, work, view.tpm)
     await _free_volumes(work, kept)

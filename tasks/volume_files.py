@@ -82,16 +82,16 @@ def _loses_snapshots(volume: TransferView) -> Problem:
 
 def seen_files(view: AttemptView) -> Notes:
     """For later phases: how long the files are that will be copied, which files they are that both nodes share, which
-    disks are to be compared with their replicas, and of a sync, which look as they did when their replica was made.
+    disks are to be compared with their replicas, and which files look as they did when their replica was made.
     """
     copied = [volume for volume in view.by_method(TransferMethod.COPY) if volume.source_at.facts.has_files]
-    looks = {volume.device: _looks(volume.source_path) for volume in copied}
+    looks = {volume.device: looks_of(volume.source_path) for volume in copied}
     return {
         "file_bytes": {device: look["bytes"] for device, look in looks.items()},
         "inodes": {each.device: driver_of(each.source_at).identity(each.source_path) for each in view.staying},
         "looks": looks,
         "compared": list(without_bitmap(view)),
-        "unchanged": [each.device for each in copied if view.replication_id and _looks_the_same(each, looks)],
+        "unchanged": [each.device for each in copied if _looks_the_same(each, looks)],
     }
 
 
@@ -99,7 +99,7 @@ def _looks_the_same(volume: TransferView, looks: dict[str, dict[str, int]]) -> b
     return volume.replica is not None and volume.replica.seen == looks[volume.device]
 
 
-def _looks(path: Path) -> dict[str, int]:
+def looks_of(path: Path) -> dict[str, int]:
     """By what a file that was written to is told from the one it was."""
     found = path.stat()
     return {"bytes": found.st_size, "inode": found.st_ino, "changed_ns": found.st_mtime_ns}

@@ -42,6 +42,10 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
     _create(path, "-f", format, os.fspath(path), str(size_bytes))
 
 
+def _is_there(path: Path) -> StepFailed:
+    return StepFailed(VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; move it away.")
+
+
 def create_overlay(path: Path, *, base: Path, base_format: str) -> None:
     """Make a qcow2 over a base, which is as the overlay says from now on and must not change under it.
 
@@ -57,9 +61,7 @@ def _create(path: Path, *words: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         if isinstance(error, FileExistsError) and path.parent.is_dir():
-            raise StepFailed(
-                VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; move it away."
-            ) from error
+            raise _is_there(path) from error
         raise StepFailed(
             "volume_not_made", f"{path} cannot be made: {error.strerror}", "Look at the storage."
         ) from error
@@ -71,6 +73,21 @@ def _create(path: Path, *words: str) -> None:
             with suppress(OSError):  # somebody else has put something there
                 path.parent.rmdir()
         raise
+
+
+def link_image(path: Path, *, other: Path) -> bool:
+    """Give a file that is there a second name, which is on the disk then; False where the file system has no such, or
+    there is no such file. Raises StepFailed if the name is taken.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.hardlink_to(other)
+    except FileExistsError as error:
+        raise _is_there(path) from error
+    except OSError:
+        return False
+    flush_folder(path.parent)
+    return True
 
 
 async def merge_overlay(path: Path) -> None:

@@ -121,6 +121,10 @@ _TPM_AT_REST = Cell(
 )
 _COLD = Cell(Method.COPY, "QEMU does not write it while the guest runs: its file is copied once")
 _COLD_AT_REST = Cell(Method.COPY, "nobody writes it: its file is copied once")
+_COLD_BESIDE = Cell(
+    Method.COPY,
+    "QEMU does not write it: the replica's file becomes it, or its own is copied if it looks changed since",
+)
 _LOCAL_ISO = Cell(
     Method.NONE, "{device} holds an ISO image of this node only", "cdrom_local", "Eject it, then migrate."
 )
@@ -152,9 +156,9 @@ TABLE: Mapping[tuple[Role, Situation], Cell] = {
     **_row(Role.DISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DELTA_AT_REST)),
     **_row(Role.EFIDISK, _LIVE_DISK, _DISK_AT_REST, beside=(_LIVE_DELTA, _DELTA_AT_REST)),
     **_row(Role.TPMSTATE, _LIVE_TPM, _TPM_AT_REST),
-    **_row(Role.CLOUDINIT, _COLD, _COLD_AT_REST),
-    **_row(Role.UNUSED, _COLD, _COLD_AT_REST),
-    **_row(Role.VMSTATE, _COLD, _COLD_AT_REST),
+    **_row(Role.CLOUDINIT, _COLD, _COLD_AT_REST, beside=(_COLD_BESIDE, _COLD_BESIDE)),
+    **_row(Role.UNUSED, _COLD, _COLD_AT_REST, beside=(_COLD_BESIDE, _COLD_BESIDE)),
+    **_row(Role.VMSTATE, _COLD, _COLD_AT_REST, beside=(_COLD_BESIDE, _COLD_BESIDE)),
     **_row(Role.CDROM, _LOCAL_ISO, _LOCAL_ISO),
 }
 

@@ -53,10 +53,11 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """The copy of a volume that the target has already; `seen` is what the source's file looked like."""
+    """The copy of a volume that the target has already, at `path`; `seen` is what the source's file looked like."""
 
     replication_id: int
     generation: int
+    path: Path
     seen: dict[str, int] | None
 
 
@@ -187,18 +188,22 @@ class AttemptView:
     @property
     def crossing(self) -> tuple[TransferView, ...]:
         """The volumes of which something crosses."""
-        return tuple(each for each in self.transfers if not each.stays and each.device not in self.unchanged)
+        there = self.unchanged if self.replication_id else self._notes_of(Phase.RESERVE, Side.TARGET, "linked")
+        return tuple(each for each in self.transfers if not each.stays and each.device not in there)
 
     @property
     def unchanged(self) -> tuple[str, ...]:
         """The devices whose files look as they did when their replica was made."""
-        found: list[str] = self.notes.get((Phase.CHECK, Side.SOURCE), {}).get("unchanged", [])
+        return self._notes_of(Phase.CHECK, Side.SOURCE, "unchanged")
+
+    def _notes_of(self, phase: Phase, side: Side, what: str) -> tuple[str, ...]:
+        found: list[str] = self.notes.get((phase, side), {}).get(what, [])
         return tuple(found)
 
     @property
     def compared(self) -> tuple[TransferView, ...]:
         """The disks that are compared with their replicas, because no bitmap says what those lack."""
-        found: list[str] = self.notes.get((Phase.CHECK, Side.SOURCE), {}).get("compared", [])
+        found = self._notes_of(Phase.CHECK, Side.SOURCE, "compared")
         return tuple(each for each in self.transfers if each.device in found)
 
     @property
@@ -330,7 +335,8 @@ def _transfer(transfer: VolumeTransfer) -> TransferView:
 
 
 def _replica(replica: Replica) -> ReplicaView:
-    return ReplicaView(replica.replication_id, replica.generation, replica.seen)
+    path = Path(replica.storage.path) / replica.name
+    return ReplicaView(replica.replication_id, replica.generation, path, replica.seen)
 
 
 def _stays(transfer: VolumeTransfer) -> bool:

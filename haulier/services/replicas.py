@@ -4,6 +4,7 @@ them when the VM itself comes to live there, or when nobody wants them any longe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,9 @@ from models import (
     Volume,
     VolumeRole,
 )
+
+# What a file is told by from the one that it was.
+Looks = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +173,14 @@ def turn_round(context: Context, view: AttemptView) -> None:
             unit.note("replication.turned_round", vm=view.vm, node=view.source.name)
 
 
-def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCopy | None, at: float) -> None:
+def adopt_source(
+    context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCopy | None, at: float, looks: Mapping[str, Looks]
+) -> None:
     """What the VM has left on the source is its replica now, all of one moment: the pause, `at` seconds since 1970.
 
     Safe to call twice. `tpm` is the copy of the TPM's state for it; it is recorded with what the hand-over has proved.
+    `looks` are those of the target's files that were copied, by device: as long as they look so, the replica holds what
+    they hold.
     """
     with context.unit() as unit:
         session = unit.session
@@ -193,6 +201,7 @@ def adopt_source(context: Context, view: AttemptView, turn: Turn, *, tpm: TpmCop
                     name=name or transfer.source_name,
                     generation=turn.generation,
                     synced_at=moment,
+                    seen=looks.get(transfer.device),
                 )
             )
         row = find_row(session, tpm) if tpm else None

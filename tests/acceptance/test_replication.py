@@ -171,6 +171,7 @@ def test_last_sync_of_a_vm_that_does_not_run(stack: Stack, make_guest: Callable[
         assert sent["virtio1"][0] == sent["virtio0"][0] == "delta"
         assert sent["virtio1"][1] <= 4 << 20
         assert sent["virtio0"][1] <= 4 << 20
+        assert sent["unused0"] == ("copy", 0), "the replica's file has become it"
         assert document["tpm"]["identity_same"]
         assert_all_is_well(stack)
         assert {device: bytes_of(guest, device) for device in before} == before
@@ -291,6 +292,8 @@ def test_beat_brings_it_up_to_date(stack: Stack, guest: Guest) -> None:
 def test_migration_onto_the_replica_sends_the_difference(stack: Stack, make_guest: Callable[..., Guest]) -> None:
     """There and back again; each time replication runs the other way round, without sending all."""
     guest = make_guest(DISK, QCOW2, UNUSED, TPM)
+    guest.volumes()["unused0"].write_bytes(b"u" * (1 << 20))
+    unused = bytes_of(guest, "unused0")
     replicate(guest)
     guest.wait_ticks()
     planned = stack.haulier("explain", guest.name, "--to", "beta").done()
@@ -300,6 +303,8 @@ def test_migration_onto_the_replica_sends_the_difference(stack: Stack, make_gues
         document = guest.move(target)
         sent = {volume["device"]: volume["bytes"] for volume in document["volumes"]}
         assert sent["virtio0"] <= 4 << 20 and sent["virtio1"] <= 4 << 20
+        assert sent["unused0"] == 0, "the replica's file has become it"
+        assert bytes_of(guest, "unused0") == unused
         assert_all_is_well(stack, guest)
         turned = listed(stack, guest)
         assert (turned["source"], turned["target"], turned["state"]) == (target, source, "current")
@@ -308,7 +313,18 @@ def test_migration_onto_the_replica_sends_the_difference(stack: Stack, make_gues
         assert again["generation"] == turned["generation"] + 1
         assert transfers(stack, again["sync"])["virtio0"] <= 4 << 20
         assert transfers(stack, again["sync"])["virtio1"] <= 4 << 20
+        assert transfers(stack, again["sync"])["unused0"] == 0
         assert_all_is_well(stack, guest)
+
+
+def test_unused_volume_that_was_changed_is_copied(stack: Stack, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(DISK, UNUSED, TPM)
+    replicate(guest)
+    guest.volumes()["unused0"].write_bytes(b"n" * (1 << 20))
+    document = guest.move("beta")
+    assert {each["device"]: each["bytes"] for each in document["volumes"]}["unused0"] == 1 << 20
+    assert bytes_of(guest, "unused0") == b"n" * (1 << 20)
+    assert_all_is_well(stack, guest)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +347,7 @@ def test_worker_is_killed_in_a_migration_onto_the_replica(
     stack: Stack, faults: Faults, make_guest: Callable[..., Guest], point: str, side: str, end: str
 ) -> None:
     """Undone, the replica is what it was, of all volumes; done, the VM is whole and has one where it came from."""
-    guest = make_guest(DISK, QCOW2, TPM)
+    guest = make_guest(DISK, QCOW2, UNUSED, TPM)
     replicate(guest)
     before = replicas(stack, guest)
     with faults.holding(point):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from haulier.errors import StepFailed
-from haulier.hypervisor.images import create_image, destroy_image, free_bytes, remove_image
+from haulier.hypervisor.images import create_image, destroy_image, free_bytes, link_image, remove_image
 
 
 def test_existing_file_is_never_overwritten(tmp_path: Path) -> None:
@@ -65,6 +65,24 @@ def test_what_a_link_leads_to_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         destroy_image(path)
     assert elsewhere.read_bytes() == b"somebody's"
+
+
+def test_second_name_is_the_same_file(tmp_path: Path) -> None:
+    replica, path = tmp_path / "old.m1.raw", tmp_path / "web1" / "old.raw"
+    replica.write_bytes(b"content")
+    assert link_image(path, other=replica)
+    remove_image(replica)
+    assert path.read_bytes() == b"content"
+
+
+def test_second_name_that_cannot_be(tmp_path: Path) -> None:
+    """Without a replica's file it is copied; where there is a file of that name, that is somebody else's."""
+    assert not link_image(tmp_path / "disk.raw", other=tmp_path / "gone")
+    (tmp_path / "disk.raw").write_bytes(b"somebody's")
+    (tmp_path / "replica").write_bytes(b"content")
+    with pytest.raises(StepFailed, match="volume_exists"):
+        link_image(tmp_path / "disk.raw", other=tmp_path / "replica")
+    assert (tmp_path / "disk.raw").read_bytes() == b"somebody's"
 
 
 def test_destroying_and_removing_twice(tmp_path: Path) -> None:

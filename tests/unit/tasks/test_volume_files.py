@@ -87,7 +87,9 @@ def test_length_of_what_is_copied(view: AttemptView) -> None:
 def test_disks_that_are_compared(view: AttemptView, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a VM that does not run, those whose replica no bitmap speaks of."""
     disk, *_ = view.transfers
-    replicated = dataclasses.replace(disk, method=TransferMethod.DELTA, replica=ReplicaView(3, 7, None))
+    replicated = dataclasses.replace(
+        disk, method=TransferMethod.DELTA, replica=ReplicaView(3, 7, disk.final_path, None)
+    )
 
     def compared(*, bitmaps: frozenset[str] = frozenset(), offline: bool = True, known: TransferView) -> list[str]:
         seen = ImageInfo(disk.format, disk.size_bytes, 0, None, 0, bitmaps=bitmaps)
@@ -109,13 +111,13 @@ def test_file_that_looks_as_it_did_when_its_replica_was_made(view: AttemptView) 
     looks = volume_files.seen_files(view)["looks"][copied.device]
 
     def unchanged(replication: int | None = 1) -> list[str]:
-        known = dataclasses.replace(copied, replica=ReplicaView(1, 1, looks))
+        known = dataclasses.replace(copied, replica=ReplicaView(1, 1, copied.target_path, looks))
         seen = volume_files.seen_files(dataclasses.replace(view, transfers=(known,), replication_id=replication))
         found: list[str] = seen["unchanged"]
         return found
 
     assert unchanged() == [copied.device]
-    assert unchanged(None) == [], "a migration takes all of it"
+    assert unchanged(None) == [copied.device], "a migration makes use of it, too"
     copied.source_path.write_bytes(b"y" * 1234)
     assert unchanged() == []
 
