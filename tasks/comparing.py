@@ -17,7 +17,7 @@ from haulier.hypervisor.differences import Ranges, mark_differences
 from haulier.hypervisor.digests import digests_bytes, read_digests, write_digests
 from haulier.hypervisor.images import image_info
 from haulier.hypervisor.monitor import Monitor
-from haulier.hypervisor.nbd import NbdServer
+from haulier.hypervisor.nbd import NbdServer, require_answer
 from haulier.services.attempts import AttemptView, TransferView
 from models import Phase, Side, TransferMethod
 from tasks.backups import bitmap_of
@@ -66,6 +66,7 @@ async def mark_what_differs(work: StepRun, monitor: Monitor) -> None:
     view, noted = work.view, work.view.notes[Phase.RESERVE, Side.TARGET]
     for disk in view.compared:
         server = NbdServer(view.target.address, noted["carrier_port"])
+        await require_answer(server)
         theirs = work.place.digests(disk.export)
         await fetch_file(
             RemoteExport(server, _export(disk), work.keys()),

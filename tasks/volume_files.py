@@ -88,7 +88,7 @@ def seen_files(view: AttemptView) -> Notes:
     looks = {volume.device: looks_of(volume.source_path) for volume in copied}
     return {
         "file_bytes": {device: look["bytes"] for device, look in looks.items()},
-        "inodes": {each.device: driver_of(each.source_at).identity(each.source_path) for each in view.staying},
+        "inodes": {each.device: driver_of(each.source_at).identity(each.source_path) for each in view.transfers},
         "looks": looks,
         "compared": list(without_bitmap(view)),
         "unchanged": [each.device for each in copied if _looks_the_same(each, looks)],
@@ -119,13 +119,17 @@ def target_problems(view: AttemptView) -> Iterator[Problem]:
         if problem := driver.problem_of(volume.target_path):
             yield problem
         elif volume in view.crossing:
-            yield from _unmakable(volume, driver)
+            yield from _unmakable(volume, driver, identities[volume.device])
         elif volume.stays and not _is_same(volume, driver, identities[volume.device]):
             words = f"{volume.device}: {volume.target_path} is not the same file on {view.target.name}"
             yield Problem("not_shared", words, f"Is the storage {volume.target_storage} mounted there?")
 
 
-def _unmakable(volume: TransferView, driver: StorageDriver) -> Iterator[Problem]:
+def _unmakable(volume: TransferView, driver: StorageDriver, identity: str) -> Iterator[Problem]:
+    if volume.target_at.facts.has_files and _is_same(volume, driver, identity):
+        words = f"{volume.device}: {volume.target_path} seems to be one file that both nodes see"
+        yield Problem("seems_shared", words, "Say so: shared 1, in the storage.cfg of both. Do not move it away.")
+        return
     paths = [volume.target_path]
     if volume.base_path and volume.replica is None:
         paths.append(volume.base_path)

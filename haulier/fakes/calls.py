@@ -105,7 +105,7 @@ def create_image(path: FakePath, *, format: str, size_bytes: int) -> None:
     del format, size_bytes
     effect()
     if path.exists():
-        raise StepFailed(images.VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; move it away.")
+        raise StepFailed(images.VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; look whose it is.")
     path.disk.contents[path] = FakeVolume()
 
 

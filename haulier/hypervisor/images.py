@@ -43,7 +43,7 @@ def create_image(path: Path, *, format: str, size_bytes: int) -> None:
 
 
 def _is_there(path: Path) -> StepFailed:
-    return StepFailed(VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; move it away.")
+    return StepFailed(VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; look whose it is.")
 
 
 def create_overlay(path: Path, *, base: Path, base_format: str) -> None:

@@ -296,7 +296,16 @@ def _turn(session: Session, migration: Migration) -> Turn | None:
     replication = found.get(migration.source_id) or found.get(migration.target_id)
     if replication is None or (replication.target_id == migration.source_id and replication.replicas):
         return None
+    if not is_wanted(replication):
+        return None
     return Turn(replication.id, replication.generation + 1)
+
+
+def is_wanted(replication: Replication) -> bool:
+    """Whether there is something to go on with: it was asked for for good, or holds something. A single sync that came
+    to nothing is neither.
+    """
+    return replication.every_s is not None or replication.generation > 0
 
 
 def _node(node: Node) -> NodeView:

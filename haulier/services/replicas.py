@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.definition.storage import StoragePlace
 from haulier.services.allocations import OLD_FILE, free_allocations, put_away
-from haulier.services.attempts import AttemptView, TransferView, Turn
+from haulier.services.attempts import AttemptView, TransferView, Turn, is_wanted
 from haulier.services.context import Context, Unit
 from haulier.services.ledger import TpmCopy, find_row, move_copy
 from haulier.services.nodes import place_of
@@ -160,6 +160,9 @@ def turn_round(context: Context, view: AttemptView) -> None:
         session = unit.session
         replication = _replication_to(session, view, view.target.id)
         if replication is None:
+            return
+        if not is_wanted(replication):
+            replication.ended_at = now()
             return
         for replica in replication.replicas:
             for path in paths_of(replica):

@@ -28,7 +28,7 @@ class FolderDriver(StorageDriver):
         del size_bytes
         if not path.exists():
             return None
-        return Problem(VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; move it away.")
+        return Problem(VOLUME_EXISTS, f"{path} is there already", "Nothing is overwritten; look whose it is.")
 
     def exists(self, path: Path) -> bool:
         return path.exists()

@@ -256,6 +256,21 @@ def test_replication_turns_round_with_the_vm(world: World, halves: Halves) -> No
         assert replication.generation == 1, "no number comes twice: bitmaps are called by it"
 
 
+def test_replication_that_never_brought_anything_does_not(world: World, halves: Halves) -> None:
+    """A single sync that was refused is no wish to have a replica for ever."""
+    _, hand = halves
+    with world.context.unit() as unit:
+        ends = {"vm_id": world.view().vm_id, "target_id": world.view().target.id}
+        unit.session.add(Replication(**ends, created_at=now()))
+    view = world.view()
+    assert view.turn is None
+    world.commit(hand, view)
+    turn_round(world.context, view)
+    with world.context.database.read() as session:
+        (replication,) = session.scalars(select(Replication))
+        assert (replication.target_id, replication.ended_at is None) == (view.target.id, False)
+
+
 def test_replicas_elsewhere_stay(world: World, halves: Halves) -> None:
     _, hand = halves
     world.add_replica("alpha", "web/disk.old")

@@ -81,7 +81,7 @@ def test_length_of_what_is_copied(view: AttemptView) -> None:
     (copied,) = view.by_method(TransferMethod.COPY)
     copied.source_path.write_bytes(b"x" * 1234)
     seen = volume_files.seen_files(view)
-    assert (seen["file_bytes"], seen["inodes"], seen["unchanged"]) == ({copied.device: 1234}, {}, [])
+    assert (seen["file_bytes"], seen["unchanged"]) == ({copied.device: 1234}, [])
 
 
 def test_disks_that_are_compared(view: AttemptView, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +120,19 @@ def test_file_that_looks_as_it_did_when_its_replica_was_made(view: AttemptView) 
     assert unchanged(None) == [copied.device], "a migration makes use of it, too"
     copied.source_path.write_bytes(b"y" * 1234)
     assert unchanged() == []
+
+
+def test_folder_of_both_nodes_that_nobody_called_shared(view: AttemptView) -> None:
+    """Whoever moved the target's file away, because there is one already, would move away the VM's only one."""
+    disk, *_ = view.transfers
+    view = stay(view, "none of them", target=Path("/"))
+    mine = dataclasses.replace(disk, target_at=disk.source_at, target_path=disk.source_path)
+    moving = dataclasses.replace(view, transfers=(mine,))
+    assert [problem.code for problem in volume_files.target_problems(moving)] == ["seems_shared"]
+    other = disk.source_path.with_name("another")
+    other.touch()
+    moving = dataclasses.replace(view, transfers=(dataclasses.replace(mine, target_path=other),))
+    assert [problem.code for problem in volume_files.target_problems(moving)] == ["volume_exists"]
 
 
 def test_storage_of_the_target_that_is_not_mounted(view: AttemptView, tmp_path: Path) -> None:
