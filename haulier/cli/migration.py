@@ -91,15 +91,12 @@ def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishe
 def _end(document: dict[str, Any]) -> int:
     """Print a migration's document and give the exit status of its state; one that is under way is no failure."""
     show(document, _text(document))
-    for problem in document["errors"]:
-        complain(Problem(**problem))
+    _complain(document)
     return migrations.exit_status_of(document["state"]) if document["state"] in migrations.ENDED else 0
 
 
 def _text(document: dict[str, Any]) -> str:
-    lines = [
-        f"migration {document['id']}: {document['vm']} {document['source']} → {document['target']}: {document['state']}"
-    ]
+    lines = [f"{_head(document)}: {document['state']}"]
     if document["downtime_ms"] is not None:
         pause = ", ".join(f"{name} {at:.1f}" for name, at in document["pause"].items())
         lines.append(f"  pause {document['downtime_ms']:.1f} ms ({pause})")
@@ -111,6 +108,19 @@ def _text(document: dict[str, Any]) -> str:
         same = "same" if tpm["digest_source"] == tpm["digest_target"] else "DIFFERENT"
         lines.append(f"  TPM state {tpm['digest_source'][:16]}… on both sides: {same}")
     return "\n".join(lines)
+
+
+def _head(document: dict[str, Any]) -> str:
+    if document["kind"] == "migration":
+        return f"migration {document['id']}: {document['vm']} {document['source']} → {document['target']}"
+    generation = document["generation"] or "?"
+    return f"sync {document['id']}: generation {generation} of {document['vm']} to its replica on {document['target']}"
+
+
+def _complain(document: dict[str, Any]) -> None:
+    """What was given up by somebody's wish ended in some error, which is none of its own."""
+    for problem in document["errors"] if document["state"] != "cancelled" else ():
+        complain(Problem(**problem))
 
 
 @app.command(name="show")
@@ -125,8 +135,7 @@ def show_one(migration_id: int, /) -> None:
         for volume in document["volumes"]
     ]
     show_text(table(volumes, {name: name for name in ("device", "role", "method", "bytes", "seconds")}))
-    for problem in document["errors"]:
-        complain(Problem(**problem))
+    _complain(document)
 
 
 def _took(seconds: float | None) -> str:

@@ -29,3 +29,13 @@ def interval_of(text: str) -> float:
     if match is None:
         raise Refused("bad_interval", f"{text!r} is no interval", "Write 90s, 15m, 2h or 1d.")
     return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def interval(seconds: float) -> str:
+    """An interval for people, by its two largest units: `1d`, `4m50s`, `0s`."""
+    left, words = max(0, round(seconds)), list[str]()
+    for unit, length in reversed(_SECONDS.items()):
+        number, left = divmod(left, length)
+        if number and len(words) < 2:
+            words.append(f"{number}{unit}")
+    return "".join(words) or "0s"

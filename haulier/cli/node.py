@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Group, Parameter
 
 from haulier.cli.around import context
+from haulier.cli.moments import interval
 from haulier.cli.output import show, show_text, size, table
 from haulier.services import lost_nodes, nodes
 
@@ -118,5 +119,8 @@ def lost(name: str, /, *, yes_it_is_off: Annotated[bool, Parameter(negative=())]
     document = lost_nodes.declare_lost(context(), name, is_off=yes_it_is_off)
     show(document, f"{name} is lost; what waited for it goes on without")
     for each in document["lost_vms"]:
-        where = ", ".join(f"haulier recover {each['vm']} --on {on}" for on in each["replicas_on"])
-        show_text(f"  {each['vm']}: {where or 'there is no replica of it'}")
+        for on in each["replicas_on"]:
+            age = f"  # as it was {interval(each['lag_s'][on])} ago" if on in each["lag_s"] else ""
+            show_text(f"  {each['vm']}: haulier recover {each['vm']} --on {on}{age}")
+        if not each["replicas_on"]:
+            show_text(f"  {each['vm']}: there is no replica of it")

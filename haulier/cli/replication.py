@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from haulier.cli.around import context
-from haulier.cli.moments import interval_of
-from haulier.cli.output import complain, show, size, table
+from haulier.cli.moments import interval, interval_of
+from haulier.cli.output import complain, show, show_text, size, table
 from haulier.cli.progress import live_migration
 from haulier.errors import Problem
 from haulier.services import migrations, replications
@@ -47,7 +47,7 @@ def replicate(name: str, /, *, to: str, every: str | None = None, wait: Flag = F
 def _text(document: dict[str, Any]) -> str:
     words = f"{document['vm']} {document['source']} → {document['target']}: {document['state']}"
     if document["synced_at"]:
-        words += f", generation {document['generation']}, {document['lag_s']:.0f} s old"
+        words += f", generation {document['generation']}, {interval(document['lag_s'])} old"
     return words
 
 
@@ -55,16 +55,21 @@ def _text(document: dict[str, Any]) -> str:
 def list_() -> None:
     """All replications, with the age of what they hold."""
     documents = replications.list_replications(context())
-    columns = {
-        "vm": "vm", "source": "source", "target": "target", "state": "state", "generation": "generation",
-        "age (s)": "lag_s", "sent": "sent", "every (s)": "every_s", "why": "why",
-    }  # fmt: skip
+    columns = {name: name for name in ("vm", "source", "target", "state", "generation", "age", "sent", "every", "sync")}
     show(documents, table([{**document, **_cells(document)} for document in documents], columns))
+    for document in documents:
+        if document["state"] in ("failed", "needs_operator") and (error := document["error"]):
+            show_text(f"  {document['vm']} → {document['target']}: {error['code']}: {error['message']}")
 
 
 def _cells(document: dict[str, Any]) -> dict[str, Any]:
-    error = document["error"] if document["state"] in ("failed", "needs_operator") else None
-    return {"sent": size(document["bytes"]), "why": error and f"{error['code']}: {error['message']}"}
+    return {
+        "sent": size(document["bytes"]),
+        **{
+            cell: None if document[key] is None else interval(document[key])
+            for cell, key in (("age", "lag_s"), ("every", "every_s"))
+        },
+    }
 
 
 @app.command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,7 +21,8 @@ def up(*, nodes: str = "alpha,beta") -> None:
         Names of this machine's nodes, separated by commas.
     """
     document = local.up(bare_context(), [name.strip() for name in nodes.split(",") if name.strip()])
-    show(document, f"up: nodes {', '.join(document['nodes'])}; state in {bare_context().settings.state}")
+    went_on = _open(document, "was left open and goes on, or is undone")
+    show(document, f"up: nodes {', '.join(document['nodes'])}; state in {bare_context().settings.state}{went_on}")
 
 
 def down(*, vms: Annotated[bool, Parameter(negative=())] = False) -> None:
@@ -34,7 +35,12 @@ def down(*, vms: Annotated[bool, Parameter(negative=())] = False) -> None:
     """
     document = local.down(bare_context(), vms=vms)
     ended = f"ended {', '.join(document['vms'])}" if document["vms"] else ""
-    show(document, "; ".join(filter(None, ("down" if document["stopped"] else "", ended))) or "nothing was running")
+    words = "; ".join(filter(None, ("down" if document["stopped"] else "", ended))) or "nothing was running"
+    show(document, f"{words}{_open(document, 'is open: a guest may stand still, until the next `haulier up`')}")
+
+
+def _open(document: dict[str, Any], words: str) -> str:
+    return "".join(f"\nmigration {migration} {words}" for migration in document["open"])
 
 
 def doctor() -> int:

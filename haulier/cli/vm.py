@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from haulier.cli.around import context
+from haulier.cli.moments import interval
 from haulier.cli.output import show, size, stderr, table
 from haulier.services import vms
 from haulier.services.recover import recover_vm
+from haulier.services.replications import list_replications
 
 app = App(name="vm", help="Define, start, stop and show VMs.")
 _COLUMNS = {"vm": "name", "node": "node", "state": "state", "epoch": "epoch", "pid": "pid"}
@@ -70,9 +72,13 @@ def list_() -> None:
 
 
 def _state(document: dict[str, Any]) -> str:
-    """A guest that nobody paused stands still for a reason, and QEMU has a word for it."""
-    word = document["run_state"]
-    return document["state"] if word in (None, "paused") else f"{document['state']} ({word})"
+    """A guest that nobody paused stands still for a reason, and QEMU has a word for it. Of a silent node it is what
+    was heard last.
+    """
+    word, state = document["run_state"], document["state"]
+    shown = state if word in (None, "paused") else f"{state} ({word})"
+    is_hearsay = document["worker"] == "silent" and state in ("running", "paused")
+    return f"{shown}, node is silent" if is_hearsay else shown
 
 
 @app.command(name="show")
@@ -107,5 +113,7 @@ def recover(name: str, /, *, on: str) -> None:
     on
         The node that has the replica.
     """
+    known = [each for each in list_replications(context()) if (each["vm"], each["target"]) == (name, on)]
     document = recover_vm(context(), name, on=on)
-    show(document, f"{name} runs on {document['node']} (pid {document['pid']}), as its replica was")
+    as_of = "".join(f" at generation {each['generation']}, {interval(each['lag_s'])} ago" for each in known)
+    show(document, f"{name} runs on {document['node']} (pid {document['pid']}), as its replica was{as_of}")

@@ -48,6 +48,16 @@ def _host_access(definition: VmDefinition, *, own_storages: bool) -> Iterator[Pr
 
 
 @dataclass(frozen=True, slots=True)
+class MissingStorage:
+    """One that the target does not have; `source` is the storage whose volumes were to go there, if they could go onto
+    another one.
+    """
+
+    name: str
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FilingFacts:
     """What the database knows when a migration is asked for."""
 
@@ -62,7 +72,7 @@ class FilingFacts:
     target_state: str
     choices: tuple[Choice, ...] = ()
     open_operation: str | None = None
-    missing_storages: tuple[str, ...] = ()
+    missing_storages: tuple[MissingStorage, ...] = ()
     unused_maps: tuple[str, ...] = ()
     names_taken: tuple[str, ...] = ()
 
@@ -91,12 +101,11 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
     for name, silent_s in ((facts.vm_node, facts.source_silent_s), (facts.target, facts.target_silent_s)):
         if silent_s is not None:
             yield silent_node(name, silent_s)
-    for storage in facts.missing_storages:
-        yield Problem(
-            "storage_missing",
-            f"node {facts.target} has no storage {storage}",
-            f"haulier node set {facts.target} --storages storage.cfg, or --storage-map {storage}:OTHER",
-        )
+    for missing in facts.missing_storages:
+        hint = f"haulier node set {facts.target} --storages storage.cfg"
+        if missing.source:
+            hint += f", or --storage-map {missing.source}:OTHER"
+        yield Problem("storage_missing", f"node {facts.target} has no storage {missing.name}", hint)
     for storage in facts.unused_maps:
         yield Problem(
             "storage_map_unused", f"VM {facts.vm} has nothing on the storage {storage}", f"haulier vm show {facts.vm}"

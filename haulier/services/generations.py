@@ -20,7 +20,7 @@ from haulier.definition import Role
 from haulier.definition.storage import StorageKind
 from haulier.errors import Refused
 from haulier.planner.methods import Choice, Method, VolumeFacts, choose_sync_method
-from haulier.planner.refusals import STARTED, refuse_filing
+from haulier.planner.refusals import STARTED, MissingStorage, refuse_filing
 from haulier.services.allocations import put_away
 from haulier.services.attempts import AttemptView, TransferView
 from haulier.services.chain import Claim, held_step
@@ -57,10 +57,11 @@ def file_sync(context: Context, unit: Unit, replication: Replication) -> Migrati
     vm, target = replication.vm, replication.target
     terms = Terms(offline=vm.state not in STARTED)
     sendings = _plan(unit.session, replication)
+    missing = sorted({each.volume.storage.name for each in sendings if each.storage is None})
     facts = dataclasses.replace(
         filing_facts(context, unit.session, vm, target, offline=terms.offline),
         choices=tuple(each.choice for each in sendings),
-        missing_storages=tuple(sorted({each.volume.storage.name for each in sendings if each.storage is None})),
+        missing_storages=tuple(MissingStorage(name) for name in missing),
     )
     if problems := refuse_filing(facts):
         raise Refused.because(problems)

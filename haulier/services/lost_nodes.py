@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import or_, select
 
+from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.services.allocations import put_away
 from haulier.services.chain import release
@@ -69,10 +70,11 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
 
 
 def _lost_vm(unit: Unit, vm: Vm) -> dict[str, Any]:
-    """Where a VM of the node has a replica."""
+    """Where a VM of the node has a replica, and how old in seconds it is there."""
     live = (Replication.vm_id == vm.id, Replication.ended_at.is_(None), Replication.target_id != vm.node_id)
     kept = [each for each in unit.session.scalars(select(Replication).where(*live)) if each.replicas]
-    return {"vm": vm.name, "replicas_on": [each.target.name for each in kept]}
+    ages = {each.target.name: (now() - each.synced_at).total_seconds() for each in kept if each.synced_at}
+    return {"vm": vm.name, "replicas_on": [each.target.name for each in kept], "lag_s": ages}
 
 
 def _lost(node: Node) -> Problem:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.planner.refusals import STARTED, FilingFacts, refuse_filing
+from haulier.planner.refusals import STARTED, FilingFacts, MissingStorage, refuse_filing
 from haulier.services.context import Context
 from haulier.services.filing import USUAL_TERMS, Terms, filing_facts, open_migration
 from haulier.services.lookup import find_migration, find_node, find_vm
@@ -106,10 +106,11 @@ def _file(context: Context, vm_name: str, *, target: str, terms: Terms) -> int:
 def _filing_facts(
     context: Context, session: Session, vm: Vm, target: Node, crossings: tuple[Crossing, ...], terms: Terms
 ) -> FilingFacts:
+    missing = sorted({(each.to, each.volume.storage.name) for each in crossings if each.storage is None})
     return dataclasses.replace(
         filing_facts(context, session, vm, target, offline=terms.offline),
         choices=tuple(crossing.choice for crossing in crossings),
-        missing_storages=tuple(sorted({each.to for each in crossings if each.storage is None})),
+        missing_storages=tuple(MissingStorage(to, source) for to, source in missing),
         names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
         unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
     )
@@ -240,6 +241,8 @@ def _document(migration: Migration) -> dict[str, Any]:
         "ram_bytes": next((step.notes["ram_bytes"] for step in steps if "ram_bytes" in step.notes), None),
         "tpm": _tpm(transfers),
         "attempt": attempt.number if attempt else 0,
+        "kind": "sync" if migration.replication_id else "migration",
+        "generation": next((step.notes["generation"] for step in steps if "generation" in step.notes), None),
         "error": problem,
         "errors": migration.problems,
     }

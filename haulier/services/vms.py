@@ -23,7 +23,7 @@ from haulier.errors import Refused
 from haulier.planner.refusals import refuse_host_access
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage
+from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage, silent_s
 from haulier.services.operations import (
     LONG_S,
     await_operation,
@@ -269,20 +269,22 @@ def _file_on_node(context: Context, unit: Unit, vm: Vm, kind: OperationKind, **a
 def list_vms(context: Context) -> list[dict[str, Any]]:
     """All VMs as contract.md shows them, by name."""
     with context.database.read() as session:
-        return [_document(session, vm) for vm in session.scalars(select(Vm).order_by(Vm.name))]
+        return [_document(context, session, vm) for vm in session.scalars(select(Vm).order_by(Vm.name))]
 
 
 def show_vm(context: Context, name: str) -> dict[str, Any]:
     """One VM as contract.md shows it. Raises Refused for an unknown one."""
     with context.database.read() as session:
-        return _document(session, find_vm(session, name))
+        return _document(context, session, find_vm(session, name))
 
 
-def _document(session: Session, vm: Vm) -> dict[str, Any]:
+def _document(context: Context, session: Session, vm: Vm) -> dict[str, Any]:
+    silent = silent_s(vm.node, limit_s=context.settings.node_silent_after_s) is not None
     tpm = session.scalar(select(TpmLedger).where(TpmLedger.vm_id == vm.id, TpmLedger.role == LedgerRole.ACTIVE))
     return {
         "name": vm.name,
         "node": vm.node.name,
+        "worker": "silent" if silent else "alive",
         "state": vm.state,
         "run_state": vm.run_state if vm.state is VmState.PAUSED else None,
         "epoch": vm.epoch,

@@ -70,11 +70,12 @@ def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
             hint = "At most 63 letters, digits, dots, dashes and underscores."
             raise Refused("bad_name", f"{node!r} is no name for a node", hint)
     prepare(settings)
+    found = _left_open(context) if find_supervisor(settings) is None else []
     names = sorted({*nodes, *_nodes_of(settings)})
     (settings.state / "nodes.list").write_text("\n".join(names) + "\n")
     run_programs(settings, names)
     _wait_until_ready(context, names)
-    return {"web": None, "nodes": names}
+    return {"web": None, "nodes": names, "open": found}
 
 
 def _nodes_of(settings: Settings) -> list[str]:
@@ -116,7 +117,7 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
     """
     settings = context.settings
     stopped: list[str] = []
-    if vms and settings.database.startswith("sqlite") and not (settings.state / "haulier.db").exists():
+    if not _has_database(settings):
         vms = False
     supervisor = find_supervisor(settings)
     if vms:
@@ -132,7 +133,19 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
         with suppress(SQLAlchemyError):
             names = [vm["name"] for vm in list_vms(context) if _folders_of(vm) in ended]
             stopped += record_ended(context, names)
-    return {"stopped": supervisor is not None, "vms": stopped}
+    return {"stopped": supervisor is not None, "vms": stopped, "open": _left_open(context)}
+
+
+def _left_open(context: Context) -> list[int]:
+    """The migrations that nobody works at as long as the stack is down."""
+    with suppress(SQLAlchemyError):
+        return open_migrations(context) if _has_database(context.settings) else []
+    return []
+
+
+def _has_database(settings: Settings) -> bool:
+    """Whether there is one; to look into one of SQLite that is not there would make it."""
+    return not settings.database.startswith("sqlite") or (settings.state / "haulier.db").exists()
 
 
 def _undo_migrations(context: Context) -> None:

@@ -12,6 +12,7 @@ from haulier.errors import Problem
 from haulier.planner.methods import VolumeFacts, choose_method
 from haulier.planner.refusals import (
     FilingFacts,
+    MissingStorage,
     SourceFacts,
     TargetFacts,
     as_problems,
@@ -73,7 +74,8 @@ FILING_RULES: list[tuple[dict[str, Any], str]] = [
     ({"target_state": "maintenance"}, "node_in_maintenance"),
     ({"source_silent_s": 9.0}, "node_silent"),
     ({"target_silent_s": float("inf")}, "node_silent"),
-    ({"missing_storages": ("fast",)}, "storage_missing"),
+    ({"missing_storages": (MissingStorage("fast"),)}, "storage_missing"),
+    ({"missing_storages": (MissingStorage("fast", "local"),)}, "storage_missing"),
     ({"unused_maps": ("fast",)}, "storage_map_unused"),
     ({"names_taken": ("local:9/ci.raw",)}, "name_taken"),
     ({"choices": (OLD_DISK,)}, "snapshot_only"),

@@ -292,7 +292,7 @@ def test_newest_copy_of_a_lost_vm_is_not_ended(world: World) -> None:
     assert world.count(Replica) == 3
     world.silence("alpha")
     found = declare_lost(world.context, "alpha", is_off=True)["lost_vms"]
-    assert found == [{"vm": "web", "replicas_on": ["beta"]}]
+    assert found == [{"vm": "web", "replicas_on": ["beta"], "lag_s": {}}]
 
 
 def test_target_does_not_take_the_lost_sources_files_for_its_own(world: World, halves: Halves) -> None:
