@@ -109,7 +109,8 @@ def _turned_round(work: StepRun) -> Notes:
         return {}
     at = sent.paused_at if sent else None
     files = [each for each in work.view.by_method(TransferMethod.COPY) if each.target_at.facts.has_files]
-    looks = {each.device: looks_of(each.target_path) for each in files}
+    # Somebody may have removed an unused one meanwhile, which must not keep the VM from its end.
+    looks = {each.device: looks_of(each.target_path) for each in files if each.target_path.exists()}
     return {"turned_round": [turn.replication_id, turn.generation], "paused_at": at or time.time(), "looks": looks}
 
 

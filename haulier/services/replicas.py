@@ -144,9 +144,12 @@ def drop_rows(unit: Unit, replication: Replication) -> None:
 def record_ended(context: Context, replication_id: int) -> None:
     """There is nothing left of a replication."""
     with context.unit() as unit:
-        replication = unit.session.get_one(Replication, replication_id)
-        replication.ended_at = now()
-        unit.note("replication.ended", vm=replication.vm.name, node=replication.target.name)
+        _end(unit, unit.session.get_one(Replication, replication_id))
+
+
+def _end(unit: Unit, replication: Replication) -> None:
+    replication.ended_at = now()
+    unit.note("replication.ended", vm=replication.vm.name, node=replication.target.name)
 
 
 def turn_round(context: Context, view: AttemptView) -> None:
@@ -162,7 +165,7 @@ def turn_round(context: Context, view: AttemptView) -> None:
         if replication is None:
             return
         if not is_wanted(replication):
-            replication.ended_at = now()
+            _end(unit, replication)
             return
         for replica in replication.replicas:
             for path in paths_of(replica):
