@@ -10,10 +10,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
 from haulier.definition.storage import Image
+from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor.carrier import CarrierExport, RemoteExport, fetch_file
-from haulier.hypervisor.differences import Ranges, mark_differences
+from haulier.hypervisor.differences import marking
 from haulier.hypervisor.digests import digests_bytes, read_digests, write_digests
 from haulier.hypervisor.images import image_info
 from haulier.hypervisor.monitor import Monitor
@@ -23,7 +26,8 @@ from models import Phase, Side, TransferMethod
 from tasks.backups import bitmap_of
 from tasks.runner import Notes, StepRun
 
-_KEY = "digest_key"
+log = structlog.get_logger()
+_KEY, _READ = "digest_key", "digested"
 _KEY_BYTES = 32
 
 
@@ -37,25 +41,24 @@ def without_bitmap(view: AttemptView) -> Iterator[str]:
             yield disk.device
 
 
-def compared_exports(work: StepRun) -> list[CarrierExport]:
-    """On the target: what the source reads of the carrier, beside what it writes."""
-    return [
-        CarrierExport(_export(disk), Image(work.place.digests(disk.export)), writable=False)
-        for disk in work.view.compared
-    ]
+async def read_replicas(work: StepRun) -> tuple[list[CarrierExport], Notes]:
+    """On the target: write down what the replicas hold. Returns what the source reads of the carrier, and notes for it.
 
-
-async def read_replicas(work: StepRun) -> Notes:
-    """On the target: write down what the replicas hold. Raises StepFailed when one cannot be read."""
-    disks = work.view.compared
-    if not disks:
-        return {}
-    key = secrets.token_bytes(_KEY_BYTES)
-    for disk in disks:
+    A replica of which that cannot be written is not compared: all of the disk is sent then.
+    """
+    # Of no worth without the digests, which go before the attempt is over.
+    key, exports = secrets.token_bytes(_KEY_BYTES), []
+    for disk in work.view.compared:
         path, meter = work.place.digests(disk.export), work.meter(f"{disk.device}.compared", disk.size_bytes)
-        await write_digests(disk.target_image, path, size_bytes=disk.size_bytes, key=key, report=meter)
+        try:
+            await write_digests(disk.target_image, path, size_bytes=disk.size_bytes, key=key, report=meter)
+        except (StepFailed, OSError) as error:
+            log.warning("replica.not_read", device=disk.device, reason=str(error))
+            path.unlink(missing_ok=True)
+        else:
+            exports.append(CarrierExport(_export(disk), Image(path), writable=False))
         await fault_point("comparing.read")
-    return {_KEY: key.hex()}
+    return exports, {_KEY: key.hex(), _READ: [export.name for export in exports]}
 
 
 async def mark_what_differs(work: StepRun, monitor: Monitor) -> None:
@@ -65,6 +68,8 @@ async def mark_what_differs(work: StepRun, monitor: Monitor) -> None:
     """
     view, noted = work.view, work.view.notes[Phase.RESERVE, Side.TARGET]
     for disk in view.compared:
+        if _export(disk) not in noted[_READ]:
+            continue
         server = NbdServer(view.target.address, noted["carrier_port"])
         await require_answer(server)
         theirs = work.place.digests(disk.export)
@@ -75,21 +80,18 @@ async def mark_what_differs(work: StepRun, monitor: Monitor) -> None:
             report=work.meter(f"{disk.device}.digests", digests_bytes(disk.size_bytes)),
         )
         await fault_point("comparing.fetched")
-        differing = await _differing(work, disk, theirs, key=bytes.fromhex(noted[_KEY]))
+        await _mark(work, monitor, disk, theirs, key=bytes.fromhex(noted[_KEY]))
         theirs.unlink()
-        socket = work.place.marks_socket
-        await mark_differences(monitor, disk.device, differing, size_bytes=disk.size_bytes, socket=socket)
         await fault_point("comparing.marked")
 
 
-async def _differing(work: StepRun, disk: TransferView, theirs: Path, *, key: bytes) -> Ranges:
-    found: list[tuple[int, int]] = []
-    meter = work.meter(f"{disk.device}.compared", disk.size_bytes)
+async def _mark(work: StepRun, monitor: Monitor, disk: TransferView, theirs: Path, *, key: bytes) -> None:
+    meter, size_bytes = work.meter(f"{disk.device}.compared", disk.size_bytes), disk.size_bytes
     with theirs.open("rb") as file:
-        async for blocks in read_digests(disk.source_image, size_bytes=disk.size_bytes, key=key):
-            found += blocks.differing(file.read(len(blocks.digests)), size_bytes=disk.size_bytes)
-            meter(blocks.end)
-    return found
+        async with marking(monitor, disk.device, size_bytes=size_bytes, socket=work.place.marks_socket) as marks:
+            async for blocks in read_digests(disk.source_image, size_bytes=size_bytes, key=key):
+                await marks.add(blocks.differing(file.read(len(blocks.digests)), size_bytes=size_bytes))
+                meter(blocks.end)
 
 
 def _export(disk: TransferView) -> str:

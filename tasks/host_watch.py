@@ -120,6 +120,7 @@ class HostWatch:
         note_program(self._context, self._node_id, "programs.stopped", vm=seen.vm, programs=programs)
         for _, daemon in there:
             end(daemon)
+        seen.place.forget_digests()
 
 
 def _programs(layout: NodeLayout) -> Iterator[Seen]:

@@ -47,6 +47,7 @@ def _take_back(**_: Any) -> None:  # noqa: ANN401
     except StepFailed as error:
         log.error("node.taken", message=error.problem.message, hint=error.problem.hint)  # noqa: TRY400 - no traceback
         raise SystemExit(2) from error
+    this_node().layout.forget_digests()
     take_back(context(), f"node.{settings.node}")
     take_back_operations(context(), settings.node)
 

@@ -19,7 +19,6 @@ def write_all(work: StepRun) -> None:
     for volume in view.crossing:
         flush_export(RemoteExport(NbdServer(view.target.address, port), volume.export, work.keys()))
     close_carrier(work.place)
-    work.place.forget_digests()
     for volume in view.crossing:
         flush(volume.target_path)
         flush(volume.final_path)

@@ -8,7 +8,7 @@ them open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from haulier.services.attempts import TransferView
 from haulier.services.ledger import TpmCopy, drop_reserved, reserve_copy
 from models import AllocationKind, Phase, TransferMethod, VolumeRole
 from tasks.celery import app
-from tasks.comparing import compared_exports, read_replicas
+from tasks.comparing import read_replicas
 from tasks.freeing import Freeing
 from tasks.merging import merge_replica
 from tasks.runner import Notes, StepRun, execute
@@ -54,8 +54,8 @@ async def run(work: StepRun) -> Notes:
     carried = tuple(volume for volume in made if volume.method in CARRIED or at_rest)
     if not carried:
         return notes
-    notes |= await read_replicas(work)
-    return {"carrier_port": _open_carrier(work, carried).port, **notes}
+    digests, noted = await read_replicas(work)
+    return {"carrier_port": _open_carrier(work, carried, beside=digests).port, **notes, **noted}
 
 
 def _link(work: StepRun, volume: TransferView) -> bool:
@@ -106,8 +106,9 @@ def _take(work: StepRun, volume: TransferView, path: Path) -> None:
     take_volume(work.context, work.view.attempt_id, work.view.target, path)
 
 
-def _open_carrier(work: StepRun, carried: tuple[TransferView, ...]) -> NbdServer:
-    exports = [CarrierExport(volume.export, volume.received) for volume in carried] + compared_exports(work)
+def _open_carrier(work: StepRun, carried: tuple[TransferView, ...], *, beside: Sequence[CarrierExport]) -> NbdServer:
+    """Receive these volumes; `beside` them the source reads something."""
+    exports = [*(CarrierExport(volume.export, volume.received) for volume in carried), *beside]
     tried: frozenset[int] = frozenset()
     while True:
         server = work.listen_on(work.view.target, "carrier", avoid=tried)
@@ -126,7 +127,6 @@ async def undo(work: StepRun) -> None:
     """Free all that has a row: the carrier, the volumes, the ledger's reservation, ports and RAM."""
     view = work.view
     stop_carrier(work.place)
-    work.place.forget_digests()
     freeing = Freeing(work.context, view.target.id, attempt_id=view.attempt_id)
     for path in allocated_volumes(work.context, view.attempt_id, view.target):
         is_secret = view.tpm is not None and path == view.tpm.target_path

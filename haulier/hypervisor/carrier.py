@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ async def send_file(
         [*words, as_name(image), _address(to)],
         keys=to.keys,
         max_bytes_per_s=max_bytes_per_s,
-        watch=lambda pid: report(_moved(pid, "rchar")),
+        watch=_meter("rchar", report),
     )
     if done.status != 0:
         said = f"{image.path.name} could not be copied: {done.words}"
@@ -130,7 +131,7 @@ async def fetch_file(
         ["-O", "raw", "--image-opts", _address(source), os.fspath(to)],
         keys=source.keys,
         max_bytes_per_s=max_bytes_per_s,
-        watch=lambda pid: report(_moved(pid, "wchar")),
+        watch=_meter("wchar", report),
     )
     if done.status != 0:
         raise StepFailed("copy_failed", f"{source.export} could not be read: {done.words}", "Look at both nodes.")
@@ -162,10 +163,12 @@ def _address(to: RemoteExport) -> str:
     return f"{target},tls-creds={OBJECT_ID}" if to.keys else target
 
 
-def _moved(pid: int, what: str) -> int:
-    """How many bytes a process has read (`rchar`) or written (`wchar`) so far; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-    except OSError:
-        return 0
-    return int(dict(line.split(": ") for line in lines)[what])
+def _meter(what: str, report: Callable[[int], None]) -> Callable[[int], None]:
+    """Report how many bytes a process has read (`rchar`) or written (`wchar`) so far, as long as it runs."""
+
+    def look(pid: int) -> None:
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+            report(int(dict(line.split(": ") for line in lines)[what]))
+
+    return look

@@ -2,7 +2,7 @@
 but digests crosses the link for it.
 
 Where in a file a block of the image lies is asked of `qemu-img map`; what that does not say (a compressed cluster) can
-be neither read nor compared, and is taken for different.
+be neither read nor compared, and is taken for different; so is what the disk does not give.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from haulier.definition.storage import Image
 from haulier.errors import StepFailed
 from haulier.hypervisor.generations import GRANULARITY
 from haulier.hypervisor.image import as_name
+from haulier.hypervisor.images import image_info
 from haulier.hypervisor.tools import run_beside
 
 # Enough, because the guest does not know the key: it cannot make two blocks that look the same.
@@ -27,9 +28,11 @@ _DIGEST_BYTES = 16
 _OF_ZEROES = bytes(_DIGEST_BYTES)
 _UNREADABLE = b"\xff" * _DIGEST_BYTES
 _NO_BYTES = bytes(GRANULARITY)
-# So much is read before others have their turn, and so much is asked for at a time.
+# So much is read before others have their turn.
 _WINDOW_BYTES = 16 << 20
-_MAP_BYTES = 1 << 30
+# So much is asked for at a time: less where the image is cut finely, because to read the answer keeps others waiting.
+_MAP_BYTES, _MAP_MOST_BYTES = 128 << 20, 1 << 30
+_MANY_EXTENTS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +83,25 @@ async def read_digests(image: Image, *, size_bytes: int, key: bytes) -> AsyncIte
     """The digests of an image that nobody writes to meanwhile, from its front to its end; what is zero is not read.
 
     Two of them are comparable under one `key` of at most 64 bytes. Raises StepFailed with qemu-img's words, or when the
-    file cannot be read.
+    file cannot be opened.
     """
+    info = await asyncio.to_thread(image_info, image.path, format=image.format)
+    start, portion = 0, _MAP_BYTES
     with _opened(image.path) as file:
-        for start in range(0, size_bytes, _MAP_BYTES):
-            end = min(start + _MAP_BYTES, size_bytes)
-            extents = await _map(image, start=start, end=end)
+        while start < size_bytes:
+            end = min(start + portion, size_bytes)
+            extents = await _map(image, start=start, end=end, is_readable=info.data_file is None)
             for here in range(start, end, _WINDOW_BYTES):
                 until = min(here + _WINDOW_BYTES, end)
                 inside = [each for each in extents if each.start < until and here < each.start + each.length]
                 digests = await asyncio.to_thread(_digests, file, inside, start=here, end=until, key=key)
                 yield Blocks(here, digests)
+            start, portion = end, _MAP_BYTES if len(extents) > _MANY_EXTENTS else min(2 * portion, _MAP_MOST_BYTES)
 
 
 async def write_digests(image: Image, to: Path, *, size_bytes: int, key: bytes, report: Callable[[int], None]) -> None:
     """Write the digests of an image into a file, which has holes where the image has; `report` is told how far in the
-    image it is, in bytes. Raises as `read_digests`.
+    image it is, in bytes. Raises as `read_digests`, or OSError when the file cannot be written.
     """
     with os.fdopen(os.open(to, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
         async for blocks in read_digests(image, size_bytes=size_bytes, key=key):
@@ -112,27 +118,21 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise StepFailed("volume_unreadable", f"{path} cannot be read: {error.strerror}", "Is it there?") from error
     try:
         yield file
-    except OSError as error:
-        raise _unreadable(path, error) from error
     finally:
         os.close(file)
 
 
-def _unreadable(path: Path, error: OSError) -> StepFailed:
-    return StepFailed("volume_unreadable", f"{path} cannot be read: {error.strerror}", "Is the disk broken?")
-
-
-async def _map(image: Image, *, start: int, end: int) -> list[_Extent]:
+async def _map(image: Image, *, start: int, end: int, is_readable: bool) -> list[_Extent]:
     words = ["qemu-img", "map", "-U", "--output=json", f"--start-offset={start}", f"--max-length={end - start}"]
     done = await run_beside([*words, as_name(image)])
     if done.status != 0:
         raise StepFailed("qemu_img_failed", f"{image.path} cannot be read: {done.words}", "qemu-img map")
     return [
-        # An offset in a backing file would be none of this file.
-        _Extent(found["start"], found["length"], found.get("offset") if found["depth"] == 0 else None)
+        # An offset in a backing file, or in a data file, would be none of this file.
+        _Extent(found["start"], found["length"], found.get("offset") if is_readable and not found["depth"] else None)
         for found in json.loads(done.stdout)
         if not found["zero"]
     ]
@@ -145,10 +145,9 @@ def _digests(file: int, extents: Sequence[_Extent], *, start: int, end: int, key
     content, unreadable = bytearray(end - start), set[int]()
     for each in extents:
         first, last = max(each.start, start), min(each.start + each.length, end)
-        if each.offset is None:
+        into = memoryview(content)[first - start : last - start]
+        if each.offset is None or not _read(file, into, offset=each.offset + first - each.start):
             unreadable.update(range((first - start) // GRANULARITY, -(-(last - start) // GRANULARITY)))
-        else:
-            _read(file, memoryview(content)[first - start : last - start], offset=each.offset + first - each.start)
     blocks = (bytes(content[at : at + GRANULARITY]) for at in range(0, end - start, GRANULARITY))
     return b"".join(_UNREADABLE if number in unreadable else _digest(block, key) for number, block in enumerate(blocks))
 
@@ -159,10 +158,14 @@ def _digest(block: bytes, key: bytes) -> bytes:
     return hashlib.blake2b(block, digest_size=_DIGEST_BYTES, key=key).digest()
 
 
-def _read(file: int, into: memoryview, *, offset: int) -> None:
-    """Fill it from the file; what lies behind the file's end reads as zeroes."""
+def _read(file: int, into: memoryview, *, offset: int) -> bool:
+    """Fill it from the file; what lies behind the file's end reads as zeroes. False if it cannot be read."""
     begin = offset
-    while into and (length := os.preadv(file, [into], offset)):
-        into, offset = into[length:], offset + length
+    try:
+        while into and (length := os.preadv(file, [into], offset)):
+            into, offset = into[length:], offset + length
+    except OSError:
+        return False
     # What is read once must not push out of memory what guests read again and again.
     os.posix_fadvise(file, begin, offset - begin, os.POSIX_FADV_DONTNEED)
+    return True

@@ -13,6 +13,7 @@ from haulier.hypervisor.processes import Daemon
 
 # Two names and `control.sock` must fit behind a state folder of 60 bytes: a socket's path has room for 107.
 _SHORT = 12
+_DIGESTS = ".digests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,11 @@ class VmPlace:
 
     def digests(self, export: str) -> Path:
         """The digests of a volume that is compared with another node's: too long for the folder of sockets."""
-        return self.logs / f"{export}.digests"
+        return self.logs / f"{export}{_DIGESTS}"
 
     def forget_digests(self) -> None:
-        """Nobody compares any more. Safe to call twice."""
-        for path in self.logs.glob("*.digests"):
+        """Nobody compares any more, or has them open. Safe to call twice."""
+        for path in self.logs.glob(f"*{_DIGESTS}"):
             path.unlink(missing_ok=True)
 
     def note_epoch(self, epoch: int) -> None:
@@ -102,7 +103,8 @@ class VmPlace:
         return self.run / f"keys-{migration_key}"
 
     def clear(self) -> None:
-        """Remove sockets, pid files and keys; logs stay. Safe to call twice."""
+        """Remove sockets, pid files, keys and digests; logs stay. Safe to call twice."""
+        self.forget_digests()
         if self.run.is_dir():
             for path in sorted(self.run.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
@@ -136,6 +138,11 @@ class NodeLayout:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.sockets.stat().st_uid != os.getuid():
             raise PermissionError(f"{self.sockets} belongs to another user")
+
+    def forget_digests(self) -> None:
+        """The same for all VMs, when the node's worker begins: a carrier that still serves some has them open."""
+        for path in self.root.glob(f"vms/*/*{_DIGESTS}"):
+            path.unlink(missing_ok=True)
 
     def vm(self, name: str) -> VmPlace:
         """The place of a VM; long names are shortened, because a socket's path has room for 107 bytes."""

@@ -61,7 +61,7 @@ async def run_beside(words: Sequence[str], *, told: str = "", watch: Callable[[i
     try:
         while not talking.done():
             await asyncio.wait({talking}, timeout=_WATCH_S if watch else None)
-            if watch:
+            if watch and not talking.done():
                 watch(process.pid)
         stdout, stderr = (said.decode(errors="replace") for said in talking.result())
     finally:

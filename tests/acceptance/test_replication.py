@@ -132,6 +132,25 @@ def test_worker_is_killed_while_it_compares(
     assert_all_is_well(stack)
 
 
+def test_replica_that_cannot_be_compared_is_sent_as_a_whole(
+    stack: Stack, faults: Faults, make_guest: Callable[..., Guest]
+) -> None:
+    """Where its digests would go there is something else."""
+    guest = make_guest(DISK, TPM)
+    replicate(guest)
+    guest.stop()
+    (volume,) = stack.table("volume", vm_id=guest.row()["id"], device="virtio0")
+    in_the_way = stack.state / "nodes" / "beta" / "vms" / guest.name / f"volume{volume['id']}.digests"
+    with faults.holding("reserve.run.begins"):
+        command = stack.begin("replicate", guest.name, "--to", "beta", "--wait")
+        faults.wait_held("reserve.run.begins")
+        in_the_way.symlink_to("/dev/full")
+    document = command.finish().done()
+    assert transfers(stack, document["sync"])["virtio0"] == 64 << 20
+    assert replicas(stack, guest)["virtio0"] == bytes_of(guest, "virtio0")
+    assert_all_is_well(stack)
+
+
 def compare_images(stack: Stack, guest: Guest, device: str) -> None:
     """A qcow2 and its replica hold the same, as their guest sees them."""
     (volume,) = stack.table("volume", vm_id=guest.row()["id"], device=device)

@@ -10,7 +10,7 @@ import pytest
 
 from haulier.definition.storage import Image
 from haulier.errors import StepFailed
-from haulier.hypervisor.differences import COMPARED, mark_differences
+from haulier.hypervisor.differences import COMPARED, marking
 from haulier.hypervisor.digests import digests_bytes, read_digests, write_digests
 from haulier.hypervisor.generations import Bitmap, read_bitmaps
 from haulier.hypervisor.images import create_image, image_info
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.real
 KIB, MIB, BLOCK = 1 << 10, 1 << 20, 64 << 10
 KEY = b"a key of 32 bytes for both sides"
 Ranges = list[tuple[int, int]]
+PORTION = 3000
 
 
 def make(path: Path, format: str, *commands: str, size: int = 32 * MIB) -> Image:
@@ -114,6 +115,29 @@ def test_what_a_snapshot_holds_is_not_what_the_guest_sees(tmp_path: Path) -> Non
     assert differing(here, there) == []
 
 
+def test_content_in_another_file_is_not_looked_for_in_this_one(tmp_path: Path) -> None:
+    """`map` does not say in which file: all of it is taken for different."""
+    image, data = tmp_path / "image", tmp_path / "data.raw"
+    words = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data}", str(image), "32M"]
+    subprocess.run(words, check=True, timeout=30)
+    write(image, "qcow2", *BOTH)
+    plain = make(tmp_path / "plain", "qcow2")
+    assert differing(plain, Image(image, "qcow2")) == ALL_OF_IT
+    assert differing(Image(image, "qcow2"), plain) == ALL_OF_IT
+
+
+def test_image_that_is_cut_finely(tmp_path: Path) -> None:
+    """More parts than are asked for at a time; and an image of more than one portion."""
+    size = 400 * MIB
+    here = make(tmp_path / "here", "qcow2", size=size)
+    write(here.path, "qcow2", *(f"write -P 5 {at * 128}k 4k" for at in range(1200)), "write -P 6 399M 1M")
+    there = tmp_path / "there"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", here.path, there], check=True, timeout=30)
+    assert differing(here, Image(there), size=size) == []
+    write(there, "raw", "write -P 7 1000k 1k", "write -P 7 399M 1k")
+    assert differing(here, Image(there), size=size) == [(960 * KIB, BLOCK), (399 * MIB, BLOCK)]
+
+
 def test_content_in_another_file_is_told(tmp_path: Path) -> None:
     image, data = tmp_path / "image.qcow2", tmp_path / "data.raw"
     words = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data}"]
@@ -123,7 +147,7 @@ def test_content_in_another_file_is_told(tmp_path: Path) -> None:
 
 def test_image_that_is_not_there(tmp_path: Path) -> None:
     to = tmp_path / "digests"
-    with pytest.raises(StepFailed, match="volume_unreadable"):
+    with pytest.raises(StepFailed, match="qemu_img_failed"):
         run(write_digests(Image(tmp_path / "gone"), to, size_bytes=MIB, key=KEY, report=lambda _: None))
 
 
@@ -154,8 +178,20 @@ def test_bitmap_that_says_where_it_differs(make_place: Callable[[str], VmPlace],
 
 async def _marked(place: VmPlace, image: Image, ranges: Ranges, *, size: int) -> list[Bitmap]:
     async with open_reader(place, [ReadDisk("scsi0", image)], keys=None) as monitor:
-        await mark_differences(monitor, "scsi0", ranges, size_bytes=size, socket=place.marks_socket)
+        async with marking(monitor, "scsi0", size_bytes=size, socket=place.marks_socket) as marks:
+            for at in range(0, len(ranges), PORTION):
+                await marks.add(ranges[at : at + PORTION])
         return list(await read_bitmaps(monitor, ["scsi0"]))
+
+
+def test_many_places_where_it_differs(make_place: Callable[[str], VmPlace]) -> None:
+    """More than are told at a time."""
+    place = make_place("alpha")
+    size = 2 << 30
+    image = make(place.logs / "disk", "raw", size=size)
+    ranges = [(2 * number * BLOCK, BLOCK) for number in range(10_000)]
+    (found,) = run(_marked(place, image, ranges, size=size))
+    assert found.dirty_bytes == 10_000 * BLOCK
 
 
 def test_range_that_the_disk_does_not_have(make_place: Callable[[str], VmPlace]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from haulier.definition.storage import Image
 from haulier.errors import StepFailed
-from haulier.hypervisor.carrier import CarrierExport, RemoteExport, send_file, start_carrier, stop_carrier
+from haulier.hypervisor.carrier import CarrierExport, RemoteExport, fetch_file, send_file, start_carrier, stop_carrier
 from haulier.hypervisor.images import create_image, image_info
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.nbd import NbdServer, require_answer
@@ -72,6 +72,22 @@ def test_file_is_sent_as_it_is(place: VmPlace, tmp_path: Path) -> None:
     assert target.read_bytes() == source.read_bytes()
     assert image_info(target, format="qcow2").snapshots == 1
     assert target.stat().st_blocks <= source.stat().st_blocks
+
+
+def test_progress_never_goes_back(place: VmPlace, tmp_path: Path) -> None:
+    """Slow enough to be looked at; the file is read, and the carrier's export, too."""
+    source, told = tmp_path / "large.raw", list[int]()
+    source.write_bytes(os.urandom(12 << 20))
+    with carrying(place, tmp_path / "target.raw", size_bytes=12 << 20) as to:
+        export = RemoteExport(to, "tpmstate0", keys(tmp_path / "sender"))
+        run(send_file(Image(source), export, report=told.append, max_bytes_per_s=4 << 20))
+        assert told == sorted(told)
+        assert told[-1] > 0
+        told.clear()
+        run(fetch_file(export, tmp_path / "fetched", report=told.append, max_bytes_per_s=4 << 20))
+    assert told == sorted(told)
+    assert told[-1] > 0
+    assert (tmp_path / "fetched").read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize("secure", [True, False])

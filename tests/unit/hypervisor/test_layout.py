@@ -135,3 +135,18 @@ def test_socket_is_ours_alone_and_replaces_an_old_one(tmp_path: Path) -> None:
     with listening_socket(path), socket.socket(socket.AF_UNIX) as client:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         client.connect(str(path))
+
+
+def test_digests_go_with_the_place_and_with_the_worker(tmp_path: Path) -> None:
+    layout = NodeLayout(tmp_path / "node", tmp_path / "run")
+    for name in ("web1", "web2"):
+        place = layout.vm(name)
+        place.prepare()
+        for path in (place.digests("volume7"), place.qemu.log):
+            path.touch()
+    layout.vm("web1").clear()
+    assert not layout.vm("web1").digests("volume7").exists()
+    assert layout.vm("web2").digests("volume7").exists()
+    layout.forget_digests()
+    assert not layout.vm("web2").digests("volume7").exists()
+    assert layout.vm("web1").qemu.log.exists()
