@@ -87,7 +87,9 @@ def set_(
         A Proxmox VE storage.cfg: those of its storages that are for this node become its own.
     """
     document = nodes.change_node(context(), name, nodes.NodeChange(address=address, storages=storages))
-    show(document, f"changed {name}; its storages: {', '.join(each['name'] for each in document['storages'])}")
+    left_out = f"; left out: {', '.join(document['left_out'])}" if document["left_out"] else ""
+    names = ", ".join(each["name"] for each in document["storages"])
+    show(document, f"changed {name}; its storages: {names}{left_out}")
 
 
 @app.command

@@ -139,7 +139,7 @@ class NodeChange:
 
 
 def change_node(context: Context, name: str, change: NodeChange) -> dict[str, Any]:
-    """Change a node.
+    """Change a node. Returns it with `left_out`: the storages of the file that it was not given.
 
     Raises Refused for an unknown one, for what is no address, and for a file without a storage that it can have;
     nothing was changed then.
@@ -147,10 +147,11 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
     if change.address is not None and not _ADDRESS.fullmatch(change.address):
         raise Refused("bad_address", f"{change.address!r} is no address", "A host's name, or an IP address.")
     described = read_storages(change.storages) if change.storages else ()
+    left_out: list[str] = []
     with context.unit() as unit:
         node = find_node(unit.session, name)
         if change.storages is not None:
-            _add_storages(unit.session, node, described)
+            left_out = _add_storages(unit.session, node, described)
         if change.address is not None:
             node.address = change.address
         if change.maintenance is not None and node.state is NodeState.LOST:
@@ -159,17 +160,21 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
         if change.maintenance is not None:
             node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
             unit.note("node.maintenance", node=name, on=change.maintenance)
-    return show_node(context, name)
+    return {**show_node(context, name), "left_out": left_out}
 
 
-def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]) -> None:
-    """Give a node the storages of a file that are for it: those of other kinds, its own, and other nodes' are left."""
+def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]) -> list[str]:
+    """Give a node the storages of a file that are for it. Returns the names of the others: of kinds that it cannot
+    have, of other nodes, disabled ones.
+    """
+    described = tuple(described)
     wanted = [each for each in described if each.is_usable and each.is_on(node.name) and each.name != LOCAL_STORAGE]
     if not wanted:
         words = f"there is no storage in it that {node.name} could have"
         raise Refused("no_storage", words, "Look at `nodes`, `disable` and the kinds in docs/vm-files.md.")
     for each in wanted:
         ensure_storage(session, node, each.name, each.place(), shared=each.shared)
+    return [each.name for each in described if each not in wanted and each.name != LOCAL_STORAGE]
 
 
 def show_node(context: Context, name: str) -> dict[str, Any]:

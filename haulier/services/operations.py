@@ -18,7 +18,7 @@ from haulier.planner.refusals import as_problems, silent_node
 from haulier.services.context import Context, Message, Unit
 from haulier.services.nodes import silent_s
 from haulier.services.vm_rows import forget_vm
-from models import Migration, Node, Operation, OperationKind, OperationState, Vm
+from models import Migration, Node, NodeState, Operation, OperationKind, OperationState, Vm
 from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
 
 # Beyond what the guest is given to power off: making volumes, starting programs.
@@ -31,8 +31,11 @@ _LONG = (OperationKind.RECOVER, OperationKind.CREATE)
 
 
 def require_worker(context: Context, node: Node) -> None:
-    """Raise Refused `node_silent` unless the node's worker lives."""
+    """Raise Refused `node_silent` unless the node's worker lives, `node_lost` if nobody waits for it any more."""
     silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
+    if silent is not None and node.state is NodeState.LOST:
+        hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
+        raise Refused("node_lost", f"node {node.name} was declared lost", hint)
     if silent is not None:
         raise Refused.because((silent_node(node.name, silent),))
 

@@ -18,7 +18,7 @@ from haulier.services.operations import (
     require_worker,
     take_operation,
 )
-from models import Node, Operation, OperationKind, OperationState, Vm
+from models import Node, NodeState, Operation, OperationKind, OperationState, Vm
 from tests.unit.services.world import BROKEN, World
 
 
@@ -155,6 +155,8 @@ def test_worker_must_live(world: World) -> None:
     with world.context.database.read() as session:
         node = session.get_one(Node, 1)
     assert code_of(lambda: require_worker(world.context, node)) == "node_silent"
+    node.state = NodeState.LOST
+    assert code_of(lambda: require_worker(world.context, node)) == "node_lost"
 
 
 def busy_code(world: World) -> str:
