@@ -157,7 +157,7 @@ def read_toml(text: str, *, source: str) -> VmDefinition:
     try:
         table = VmTable.model_validate(data)
     except ValidationError as error:
-        raise _refusal(error, source=source) from error
+        raise Refused.because((*_faults(error, source=source), *_other_faults(data, error, source=source))) from error
     return _definition(table, source=source)
 
 
@@ -174,7 +174,7 @@ def _parse(text: str, *, source: str) -> dict[str, Any]:
         raise Refused("invalid_syntax", f"{place}: no valid TOML: {message}", "mend the line") from error
 
 
-def _refusal(error: ValidationError, *, source: str) -> Refused:
+def _faults(error: ValidationError, *, source: str) -> list[Problem]:
     problems = []
     for fault in error.errors(include_url=False, include_context=False):
         path = [part for part in fault["loc"] if part != "__root__"]
@@ -185,7 +185,25 @@ def _refusal(error: ValidationError, *, source: str) -> Refused:
             message = fault["msg"].removeprefix("Value error, ")
             given = "" if isinstance(fault["input"], dict) else f" (found {shown(fault['input'])})"
             problems.append(Problem("invalid_value", f"{place}: {message}{given}", "correct this value"))
-    return Refused.because(tuple(problems))
+    return problems
+
+
+def _other_faults(data: dict[str, Any], error: ValidationError, *, source: str) -> tuple[Problem, ...]:
+    """What is wrong with the meaning of the parts that pydantic has nothing against."""
+    # The boot order names devices that may be among the others.
+    rest = {key: value for key, value in data.items() if key != "boot"}
+    for fault in error.errors(include_url=False, include_context=False):
+        first, *inner = fault["loc"]
+        if first == "disk" and inner and isinstance(inner[0], int):
+            # Another one in its place, so that the numbers of those behind it stay.
+            rest["disk"] = [{} if index == inner[0] else disk for index, disk in enumerate(rest["disk"])]
+        else:
+            rest.pop(str(first), None)
+    try:
+        _definition(VmTable.model_validate(rest), source=source)
+    except Refused as refused:
+        return refused.problems
+    return ()
 
 
 def _unknown_key(path: list[int | str], *, place: str) -> Problem:

@@ -194,3 +194,27 @@ def test_any_text_is_a_definition_or_refused(text: str) -> None:
         assert all("\n" not in problem.message for problem in error.problems)
     else:
         assert "\\u0000" not in json.dumps(vm.as_dict())
+
+
+def test_faults_of_every_kind_at_once() -> None:
+    """Keys, types, ranges and meanings; and nothing is made up about what hangs on a faulty part."""
+    text = """
+        memory_mb = 512
+        memory_mib = -4
+        machine = "q36"
+        boot = ["virtio0", "scsi9"]
+        [[disk]]
+        size = "64Q"
+        [[disk]]
+        format = "qcow3"
+        size = "1G"
+        [[nic]]
+        mac = "nonsense"
+    """
+    found = {problem.message.split(":")[1].strip() for problem in refused(text).problems}
+    assert found == {"memory_mb", "memory_mib", "machine", "disk[0].size", "disk[1]", "nic[0]"}
+
+
+def test_faulty_table_is_told_once() -> None:
+    assert len(refused("disk = 3\nname = 'web 1'").problems) == 2
+    assert len(refused("[[disk]]\nsize = '1Q'\nfolder = 'x'").problems) == 2
