@@ -36,6 +36,11 @@ def collect_orphans(context: Context, node_id: int) -> None:
 
 
 def _collect(context: Context, orphan: Orphan, driver: StorageDriver) -> None:
+    if driver.has_other_name(orphan.path):
+        # It is a replica's file, too (reserve.py), and to overwrite it would be to overwrite that one.
+        driver.remove(orphan.path)
+        record_freed(context, orphan)
+        return
     if orphan.quarantined:
         # It may be a TPM's state.
         driver.destroy(orphan.path)

@@ -80,7 +80,9 @@ class FakePath(PurePosixPath):
 
     def stat(self) -> SimpleNamespace:
         look()
-        return SimpleNamespace(st_size=1 << 20, st_dev=0, st_ino=id(self.disk.contents[self]), st_mtime_ns=0)
+        return SimpleNamespace(
+            st_size=1 << 20, st_dev=0, st_ino=id(self.disk.contents[self]), st_mtime_ns=0, st_nlink=1
+        )
 
     def touch(self, mode: int = 0o666) -> None:
         del mode

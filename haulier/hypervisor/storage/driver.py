@@ -35,6 +35,11 @@ class StorageDriver(ABC):
     def exists(self, path: Path) -> bool:
         """Whether the volume is there; one that is can be opened when this has said so."""
 
+    def has_other_name(self, path: Path) -> bool:
+        """Whether a volume that is there is another one's file, too; no device is."""
+        del path
+        return False
+
     @abstractmethod
     def make(self, path: Path, *, format: str, size_bytes: int) -> None:
         """Make a volume at least that large, that can be opened.

@@ -33,6 +33,9 @@ class FolderDriver(StorageDriver):
     def exists(self, path: Path) -> bool:
         return path.exists()
 
+    def has_other_name(self, path: Path) -> bool:
+        return path.exists() and path.stat().st_nlink > 1
+
     def make(self, path: Path, *, format: str, size_bytes: int) -> None:
         create_image(path, format=format, size_bytes=size_bytes)
 

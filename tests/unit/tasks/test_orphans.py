@@ -148,3 +148,19 @@ def test_tpm_state_that_is_gone_is_promised_to_nobody(scene: Scene) -> None:
     for _ in range(2):
         scene.collect()
     assert [role for _node, role, _epoch in world.ledger()] == ["active", "destroyed"]
+
+
+@pytest.mark.parametrize("when", ["at first", "when its time is over"])
+def test_second_name_of_a_replica_goes_and_the_replica_stays(scene: Scene, when: str) -> None:
+    """To overwrite it, as what may be a TPM's state, would be to overwrite the replica."""
+    replica = scene.folder / "web" / "old.m1.raw"
+    if when == "when its time is over":
+        scene.collect()
+        scene.let_time_pass()
+        replica.hardlink_to(scene.away)
+    else:
+        replica.hardlink_to(scene.file)
+    scene.collect()
+    assert replica.read_text() == "somebody's"
+    assert list(scene.file.parent.iterdir()) == [replica]
+    assert (scene.open_rows(), scene.told()[-1]) == ([], "volume.freed")
