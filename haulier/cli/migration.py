@@ -37,6 +37,9 @@ def explain(name: str, /, *, to: str, storage_map: StorageMap = ()) -> int:
         complain(Problem(**refusal))
     rows = table(document["volumes"], {"device": "device", "role": "role", "method": "method", "because": "reason"})
     show(document, rows)
+    for volume in document["volumes"]:
+        if volume["storage"] != volume["target_storage"]:
+            show_text(f"{volume['device']} goes from the storage {volume['storage']} onto {volume['target_storage']}")
     if not document["refusals"]:
         show_text(f"phases: {' → '.join(document['phases'])}; about {document['estimate_s']} s")
     return 2 if document["refusals"] else 0

@@ -67,14 +67,16 @@ def explain(
             "vm": vm.name,
             "source": vm.node.name,
             "target": node.name,
-            "volumes": [
-                {"device": choice.device, "role": choice.role, "method": choice.method, "reason": choice.reason}
-                for choice in (crossing.choice for crossing in crossings)
-            ],
+            "volumes": [_planned(crossing) for crossing in crossings],
             "refusals": [problem.as_dict() for problem in refusals],
             "phases": list(dict.fromkeys(rule.phase.value for rule in chain_of(offline=terms.offline))),
             "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / rate, 1),
         }
+
+
+def _planned(crossing: Crossing) -> dict[str, Any]:
+    choice, storages = crossing.choice, {"storage": crossing.volume.storage.name, "target_storage": crossing.to}
+    return {"device": choice.device, "role": choice.role, "method": choice.method, "reason": choice.reason, **storages}
 
 
 def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms = USUAL_TERMS) -> int:
