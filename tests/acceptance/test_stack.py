@@ -106,6 +106,6 @@ def test_down_in_the_middle_of_a_migration_leaves_nothing(
 
 def test_vms_that_outlived_the_stack_are_ended_and_written_down(stacks: Stacks, stack: Stack, guest: Guest) -> None:
     stack.haulier("down").done()
-    assert stack.haulier("down", "--vms").done() == {"stopped": False, "vms": [guest.name]}
+    assert stack.haulier("down", "--vms").done() == {"stopped": False, "vms": [guest.name], "open": []}
     assert (guest.row()["state"], guest.row()["pid"]) == ("stopped", None)
     stacks.remove()
