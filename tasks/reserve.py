@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from haulier.errors import StepFailed
 from haulier.hypervisor.carrier import CarrierExport, start_carrier, stop_carrier
@@ -32,6 +33,7 @@ from tasks.freeing import Freeing
 from tasks.merging import merge_replica
 from tasks.runner import Notes, StepRun, execute
 
+Made = TypeVar("Made")
 CARRIED = (TransferMethod.TPM_SYNC, TransferMethod.COPY)
 
 
@@ -62,12 +64,10 @@ def _link(work: StepRun, volume: TransferView) -> bool:
     """Make a volume of its replica's file, which holds what it holds: by a second name, so that an undo leaves the
     replica. False if that cannot be.
     """
-    replica, path = volume.replica, volume.target_path
+    replica = volume.replica
     if replica is None or volume.device not in work.view.unchanged:
         return False
-    found: list[bool] = []
-    _create(work, volume, path, lambda path: found.append(link_image(path, other=replica.path)))
-    return found[0]
+    return _create(work, volume, volume.target_path, partial(link_image, other=replica.path))
 
 
 def _make(work: StepRun, volume: TransferView) -> None:
@@ -89,10 +89,10 @@ def _make(work: StepRun, volume: TransferView) -> None:
         _create(work, volume, volume.target_path, making)
 
 
-def _create(work: StepRun, volume: TransferView, path: Path, making: Callable[[Path], None]) -> None:
+def _create(work: StepRun, volume: TransferView, path: Path, making: Callable[[Path], Made]) -> Made:
     _take(work, volume, path)
     try:
-        making(path)
+        return making(path)
     except StepFailed:
         # Nothing was made. What is there came between `check` and now, and is somebody else's: an undo, which frees
         # what has a row, leaves it.

@@ -21,7 +21,6 @@ from haulier.hypervisor.processes import end, end_in_order
 from haulier.hypervisor.tls import OBJECT_ID, KeyFolder
 from haulier.hypervisor.tools import Done, run_beside
 
-_REPORT_S = 0.5
 # For what a daemon has in memory, to a slow disk.
 _FLUSH_S = 120.0
 
