@@ -10,11 +10,14 @@ T = TypeVar("T")
 
 
 def wait_until(what: str, look: Callable[[], T | None], *, deadline_s: float = 60.0, every_s: float = 0.05) -> T:
-    """Return the first thing that `look` gives which is neither None nor False. Raises TimeoutError naming `what`."""
+    """Return the first thing that `look` gives which is true. Raises TimeoutError naming `what`.
+
+    No rows are nothing to see, as no row is none.
+    """
     end = time.monotonic() + deadline_s
     while True:
         seen = look()
-        if seen is not None and seen is not False:
+        if seen:
             return seen
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {deadline_s:g} s")
