@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     migration_timeout_s: float = Field(default=0.0, ge=0, le=LONGEST_S)
     stall_timeout_s: float = Field(default=120.0, ge=0, le=LONGEST_S)
 
+    max_running: int = Field(default=64, ge=0)
+    max_out: int = Field(default=4, ge=0)
+    max_in: int = Field(default=4, ge=0)
+    max_pair: int = Field(default=64, ge=0)
+
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)
     lease_s: float = Field(default=15.0, gt=0)

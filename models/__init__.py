@@ -3,7 +3,9 @@
 from models.base import Base
 from models.enums import (
     AllocationKind,
+    Gate,
     LedgerRole,
+    LimitScope,
     Locality,
     MigrationState,
     NodeState,
@@ -18,20 +20,24 @@ from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
 from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, SYNC_CHAIN, Phase, PhaseRule, Side, chain_of
 from models.session import Database, make_engine
-from models.work import Allocation, Attempt, Migration, Operation, Step, VolumeTransfer
+from models.work import IS_AT_WORK, WAITS, Allocation, Attempt, Migration, Operation, QueueLimit, Step, VolumeTransfer
 
 __all__ = [
+    "IS_AT_WORK",
     "LIVE_CHAIN",
     "OFFLINE_CHAIN",
     "PAUSE_MARKS",
     "SYNC_CHAIN",
+    "WAITS",
     "Allocation",
     "AllocationKind",
     "Attempt",
     "Base",
     "Database",
     "Event",
+    "Gate",
     "LedgerRole",
+    "LimitScope",
     "Locality",
     "Migration",
     "MigrationState",
@@ -42,6 +48,7 @@ __all__ = [
     "OperationState",
     "Phase",
     "PhaseRule",
+    "QueueLimit",
     "Replica",
     "Replication",
     "Side",

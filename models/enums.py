@@ -70,6 +70,22 @@ class MigrationState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Gate(StrEnum):
+    """Where a migration waits for room: before it is begun at all, and before its guest's RAM is moved."""
+
+    PREPARE = "prepare"
+    MOVE = "move"
+
+
+class LimitScope(StrEnum):
+    """What a limit of the queue is about: all nodes, what leaves a node, what goes to it, what goes between two."""
+
+    CLUSTER = "cluster"
+    OUT = "out"
+    IN = "in"
+    PAIR = "pair"
+
+
 class StepState(StrEnum):
     """The life of one phase of one attempt. `ready` and `undo_ready` are the outbox:
     a message may or may not be under way.

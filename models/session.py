@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 # A guest may be paused while we wait: a server that has vanished must be noticed in seconds, not in TCP's quarter of an
@@ -67,6 +67,14 @@ class Database:
     def read(self) -> AbstractContextManager[Session]:
         """A transaction that sees one state of the database and changes nothing."""
         return self._read()
+
+    def exclude_others(self, session: Session, what: int) -> None:
+        """Until the end of this writing transaction nobody else goes past here with the same number.
+
+        In SQLite one that writes excludes all others anyway.
+        """
+        if self.engine.dialect.name == "postgresql":
+            session.execute(select(func.pg_advisory_xact_lock(what)))
 
     def close(self) -> None:
         """Close all connections."""

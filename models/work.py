@@ -13,6 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from models.base import Base, Key, only_where, word
 from models.enums import (
     AllocationKind,
+    Gate,
+    LimitScope,
     MigrationState,
     OperationKind,
     OperationState,
@@ -22,9 +24,17 @@ from models.enums import (
 )
 from models.inventory import Node, Replication, Storage, Vm, Volume
 from models.phases import Phase, Side
-from models.transitions import OPEN_MIGRATION
+from models.transitions import AT_WORK, OPEN_MIGRATION
 
-_OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in OPEN_MIGRATION))
+
+def _state_in(states: tuple[MigrationState, ...]) -> str:
+    return "state IN ({})".format(", ".join(f"'{state}'" for state in states))
+
+
+# As the indexes have them: a value that is bound later would keep SQLite from using those.
+IS_AT_WORK = text("migration." + _state_in(AT_WORK))
+WAITS = text("migration.state = 'queued'")
+_WAITS = text("state = 'queued'")
 
 
 class Migration(Base):
@@ -34,8 +44,11 @@ class Migration(Base):
     One of a `replication` is a sync: it brings a new generation of the volumes there and no guest; `handed_over` says
     of it that the generation is the replica's.
 
+    One that is `queued` waits until the limits leave room for it, and nobody works on its VM; it has no attempt then.
+    Its `rank` is its place in the queue (haulier/planner/admission.py), in seconds: the lowest goes first.
+
     `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
-    `epoch` is the VM's when the migration was filed: the hand-over counts it up, and only if it is still the same.
+    `epoch` is the VM's when the migration was begun: the hand-over counts it up, and only if it is still the same.
     `storage_map` names the target's storage for one of the source's, where it is not the one of the same name.
     `timeout_s` is how long all of it may take before the hand-over, `stall_s` how long a phase may show no progress; 0
     is no limit.
@@ -44,7 +57,10 @@ class Migration(Base):
     __tablename__ = "migration"
     __table_args__ = (
         CheckConstraint("source_id <> target_id", name="two_nodes"),
-        only_where("uq_migration_one_open", "vm_id", where=_OPEN),
+        only_where("uq_migration_one_at_work", "vm_id", where=_state_in(AT_WORK)),
+        # One that waits does not keep syncs of its VM away.
+        only_where("uq_migration_one_wish", "vm_id", where=f"replication_id IS NULL AND {_state_in(OPEN_MIGRATION)}"),
+        Index("ix_migration_queue", "rank", "id", sqlite_where=_WAITS, postgresql_where=_WAITS),
         # A key is derived from the number, so no number may come back.
         {"sqlite_autoincrement": True},
     )
@@ -56,6 +72,7 @@ class Migration(Base):
     state: Mapped[MigrationState] = mapped_column(word(MigrationState), default=MigrationState.QUEUED)
     offline: Mapped[bool] = mapped_column(default=False)
     priority: Mapped[int] = mapped_column(default=50)
+    rank: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     epoch: Mapped[int]
     cancel_asked: Mapped[bool] = mapped_column(default=False)
     needs_operator: Mapped[bool] = mapped_column(default=False)
@@ -74,6 +91,33 @@ class Migration(Base):
     source: Mapped[Node] = relationship(foreign_keys=[source_id])
     target: Mapped[Node] = relationship(foreign_keys=[target_id])
     attempts: Mapped[list[Attempt]] = relationship(back_populates="migration", order_by="Attempt.number")
+
+
+class QueueLimit(Base):
+    """How many migrations may be past a gate at once, where it is not the usual number of the settings; 0 is a pause.
+
+    `node_id` is the node of the scopes `out` and `in`; of a pair it is the source, and `peer_id` the target.
+    """
+
+    __tablename__ = "queue_limit"
+    __table_args__ = (
+        CheckConstraint("allowed >= 0", name="allowed"),
+        CheckConstraint("(scope = 'cluster') = (node_id IS NULL)", name="scope_has_node"),
+        CheckConstraint("(scope = 'pair') = (peer_id IS NOT NULL)", name="pair_has_peer"),
+        only_where("uq_queue_limit_cluster", "gate", where="scope = 'cluster'"),
+        only_where("uq_queue_limit_node", "gate", "scope", "node_id", where="scope IN ('out', 'in')"),
+        only_where("uq_queue_limit_pair", "gate", "node_id", "peer_id", where="scope = 'pair'"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    gate: Mapped[Gate] = mapped_column(word(Gate))
+    scope: Mapped[LimitScope] = mapped_column(word(LimitScope))
+    node_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
+    peer_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
+    allowed: Mapped[int]
+
+    node: Mapped[Node | None] = relationship(foreign_keys=[node_id])
+    peer: Mapped[Node | None] = relationship(foreign_keys=[peer_id])
 
 
 class Attempt(Base):

@@ -42,6 +42,11 @@ SETTINGS: Mapping[str, str] = {
     "stall_timeout_s": "How long a phase may show no progress, in seconds, unless `haulier migrate --stall-timeout-s` "
     "says otherwise; then the migration is undone. 0 is no limit. While the guest is paused, it is "
     "HAULIER_PAUSE_LEASE_S instead.",
+    "max_running": "How many migrations may be at work at once in the whole cluster; others wait (docs/queue.md). 0 "
+    "begins none. `haulier queue set` changes it.",
+    "max_out": "How many of them may leave one node, unless `haulier node set NODE --max-out` says otherwise.",
+    "max_in": "How many may go to one node, unless `haulier node set NODE --max-in` says otherwise.",
+    "max_pair": "How many may go from one node to one other, unless `haulier queue set --pair` says otherwise.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",

@@ -12,7 +12,7 @@ from haulier.cli.output import complain, show, show_text, size, table
 from haulier.cli.progress import live_migration
 from haulier.errors import Problem
 from haulier.services import migrations
-from haulier.services.filing import Terms
+from haulier.services.filing import USUAL_PRIORITY, Terms
 from haulier.services.transfers import read_storage_map
 
 app = App(name="migration", help="Show, list, cancel and retry migrations.")
@@ -61,12 +61,15 @@ class Wishes:
         Undo it when the guest was not handed over after so many seconds; 0: however long it takes.
     stall_timeout_s
         Undo it when a phase shows no progress for so many seconds; 0: never.
+    priority
+        Of two that wait for room, the higher one goes first; a point of it is worth a minute of waiting.
     """
 
     offline: Flag = False
     storage_map: StorageMap = ()
     timeout_s: float | None = None
     stall_timeout_s: float | None = None
+    priority: int = USUAL_PRIORITY
 
 
 def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishes()) -> int:
@@ -82,8 +85,13 @@ def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishe
         Return when it is over, and show how it goes.
     """
     around = context()
-    limits = {"timeout_s": wishes.timeout_s, "stall_s": wishes.stall_timeout_s}
-    terms = Terms(wishes.offline, read_storage_map(wishes.storage_map), **limits)
+    terms = Terms(
+        offline=wishes.offline,
+        storage_map=read_storage_map(wishes.storage_map),
+        timeout_s=wishes.timeout_s,
+        stall_s=wishes.stall_timeout_s,
+        priority=wishes.priority,
+    )
     migration_id = migrations.file_migration(around, name, target=to, terms=terms)
     until = migrations.is_over if wait else migrations.is_past_check
     with live_migration(wanted=wait) as look:
@@ -100,6 +108,8 @@ def _end(document: dict[str, Any]) -> int:
 
 def _text(document: dict[str, Any]) -> str:
     lines = [f"{_head(document)}: {document['state']}"]
+    if document["waiting_for"]:
+        lines.append(f"  waits: {document['waiting_for']['text']}  (haulier queue)")
     if document["downtime_ms"] is not None:
         pause = ", ".join(f"{name} {at:.1f}" for name, at in document["pause"].items())
         lines.append(f"  pause {document['downtime_ms']:.1f} ms ({pause})")
@@ -155,9 +165,10 @@ def list_() -> None:
 
 @app.command
 def cancel(migration_id: int, /) -> None:
-    """Ask for a migration to be undone; possible until the guest has been handed over."""
+    """End a migration that waits, or have one that is at work undone; possible until the guest has been handed over."""
     document = migrations.cancel_migration(context(), migration_id)
-    show(document, f"migration {migration_id} is being undone")
+    words = "is cancelled; it had not begun" if document["state"] == "cancelled" else "is being undone"
+    show(document, f"migration {migration_id} {words}")
 
 
 @app.command

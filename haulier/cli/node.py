@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Group, Parameter
 
 from haulier.cli.around import context
+from haulier.cli.limits import node_limits
 from haulier.cli.moments import interval
 from haulier.cli.output import show, show_text, size, table
 from haulier.services import lost_nodes, nodes
@@ -74,6 +75,8 @@ def set_(
     *,
     address: Annotated[str | None, Parameter(group=_CHANGES)] = None,
     storages: Annotated[Path | None, Parameter(group=_CHANGES)] = None,
+    max_out: Annotated[str | None, Parameter(group=_CHANGES)] = None,
+    max_in: Annotated[str | None, Parameter(group=_CHANGES)] = None,
 ) -> None:
     """Change a node.
 
@@ -85,8 +88,14 @@ def set_(
         What other nodes connect to.
     storages
         A Proxmox VE storage.cfg: those of its storages that are for this node become its own.
+    max_out
+        How many migrations may leave it at once: a number, 0 to begin none, or `usual` for that of the settings.
+    max_in
+        How many may go to it at once.
     """
-    document = nodes.change_node(context(), name, nodes.NodeChange(address=address, storages=storages))
+    limits = node_limits(name, out=max_out, into=max_in)
+    change = nodes.NodeChange(address=address, storages=storages, limits=limits)
+    document = nodes.change_node(context(), name, change)
     left_out = f"; left out: {', '.join(document['left_out'])}" if document["left_out"] else ""
     names = ", ".join(each["name"] for each in document["storages"])
     show(document, f"changed {name}; its storages: {names}{left_out}")

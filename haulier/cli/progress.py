@@ -43,6 +43,10 @@ def live_migration(*, wanted: bool = True) -> Iterator[Callable[[dict[str, Any]]
 
 
 def _tell(document: dict[str, Any], seen: set[tuple[str, str, str]]) -> None:
+    hold = document["waiting_for"]
+    if hold and ("queue", hold["limit"], hold["text"]) not in seen:
+        seen.add(("queue", hold["limit"], hold["text"]))
+        stderr.print(f"  waits: {hold['text']}")
     for phase in document["phases"]:
         key = (phase["name"], phase["side"], phase["state"])
         if phase["state"] not in ("waiting", "ready", "running", "undo_ready", "undoing") and key not in seen:
@@ -73,7 +77,9 @@ def draw(document: dict[str, Any]) -> RenderableType:
         ("migration ", "dim"), (f"{document['id']}", "bold"), f"  {document['vm']}  ",
         (f"{document['source']} → {document['target']}", "bold"), f"  {document['state']}",
     )  # fmt: skip
-    return Group(head, phases, volumes)
+    hold = document["waiting_for"]
+    waits = [Text(f"waits: {hold['text']}", "yellow")] if hold else []
+    return Group(head, *waits, phases, volumes)
 
 
 def _compared(phases: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, int]]]:

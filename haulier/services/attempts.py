@@ -15,7 +15,8 @@ from haulier.definition.storage import Image, StoragePlace, can_be_one_file
 from haulier.errors import StepFailed
 from haulier.services.chain import Claim
 from haulier.services.context import Context
-from haulier.services.nodes import place_of, silent_s
+from haulier.services.liveness import silent_s
+from haulier.services.nodes import place_of
 from models import (
     Attempt,
     Base,

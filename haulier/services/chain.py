@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem
-from haulier.services.context import Context, Unit
+from haulier.services.context import CONTROL_QUEUE, Context, Unit
 from haulier.services.recovery import end_overdue, look_after_partner
 from haulier.services.steps import (
     advance_undo,
@@ -31,7 +31,6 @@ from haulier.services.steps import (
 )
 from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
 
-CONTROL_QUEUE = "control"
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 _SWITCH_OVER = (Phase.MOVE_MEMORY, Phase.HAND_OVER)
 # `sweep` sends a step that failed after the hand-over again, every `reconcile_s`.

@@ -23,6 +23,9 @@ class Message:
     row: int
 
 
+# The queue of the worker that belongs to no node.
+CONTROL_QUEUE = "control"
+
 Send = Callable[[Message], None]
 
 

@@ -1,7 +1,8 @@
-"""How work on a VM between two nodes is filed, a migration or a sync: what is asked first, the rows of its begin."""
+"""How work on a VM between two nodes is filed, a migration or a sync: what is asked first, and its row."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,13 +11,24 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.planner.refusals import FilingFacts
-from haulier.services.chain import start_attempt
+from haulier.planner.admission import rank
+from haulier.planner.refusals import FilingFacts, MissingStorage
 from haulier.services.context import Context, Unit
-from haulier.services.nodes import silent_s
+from haulier.services.liveness import silent_s
+from haulier.services.transfers import Crossing, plan_crossings
 from haulier.settings import LONGEST_S
-from models import Attempt, Migration, MigrationState, Node, Operation, Replication, Vm
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models import Migration, MigrationState, Node, Operation, Replication, Vm
+from models.transitions import AT_WORK, OPEN_MIGRATION, OPEN_OPERATION
+
+USUAL_PRIORITY = 50
+MOST_PRIORITY = 1_000_000
+
+
+def require_priority(priority: int) -> None:
+    """Raise Refused for a number that is far beyond all others."""
+    if abs(priority) > MOST_PRIORITY:
+        hint = "An evacuation has 100, a migration 50, rebalancing 20."
+        raise Refused("bad_priority", f"{priority} is no priority", hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +37,66 @@ class Terms:
 
     `storage_map` names the target's storage for one of the source's; volumes on others go to the one of the same name.
     `timeout_s` is how long all of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
-    limit, None is what the settings say. Raises Refused for what is neither and no time to wait.
+    limit, None is what the settings say. Raises Refused for what is neither and no time to wait. Of two that wait, the
+    one of the higher `priority` goes first, if the other was not filed much earlier.
     """
 
     offline: bool = False
     storage_map: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
     stall_s: float | None = None
+    priority: int = USUAL_PRIORITY
 
     def __post_init__(self) -> None:
         for what, seconds in (("time-out", self.timeout_s), ("stall time-out", self.stall_s)):
             if seconds is not None and not 0 <= seconds <= LONGEST_S:
                 words = f"a {what} of {seconds:g} s is none"
                 raise Refused("bad_time_out", words, f"Give seconds, at most {LONGEST_S:.0f}; 0 is no limit.")
+        require_priority(self.priority)
 
 
 USUAL_TERMS = Terms()
 
 
+def terms_of(migration: Migration) -> Terms:
+    """The terms on which a migration was filed."""
+    return Terms(
+        offline=migration.offline,
+        storage_map=migration.storage_map or {},
+        timeout_s=migration.timeout_s,
+        stall_s=migration.stall_s,
+        priority=migration.priority,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the volumes would cross now, and what there is to be known of the VM and the two nodes."""
+
+    crossings: tuple[Crossing, ...]
+    facts: FilingFacts
+
+
+def plan_migration(
+    context: Context, session: Session, vm: Vm, target: Node, terms: Terms, *, but: int | None = None
+) -> Plan:
+    """Plan a migration of a VM, which has no other open one `but` this. A sync would make way. Touches nothing."""
+    wishes = (Migration.replication_id.is_(None), Migration.state.in_(OPEN_MIGRATION), Migration.id != (but or 0))
+    crossings = plan_crossings(session, vm, target, offline=terms.offline, storage_map=terms.storage_map)
+    missing = sorted({(each.to, each.volume.storage.name) for each in crossings if each.storage is None})
+    facts = dataclasses.replace(
+        filing_facts(context, session, vm, target, offline=terms.offline),
+        open_migration=session.scalar(select(Migration.id).where(Migration.vm_id == vm.id, *wishes)),
+        choices=tuple(crossing.choice for crossing in crossings),
+        missing_storages=tuple(MissingStorage(to, source) for to, source in missing),
+        names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
+        unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
+    )
+    return Plan(crossings, facts)
+
+
 def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, offline: bool) -> FilingFacts:
-    """What is known of the VM and the two nodes, without the volumes."""
+    """What is known of the VM and the two nodes, without the volumes; a migration that waits is none that is open."""
     limit_s = context.settings.node_silent_after_s
     return FilingFacts(
         vm=vm.name,
@@ -53,7 +105,7 @@ def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, of
         target=target.name,
         offline=offline,
         open_migration=session.scalar(
-            select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(OPEN_MIGRATION))
+            select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(AT_WORK))
         ),
         source_silent_s=silent_s(vm.node, limit_s=limit_s),
         target_silent_s=silent_s(target, limit_s=limit_s),
@@ -64,26 +116,28 @@ def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, of
     )
 
 
-def open_migration(
+def write_migration(
     context: Context, unit: Unit, vm: Vm, target: Node, terms: Terms, *, replication: Replication | None = None
-) -> Attempt:
-    """Write a migration with its first attempt and steps, the first of them ready; of a `replication` it is a sync."""
-    settings = context.settings
+) -> Migration:
+    """Write a migration that waits; of a `replication` it is a sync."""
+    settings, moment = context.settings, now()
     migration = Migration(
         vm_id=vm.id,
         source_id=vm.node_id,
         target_id=target.id,
         epoch=vm.epoch,
         offline=terms.offline,
+        priority=terms.priority,
+        rank=rank(moment.timestamp(), priority=terms.priority),
         storage_map=dict(terms.storage_map),
         replication_id=replication and replication.id,
         timeout_s=settings.migration_timeout_s if terms.timeout_s is None else terms.timeout_s,
         stall_s=settings.stall_timeout_s if terms.stall_s is None else terms.stall_s,
-        created_at=now(),
+        created_at=moment,
         state=MigrationState.QUEUED,
     )
     unit.session.add(migration)
     unit.session.flush()
     kind = "sync" if replication else "migration"
     unit.note(f"{kind}.queued", vm=vm.name, migration=migration.id, source=vm.node.name, target=target.name)
-    return start_attempt(unit, migration)
+    return migration

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.services.context import Context
 from models import LedgerRole, Migration, TpmLedger
-from models.transitions import OPEN_MIGRATION, require_legal
+from models.transitions import AT_WORK, require_legal
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def expired_copies(context: Context, node_id: int) -> list[tuple[int, Path]]:
     Not those of a VM that is still leaving the node: `retire_source` writes down the quarantine as the file's place
     before it puts it there, and who looked in between would take a file that comes a moment later for gone.
     """
-    leaving = select(Migration.vm_id).where(Migration.source_id == node_id, Migration.state.in_(OPEN_MIGRATION))
+    leaving = select(Migration.vm_id).where(Migration.source_id == node_id, Migration.state.in_(AT_WORK))
     with context.database.read() as session:
         rows = session.scalars(
             select(TpmLedger).where(

@@ -15,10 +15,12 @@ from haulier.errors import Problem, Refused
 from haulier.services.allocations import put_away
 from haulier.services.chain import release
 from haulier.services.context import Context, Unit
+from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node
-from haulier.services.nodes import show_node, silent_s
+from haulier.services.nodes import show_node
 from haulier.services.operations import end_operation
 from haulier.services.steps import advance_undo, finish_if_done, forget_side, remember, roll_back
+from haulier.services.waiting import make_room
 from models import (
     Attempt,
     Migration,
@@ -34,7 +36,7 @@ from models import (
     Vm,
     VmState,
 )
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models.transitions import AT_WORK, OPEN_OPERATION
 
 
 def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]:
@@ -60,8 +62,10 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
             vm.state, vm.pid, vm.qmp, vm.run_state = VmState.LOST, None, None, None
             unit.note("vm.lost", vm=vm.name, node=name)
         here = or_(Migration.source_id == node.id, Migration.target_id == node.id)
-        for migration in unit.session.scalars(select(Migration).where(here, Migration.state.in_(OPEN_MIGRATION))):
+        for migration in unit.session.scalars(select(Migration).where(here, Migration.state.in_(AT_WORK))):
             _give_up_side(unit, migration, node)
+        # What waits to go there is refused now.
+        make_room(unit)
         working = (Operation.node_id == node.id, Operation.state.in_(OPEN_OPERATION))
         for operation in unit.session.scalars(select(Operation).where(*working)):
             end_operation(unit, operation.id, OperationState.FAILED, (_lost(node),), not_taken=True)

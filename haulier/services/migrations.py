@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -14,22 +13,22 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.planner.refusals import STARTED, FilingFacts, MissingStorage, refuse_filing
-from haulier.services.context import Context
-from haulier.services.filing import USUAL_TERMS, Terms, filing_facts, open_migration
+from haulier.planner.refusals import STARTED, refuse_filing
+from haulier.services.admission import admit
+from haulier.services.context import Context, Unit
+from haulier.services.filing import USUAL_TERMS, Terms, plan_migration, terms_of, write_migration
 from haulier.services.lookup import find_migration, find_node, find_vm
+from haulier.services.queue import places
 from haulier.services.recovery import take_up_again
-from haulier.services.transfers import Crossing, file_transfers, plan_crossings
-from haulier.services.way import is_syncing, make_way
+from haulier.services.steps import move_migration
+from haulier.services.transfers import Crossing
 from models import (
     Migration,
     MigrationState,
-    Node,
     Phase,
     Step,
     StepState,
     TransferMethod,
-    Vm,
     VolumeTransfer,
     chain_of,
 )
@@ -54,12 +53,8 @@ def explain(
     with context.database.read() as session:
         vm, node = find_vm(session, vm_name), find_node(session, target)
         terms = Terms(offline=vm.state not in STARTED, storage_map=storage_map)
-        crossings = plan_crossings(session, vm, node, offline=terms.offline, storage_map=storage_map)
-        facts = _filing_facts(context, session, vm, node, crossings, terms)
-        if is_syncing(session, vm):
-            # It would make way.
-            facts = dataclasses.replace(facts, open_migration=None)
-        refusals = refuse_filing(facts)
+        plan = plan_migration(context, session, vm, node, terms)
+        crossings, refusals = plan.crossings, refuse_filing(plan.facts)
         moved = sum(crossing.volume.size_bytes or 0 for crossing in crossings if not crossing.stays)
         ram = 0 if terms.offline else int(vm.pinned.get("ram_kib", 0)) * 1024
         rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
@@ -80,42 +75,23 @@ def _planned(crossing: Crossing) -> dict[str, Any]:
 
 
 def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms = USUAL_TERMS) -> int:
-    """File a migration and start its chain. Returns its id. A sync of the VM makes way for it.
+    """File a migration, which is begun at once if the limits leave room. Returns its id.
 
     Raises Refused with all reasons; nothing is written then.
     """
-    make_way(context, vm_name)
     try:
-        return _file(context, vm_name, target=target, terms=terms)
+        with context.unit() as unit:
+            vm, node = find_vm(unit.session, vm_name, lock=True), find_node(unit.session, target)
+            if problems := refuse_filing(plan_migration(context, unit.session, vm, node, terms).facts):
+                raise Refused.because(problems)
+            migration_id = write_migration(context, unit, vm, node, terms).id
     except IntegrityError as error:
         # Somebody else filed one between our look and our row; SQL lets only one of us through.
-        if not any(name in str(error.orig) for name in ("uq_migration_one_open", "migration.vm_id")):
+        if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
             raise
         raise Refused("migration_open", f"VM {vm_name} is already in a migration", "haulier migration list") from error
-
-
-def _file(context: Context, vm_name: str, *, target: str, terms: Terms) -> int:
-    with context.unit() as unit:
-        vm, node = find_vm(unit.session, vm_name, lock=True), find_node(unit.session, target)
-        crossings = plan_crossings(unit.session, vm, node, offline=terms.offline, storage_map=terms.storage_map)
-        if problems := refuse_filing(_filing_facts(context, unit.session, vm, node, crossings, terms)):
-            raise Refused.because(problems)
-        attempt = open_migration(context, unit, vm, node, terms)
-        file_transfers(unit, attempt, crossings)
-        return attempt.migration_id
-
-
-def _filing_facts(
-    context: Context, session: Session, vm: Vm, target: Node, crossings: tuple[Crossing, ...], terms: Terms
-) -> FilingFacts:
-    missing = sorted({(each.to, each.volume.storage.name) for each in crossings if each.storage is None})
-    return dataclasses.replace(
-        filing_facts(context, session, vm, target, offline=terms.offline),
-        choices=tuple(crossing.choice for crossing in crossings),
-        missing_storages=tuple(MissingStorage(to, source) for to, source in missing),
-        names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
-        unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
-    )
+    admit(context)
+    return migration_id
 
 
 def await_migration(
@@ -144,14 +120,18 @@ def is_over(document: dict[str, Any]) -> bool:
 
 
 def is_past_check(document: dict[str, Any]) -> bool:
-    """Whether everything that can be refused has been looked at."""
-    return is_over(document) or all(
-        phase["state"] == StepState.DONE for phase in document["phases"] if phase["name"] == Phase.CHECK
-    )
+    """Whether everything that can be refused has been looked at, as far as it can be now."""
+    if document["waiting_for"]:
+        return True
+    checks = [phase["state"] for phase in document["phases"] if phase["name"] == Phase.CHECK]
+    return is_over(document) or (bool(checks) and all(state == StepState.DONE for state in checks))
 
 
 def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
-    """Ask for a migration to be undone. Raises Refused when it has ended or the guest was handed over already."""
+    """End a migration that waits, or ask for one that is at work to be undone.
+
+    Raises Refused when it has ended or the guest was handed over already.
+    """
     with context.unit() as unit:
         migration = find_migration(unit.session, migration_id)
         if migration.state in (MigrationState.HANDED_OVER, MigrationState.DONE):
@@ -162,16 +142,23 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
             raise Refused(
                 "migration_over", f"migration {migration_id} is {migration.state}", "There is nothing to undo."
             )
-        asked = unit.session.execute(
-            update(Migration)
-            .where(Migration.id == migration_id, Migration.state == migration.state)
-            .values(cancel_asked=True)
-            .execution_options(synchronize_session="fetch")
-        )
-        if asked.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        if not _end_or_ask(unit, migration):
             raise Refused("cancel_too_late", f"migration {migration_id} has just gone on", "Look where the VM is now.")
-        unit.note("migration.cancel_asked", vm=migration.vm.name, migration=migration_id)
     return show_migration(context, migration_id)
+
+
+def _end_or_ask(unit: Unit, migration: Migration) -> bool:
+    """By compare-and-set: False if it has gone on since it was read."""
+    if migration.state is MigrationState.QUEUED:
+        return move_migration(unit, migration, MigrationState.CANCELLED, finished_at=now())
+    asked = unit.session.execute(
+        update(Migration)
+        .where(Migration.id == migration.id, Migration.state == migration.state)
+        .values(cancel_asked=True)
+        .execution_options(synchronize_session="fetch")
+    )
+    unit.note("migration.cancel_asked", vm=migration.vm.name, migration=migration.id)
+    return asked.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # an UPDATE's result has it
 
 
 def open_migrations(context: Context) -> list[int]:
@@ -193,7 +180,7 @@ def retry_migration(context: Context, migration_id: int) -> int:
             hint = "One that was undone, cancelled or refused is, and one that waits for an operator."
             raise Refused("not_to_be_retried", f"migration {migration_id} is {migration.state}", hint)
         vm, target = migration.vm.name, migration.target.name
-        terms = Terms(migration.offline, migration.storage_map or {}, migration.timeout_s, migration.stall_s)
+        terms = terms_of(migration)
     if needs_operator:
         take_up_again(context, migration_id)
         return migration_id
@@ -204,17 +191,26 @@ def list_migrations(context: Context, *, limit: int = 100) -> list[dict[str, Any
     """The newest migrations as contract.md shows them; syncs are not among them."""
     with context.database.read() as session:
         guests = Migration.replication_id.is_(None)
-        rows = session.scalars(select(Migration).where(guests).order_by(Migration.id.desc()).limit(limit))
-        return [_document(migration) for migration in rows]
+        rows = session.scalars(select(Migration).where(guests).order_by(Migration.id.desc()).limit(limit)).all()
+        held = _held(context, session, rows)
+        return [_document(migration, held) for migration in rows]
 
 
 def show_migration(context: Context, migration_id: int) -> dict[str, Any]:
     """One migration as contract.md shows it. Raises Refused for an unknown one."""
     with context.database.read() as session:
-        return _document(find_migration(session, migration_id))
+        migration = find_migration(session, migration_id)
+        return _document(migration, _held(context, session, [migration]))
 
 
-def _document(migration: Migration) -> dict[str, Any]:
+def _held(context: Context, session: Session, rows: Iterable[Migration]) -> dict[int, dict[str, Any]]:
+    """What holds those that wait, if there are any among them."""
+    if all(row.state is not MigrationState.QUEUED for row in rows):
+        return {}
+    return {place.id: place.waiting_for for place in places(context, session)}
+
+
+def _document(migration: Migration, held: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     attempt = migration.attempts[-1] if migration.attempts else None
     steps = attempt.steps if attempt else []
     transfers = attempt.transfers if attempt else []
@@ -225,6 +221,8 @@ def _document(migration: Migration) -> dict[str, Any]:
         "source": migration.source.name,
         "target": migration.target.name,
         "state": _shown_state(migration),
+        "priority": migration.priority,
+        "waiting_for": held.get(migration.id),
         "phases": [_phase(step, migration) for step in steps],
         "volumes": [
             {

@@ -17,8 +17,12 @@ from haulier.definition.sections import Place
 from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
+from haulier.planner.admission import Limits
 from haulier.services.context import Context, Unit
+from haulier.services.limits import LimitChange, change_limits, limits_of, load_limits
+from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node
+from haulier.services.waiting import make_room
 from models import Node, NodeState, Storage, Vm
 
 LOCAL_STORAGE = "local"
@@ -44,6 +48,7 @@ def register_node(context: Context, name: str, *, facts: dict[str, Any], images:
         unit.session.flush()
         ensure_storage(unit.session, node, LOCAL_STORAGE, StoragePlace(StorageKind.FOLDER, images))
         unit.ring("nodes")
+        make_room(unit)
         return node.id
 
 
@@ -119,23 +124,16 @@ def leave(context: Context, node_id: int) -> None:
         session.execute(update(Node).where(Node.id == node_id).values(heartbeat_at=None))
 
 
-def silent_s(node: Node, *, limit_s: float) -> float | None:
-    """None if the node's worker lives, else for how many seconds it has not been heard (infinite: not at all)."""
-    if node.heartbeat_at is None:
-        return float("inf")
-    age = (now() - node.heartbeat_at).total_seconds()
-    return age if age > limit_s else None
-
-
 @dataclass(frozen=True, slots=True)
 class NodeChange:
     """What a person may change about a node; None leaves it. `storages` is a storage.cfg of which it gets those that it
-    can have.
+    can have, `limits` are how many migrations may leave and reach it at once.
     """
 
     address: str | None = None
     maintenance: bool | None = None
     storages: Path | None = None
+    limits: tuple[LimitChange, ...] = ()
 
 
 def change_node(context: Context, name: str, change: NodeChange) -> dict[str, Any]:
@@ -150,6 +148,8 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
     left_out: list[str] = []
     with context.unit() as unit:
         node = find_node(unit.session, name)
+        if change.limits:
+            change_limits(context, unit, change.limits)
         if change.storages is not None:
             left_out = _add_storages(unit.session, node, described)
         if change.address is not None:
@@ -160,6 +160,8 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
         if change.maintenance is not None:
             node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
             unit.note("node.maintenance", node=name, on=change.maintenance)
+            unit.session.flush()
+            make_room(unit)
     return {**show_node(context, name), "left_out": left_out}
 
 
@@ -180,16 +182,18 @@ def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]
 def show_node(context: Context, name: str) -> dict[str, Any]:
     """One node as contract.md shows it. Raises Refused for an unknown one."""
     with context.database.read() as session:
-        return _document(session, find_node(session, name), context)
+        return _document(session, find_node(session, name), context, load_limits(context, session))
 
 
 def list_nodes(context: Context) -> list[dict[str, Any]]:
     """All nodes as contract.md shows them, by name."""
     with context.database.read() as session:
-        return [_document(session, node, context) for node in session.scalars(select(Node).order_by(Node.name))]
+        limits = load_limits(context, session)
+        nodes = session.scalars(select(Node).order_by(Node.name))
+        return [_document(session, node, context, limits) for node in nodes]
 
 
-def _document(session: Session, node: Node, context: Context) -> dict[str, Any]:
+def _document(session: Session, node: Node, context: Context, limits: Limits) -> dict[str, Any]:
     vms = session.scalar(select(func.count()).select_from(Vm).where(Vm.node_id == node.id))
     age = (now() - node.heartbeat_at).total_seconds() if node.heartbeat_at else None
     silent = silent_s(node, limit_s=context.settings.node_silent_after_s) is not None
@@ -200,6 +204,7 @@ def _document(session: Session, node: Node, context: Context) -> dict[str, Any]:
         "address": node.address,
         "ports": f"{node.port_first}-{node.port_last}",
         "network": node.network,
+        **limits_of(limits, node.name),
         "vms": vms,
         "ram_bytes": node.facts.get("ram_bytes"),
         "ram_free_bytes": node.facts.get("ram_free_bytes"),

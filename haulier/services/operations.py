@@ -16,10 +16,11 @@ from haulier.clock import now
 from haulier.errors import NeedsOperator, Problem, Refused, StepFailed
 from haulier.planner.refusals import as_problems, silent_node
 from haulier.services.context import Context, Message, Unit
-from haulier.services.nodes import silent_s
+from haulier.services.liveness import silent_s
 from haulier.services.vm_rows import forget_vm
+from haulier.services.waiting import make_room
 from models import Migration, Node, NodeState, Operation, OperationKind, OperationState, Vm
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models.transitions import AT_WORK, OPEN_OPERATION
 
 # Beyond what the guest is given to power off: making volumes, starting programs.
 _LEASE_S = 180.0
@@ -43,7 +44,7 @@ def require_worker(context: Context, node: Node) -> None:
 def require_free(unit: Unit, vm: Vm) -> None:
     """Raise Refused if a migration or an operation of this VM is open."""
     open_migration = unit.session.scalar(
-        select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(OPEN_MIGRATION))
+        select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(AT_WORK))
     )
     if open_migration is not None:
         raise Refused(
@@ -129,6 +130,7 @@ def end_operation(
         .values(state=state, problems=[problem.as_dict() for problem in problems], finished_at=now())
     )
     unit.ring(f"operation.{operation_id}")
+    make_room(unit)
 
 
 def await_operation(context: Context, operation_id: int, *, seconds: float = 180.0) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from haulier.planner.recovery import ProgramFinding
 from haulier.services.context import Context
 from models import Migration, Node, Operation, Vm, VmState
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models.transitions import AT_WORK, OPEN_OPERATION
 
 
 def find_program(context: Context, node_id: int, name: str, *, epoch: int | None) -> ProgramFinding:
@@ -31,7 +31,7 @@ def find_program(context: Context, node_id: int, name: str, *, epoch: int | None
 def _is_attended(session: Session, node_id: int, vm_id: int) -> bool:
     """Whether an open migration from or to the node, or an open operation on it, works on the VM."""
     here = or_(Migration.source_id == node_id, Migration.target_id == node_id)
-    moving = select(Migration.id).where(Migration.vm_id == vm_id, here, Migration.state.in_(OPEN_MIGRATION))
+    moving = select(Migration.id).where(Migration.vm_id == vm_id, here, Migration.state.in_(AT_WORK))
     worked_on = select(Operation.id).where(
         Operation.vm_id == vm_id, Operation.node_id == node_id, Operation.state.in_(OPEN_OPERATION)
     )

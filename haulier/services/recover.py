@@ -21,8 +21,9 @@ from haulier.planner.refusals import RecoveryFacts, refuse_recovery
 from haulier.services.context import Context
 from haulier.services.filing import filing_facts
 from haulier.services.ledger import TpmCopy, find_row
+from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import place_named, place_of, silent_s
+from haulier.services.nodes import place_named, place_of
 from haulier.services.operations import await_operation, file_operation
 from haulier.services.replicas import paths_of
 from haulier.services.vms import show_vm

@@ -15,7 +15,7 @@ from haulier.errors import Problem
 from haulier.planner.recovery import StepAct, StepFinding, decide_step
 from haulier.planner.refusals import silent_node
 from haulier.services.context import Context, Unit
-from haulier.services.nodes import silent_s
+from haulier.services.liveness import silent_s
 from haulier.services.steps import (
     LOST,
     advance_undo,

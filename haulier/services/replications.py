@@ -30,7 +30,7 @@ from models import (
     VmState,
     VolumeTransfer,
 )
-from models.transitions import OPEN_MIGRATION
+from models.transitions import AT_WORK, OPEN_MIGRATION
 
 
 def replicate(context: Context, vm_name: str, *, target: str, every_s: float | None) -> int:
@@ -170,7 +170,7 @@ def sweep_replications(context: Context) -> None:
     """File the syncs that are due, and fix when the next one of the others is. Safe to call at any time."""
     moment = now()
     with context.database.read() as session:
-        busy = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION))
+        busy = select(Migration.vm_id).where(Migration.state.in_(AT_WORK))
         due = or_(Replication.due_at.is_(None), Replication.due_at <= moment)
         wanted = (Replication.every_s.is_not(None), Replication.ended_at.is_(None), due, Replication.vm_id.not_in(busy))
         ids = list(session.scalars(select(Replication.id).where(*wanted).order_by(Replication.due_at)))

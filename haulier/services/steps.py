@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import Message, Unit
+from haulier.services.waiting import make_room
 from models import Attempt, Migration, MigrationState, Phase, Side, Step, StepState
-from models.transitions import require_legal
+from models.transitions import ENDED_MIGRATION, require_legal
 
 # Phases that touched nothing, so that there is nothing to undo.
 _WITHOUT_UNDO = (Phase.CHECK,)
@@ -54,6 +55,8 @@ def move_migration(unit: Unit, migration: Migration, to: MigrationState, **value
         target=migration.target.name,
     )
     unit.ring(f"migration.{migration.id}")
+    if to in ENDED_MIGRATION:
+        make_room(unit)
     return True
 
 

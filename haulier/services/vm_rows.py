@@ -15,11 +15,11 @@ from haulier.definition.storage import Image, StoragePlace
 from haulier.services.context import Context
 from haulier.services.nodes import place_of
 from models import Migration, Operation, Vm, VmState, Volume, VolumeRole
-from models.transitions import OPEN_MIGRATION, OPEN_OPERATION
+from models.transitions import AT_WORK, OPEN_OPERATION
 
 # A VM that no migration and no operation is working on: only of such a one may what is seen be believed.
 _UNATTENDED = (
-    Vm.id.not_in(select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION))),
+    Vm.id.not_in(select(Migration.vm_id).where(Migration.state.in_(AT_WORK))),
     Vm.id.not_in(select(Operation.vm_id).where(Operation.state.in_(OPEN_OPERATION), Operation.vm_id.is_not(None))),
 )
 

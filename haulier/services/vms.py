@@ -22,8 +22,9 @@ from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.refusals import refuse_host_access
 from haulier.services.context import Context, Unit
+from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node, find_vm
-from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage, silent_s
+from haulier.services.nodes import HOST_FILES, LOCAL_STORAGE, ensure_storage
 from haulier.services.operations import (
     LONG_S,
     await_operation,

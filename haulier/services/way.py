@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.services.context import Context
+from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_vm
 from models import Migration, MigrationState, Replication, Vm
 from models.transitions import OPEN_MIGRATION
@@ -25,7 +24,8 @@ def make_way(context: Context, vm_name: str) -> None:
     One that is not over after a minute is found by whatever comes next as the open migration that it is. Raises Refused
     for an unknown VM.
     """
-    sync_id = _cancel(context, vm_name)
+    with context.unit() as unit:
+        sync_id = ask_to_make_way(unit, find_vm(unit.session, vm_name))
     if sync_id is None:
         return
     deadline = now() + timedelta(seconds=_PATIENCE_S)
@@ -34,30 +34,20 @@ def make_way(context: Context, vm_name: str) -> None:
             bell.wait(_LOOK_S)
 
 
-def _cancel(context: Context, vm_name: str) -> int | None:
-    with context.unit() as unit:
-        vm = find_vm(unit.session, vm_name)
-        sync = _open_sync(unit.session, vm)
-        if sync is None:
-            return None
-        # One that has been handed over is a moment from its end, and is only waited for.
-        if sync.state in (MigrationState.QUEUED, MigrationState.RUNNING) and not sync.cancel_asked:
-            # The beat must not file the next one before whoever wants the VM has got it. Locked in the order of those
-            # who take a generation.
-            replication = unit.session.get_one(Replication, sync.replication_id, with_for_update=True)
-            sync.cancel_asked, replication.due_at = True, now() + _TRUCE
-            unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
-        return sync.id
-
-
-def is_syncing(session: Session, vm: Vm) -> bool:
-    """Whether what works on the VM is a sync."""
-    return _open_sync(session, vm) is not None
-
-
-def _open_sync(session: Session, vm: Vm) -> Migration | None:
+def ask_to_make_way(unit: Unit, vm: Vm) -> int | None:
+    """Cancel the VM's open sync without waiting for its end. Returns its number; None if there is none."""
     of_the_vm = (Migration.vm_id == vm.id, Migration.replication_id.is_not(None))
-    return session.scalar(select(Migration).where(*of_the_vm, Migration.state.in_(OPEN_MIGRATION)))
+    sync = unit.session.scalar(select(Migration).where(*of_the_vm, Migration.state.in_(OPEN_MIGRATION)))
+    if sync is None:
+        return None
+    # One that has been handed over is a moment from its end, and is only waited for.
+    if sync.state in (MigrationState.QUEUED, MigrationState.RUNNING) and not sync.cancel_asked:
+        # The beat must not file the next one before whoever wants the VM has got it. Locked in the order of those
+        # who take a generation.
+        replication = unit.session.get_one(Replication, sync.replication_id, with_for_update=True)
+        sync.cancel_asked, replication.due_at = True, now() + _TRUCE
+        unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
+    return sync.id
 
 
 def _is_open(context: Context, migration_id: int) -> bool:

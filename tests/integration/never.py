@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tests.integration.rows import EXAMPLES, NOW, VOLUME_OF, Row
 
 OPEN = ("queued", "running", "handed_over", "rolling_back")
+AT_WORK = OPEN[1:]
 CLOSED = ("done", "undone", "refused", "cancelled")
 PORT: Row = {"kind": "port", "path": None, "address": "10.0.0.1", "port": 49152}
 MEMORY: Row = {"kind": "memory", "path": None, "bytes": 4096}
@@ -47,7 +48,7 @@ NEVER = (
         Never(
             f"two open migrations of one VM: {first} and {second}",
             "migration",
-            "uq_migration_one_open",
+            "uq_migration_one_wish" if "queued" in (first, second) else "uq_migration_one_at_work",
             {"state": second},
             (*closed_beside("state", *CLOSED), ({}, {"vm_id": 2})),
             {"state": first},
@@ -60,13 +61,82 @@ NEVER = (
         Never(
             f"a migration beside one that waits for an operator: {state}",
             "migration",
-            "uq_migration_one_open",
+            "uq_migration_one_wish",
             {},
             (*closed_beside("state", *CLOSED), ({}, {"vm_id": 2})),
             {"state": state, "needs_operator": True},
             "migration.vm_id",
         )
         for state in OPEN
+    ),
+    *(
+        Never(
+            f"a sync beside a migration at work: {state}",
+            "migration",
+            "uq_migration_one_at_work",
+            {"state": state, "replication_id": 1},
+            (*closed_beside("state", *CLOSED), ({"state": "queued"}, {}), ({}, {"state": "queued"})),
+            {"state": state},
+            "migration.vm_id",
+        )
+        for state in AT_WORK
+    ),
+    *(
+        Never(
+            f"two limits of one {scope}",
+            "queue_limit",
+            f"uq_queue_limit_{index}",
+            place,
+            (({"gate": "move"}, {}), ({}, {"gate": "move"}), *others),
+            place,
+            columns,
+        )
+        for scope, index, place, others, columns in (
+            ("cluster", "cluster", {"scope": "cluster", "node_id": None, "peer_id": None}, (), "queue_limit.gate"),
+            (
+                "node",
+                "node",
+                {"scope": "in", "peer_id": None},
+                (({}, {"scope": "out"}), ({}, {"node_id": 2})),
+                "queue_limit.gate, queue_limit.scope, queue_limit.node_id",
+            ),
+            (
+                "pair",
+                "pair",
+                {},
+                (({}, {"node_id": 2, "peer_id": 1}),),
+                "queue_limit.gate, queue_limit.node_id, queue_limit.peer_id",
+            ),
+        )
+    ),
+    Never("a limit below 0", "queue_limit", "ck_queue_limit_allowed", {"allowed": -1}, (({}, {"allowed": 0}),)),
+    Never(
+        "a limit of the cluster that names a node",
+        "queue_limit",
+        "ck_queue_limit_scope_has_node",
+        {"scope": "cluster", "peer_id": None},
+        (({}, {"node_id": None}), ({}, {"scope": "out"})),
+    ),
+    Never(
+        "a node's limit without a node",
+        "queue_limit",
+        "ck_queue_limit_scope_has_node",
+        {"scope": "out", "node_id": None, "peer_id": None},
+        (({}, {"node_id": 1}), ({}, {"scope": "cluster"})),
+    ),
+    Never(
+        "a pair's limit without the target",
+        "queue_limit",
+        "ck_queue_limit_pair_has_peer",
+        {"peer_id": None},
+        (({}, {"peer_id": 2}), ({}, {"scope": "in"})),
+    ),
+    Never(
+        "a node's limit with a target",
+        "queue_limit",
+        "ck_queue_limit_pair_has_peer",
+        {"scope": "out"},
+        (({}, {"peer_id": None}), ({}, {"scope": "pair"})),
     ),
     Never(
         "waiting for an operator as a state of its own",

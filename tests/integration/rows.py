@@ -36,6 +36,7 @@ EXAMPLES: dict[str, Row] = {
     "replica": {"replication_id": 1, "volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
     "migration": {"vm_id": 1, "source_id": 1, "target_id": 2, "state": "queued", "offline": False, "priority": 50}
     | {"epoch": 3, "cancel_asked": False, "needs_operator": False, "problems": [], "created_at": NOW},
+    "queue_limit": {"gate": "prepare", "scope": "pair", "node_id": 1, "peer_id": 2, "allowed": 2},
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
     "step": {"attempt_id": 1, "position": 0, "phase": "check", "side": "control", "queue": "control"}
     | {"state": "waiting", "fence": 0, "marks": {}, "notes": {}, "progress": {}},

@@ -12,6 +12,7 @@ ERROR = {"code": "target_failed", "message": "the target's QEMU ended", "hint": 
 DOCUMENT: dict[str, Any] = {
     "id": 7, "vm": "web1", "source": "alpha", "target": "beta", "state": "done", "kind": "migration",
     "generation": None, "downtime_ms": None, "total_s": 1.5, "ram_bytes": None, "tpm": None, "errors": [],
+    "waiting_for": None,
 }  # fmt: skip
 
 

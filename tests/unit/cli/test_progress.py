@@ -12,6 +12,7 @@ from haulier.cli.progress import draw
 PHASE = {"name": "reserve", "state": "running", "side": "target", "node": "beta", "seconds": 2.0, "progress": {}}
 DOCUMENT: dict[str, Any] = {
     "id": 7, "vm": "web1", "source": "alpha", "target": "beta", "state": "running", "phases": [PHASE],
+    "waiting_for": None,
     "volumes": [{"device": "scsi0", "method": "delta", "bytes": 0, "bytes_total": 1 << 20}],
 }  # fmt: skip
 

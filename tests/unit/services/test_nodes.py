@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from haulier.errors import Refused
-from haulier.services import nodes
+from haulier.services import liveness, nodes
 from haulier.services.context import Context
 from models import Node
 from tests.unit.services.world import World, make_settings
@@ -38,7 +38,8 @@ def test_new_node(world: World) -> None:
     assert document["heartbeat_age_s"] < 60
     assert document | {"heartbeat_age_s": 0} == {
         "name": "gamma", "state": "online", "worker": "alive", "address": "10.0.0.9", "ports": "7000-7009",
-        "network": "isolated", "vms": 0, "ram_bytes": 8, "ram_free_bytes": 4, "heartbeat_age_s": 0,
+        "network": "isolated", "max_out": 4, "max_in": 4, "vms": 0, "ram_bytes": 8,
+        "ram_free_bytes": 4, "heartbeat_age_s": 0,
         "qemu_version": "7.2.22", "accel": "tcg", "swtpm_version": None, "libtpms_version": None,
         "storages": [{"name": "local", "kind": "folder", "path": "/gamma/images", "pool": None, "shared": False}],
     }  # fmt: skip
@@ -112,10 +113,10 @@ def test_node_that_leaves_is_silent_at_once(world: World) -> None:
 def test_silence(world: World) -> None:
     with world.context.database.read() as session:
         node = session.get_one(Node, 1)
-    assert nodes.silent_s(node, limit_s=1e9) is None
-    assert nodes.silent_s(node, limit_s=-1) is not None
+    assert liveness.silent_s(node, limit_s=1e9) is None
+    assert liveness.silent_s(node, limit_s=-1) is not None
     node.heartbeat_at = None
-    assert nodes.silent_s(node, limit_s=60) == float("inf")
+    assert liveness.silent_s(node, limit_s=60) == float("inf")
 
 
 def test_maintenance_on_and_off(world: World) -> None:

@@ -1,0 +1,176 @@
+"""Who of those that wait may begin: limits, what is at work under them, and the queue's order. Pure.
+
+Nothing is counted up or down over time: whoever asks counts what is at work now, so that no counter can drift.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+K = TypeVar("K")
+
+# A point of priority is worth so many seconds of waiting. Whoever waits grows older at the same pace as everybody, so
+# the order of two never changes by itself, and nothing waits for ever behind what is filed later.
+AGE_S = 60.0
+# How far in the queue each one of a batch stands behind the one before it, in seconds: two batches of one moment go
+# side by side, and a single migration does not wait for the five-hundredth of a batch that was filed just before it.
+SHARE_S = 1.0
+# Who is held by a limit for longer than this gets what is free of the others kept for it.
+PATIENCE_S = 600.0
+
+
+def rank(filed_at_s: float, *, priority: int, place: int = 0) -> float:
+    """Where a migration stands in the queue: the lowest goes first. Fixed when it is filed, in seconds since 1970.
+
+    `place` counts the migrations of its batch before it.
+    """
+    return filed_at_s + place * SHARE_S - priority * AGE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many may be at work at once. What has no number of its own has the usual one; None is no limit, 0 a pause.
+
+    Nodes are named; a pair is source and target, in this order.
+    """
+
+    cluster: int | None = None
+    usual_out: int | None = None
+    usual_in: int | None = None
+    usual_pair: int | None = None
+    out: Mapping[str, int] = field(default_factory=dict)
+    into: Mapping[str, int] = field(default_factory=dict)
+    pair: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a migration waits for: a limit (`cluster`, `out`, `in`, `pair`), or what else is in its way (`node`, `vm`).
+
+    `in_use` and `allowed` are the numbers of a limit.
+    """
+
+    limit: str
+    text: str
+    in_use: int | None = None
+    allowed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One that waits. `overdue`: it was filed longer ago than `PATIENCE_S`."""
+
+    id: int
+    source: str
+    target: str
+    overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Nodes that nothing can leave or reach now, each with the reason."""
+
+    sources: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
+
+
+class Room:
+    """What the limits leave beside those that are at work, each named by its source and its target."""
+
+    def __init__(self, limits: Limits, at_work: Iterable[tuple[str, str]], *, closed: Closed = Closed()) -> None:
+        self._limits = limits
+        self._closed = closed
+        self._cluster = 0
+        self._out: Counter[str] = Counter()
+        self._in: Counter[str] = Counter()
+        self._pair: Counter[tuple[str, str]] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()
+        for source, target in at_work:
+            self.take(source, target)
+
+    def take(self, source: str, target: str) -> None:
+        """One more is at work."""
+        self._cluster += 1
+        self._out[source] += 1
+        self._in[target] += 1
+        self._pair[source, target] += 1
+
+    def hold(self, source: str, target: str) -> Hold | None:
+        """The first thing that is in the way of one more; None if there is room."""
+        return next(self._holds(source, target), None)
+
+    def _holds(self, source: str, target: str) -> Iterator[Hold]:
+        for reason in (self._closed.sources.get(source), self._closed.targets.get(target)):
+            if reason is not None:
+                yield Hold("node", reason)
+        limits = self._limits
+        asked = (
+            ("cluster", self._cluster, limits.cluster, "are at work in the cluster"),
+            ("out", self._out[source], limits.out.get(source, limits.usual_out), f"leave {source}"),
+            ("in", self._in[target], limits.into.get(target, limits.usual_in), f"go to {target}"),
+            (
+                "pair",
+                self._pair[source, target],
+                limits.pair.get((source, target), limits.usual_pair),
+                f"go from {source} to {target}",
+            ),
+        )
+        for limit, in_use, allowed, words in asked:
+            if allowed is not None and in_use >= allowed:
+                yield Hold(limit, f"{in_use} {words}, {allowed} may", in_use, allowed)
+
+    def keep_for(self, wish: Wish, hold: Hold) -> None:
+        """Keep for one that is held at one node what is free at the other, so that two nodes that are never free at
+        the same moment do not hold it for ever. For no more than may go through the limit that holds them.
+
+        The cluster's limit and a pair's need no such care: what ends frees them together with a node's.
+        """
+        other = {"out": (self._in, wish.target), "in": (self._out, wish.source)}.get(hold.limit)
+        place = (hold.limit, wish.source if hold.limit == "out" else wish.target)
+        if other is not None and self._kept[place] < (hold.allowed or 0):
+            in_use, node = other
+            in_use[node] += 1
+            self._kept[place] += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing at all can begin."""
+        return self._limits.cluster is not None and self._cluster >= self._limits.cluster
+
+    def full_sources(self) -> list[str]:
+        """The nodes that nothing more can leave, of those with something at work or a limit of their own."""
+        return [*self._closed.sources, *_full(self._out, self._limits.out, self._limits.usual_out)]
+
+    def full_targets(self) -> list[str]:
+        """The nodes that nothing more can reach, of the same."""
+        return [*self._closed.targets, *_full(self._in, self._limits.into, self._limits.usual_in)]
+
+    def full_pairs(self) -> list[tuple[str, str]]:
+        """The pairs between which nothing more can go, of the same."""
+        return _full(self._pair, self._limits.pair, self._limits.usual_pair)
+
+
+def _full(in_use: Counter[K], own: Mapping[K, int], usual: int | None) -> list[K]:
+    limits = {place: own.get(place, usual) for place in {*in_use, *own}}
+    return [place for place, allowed in limits.items() if allowed is not None and in_use[place] >= allowed]
+
+
+def decide(waiting: Iterable[Wish], room: Room) -> tuple[list[Wish], dict[int, Hold]]:
+    """Who of those that wait, given in the queue's order, may begin now, and by what each of the others is held.
+
+    `room` is smaller afterwards by those who may. Whoever is held lets younger ones by, but see `Room.keep_for`.
+    """
+    granted, held = list[Wish](), dict[int, Hold]()
+    for wish in waiting:
+        hold = room.hold(wish.source, wish.target)
+        if hold is None:
+            room.take(wish.source, wish.target)
+            granted.append(wish)
+            continue
+        held[wish.id] = hold
+        if wish.overdue:
+            room.keep_for(wish, hold)
+    return granted, held

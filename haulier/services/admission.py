@@ -1,0 +1,141 @@
+"""Who of those that wait is begun: asked whenever room may have been made, and by beat.
+
+Only rows are looked at, all in the transaction that begins somebody: a process that dies here has begun them or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import Select, and_, not_, or_, select, tuple_
+from sqlalchemy.orm import Session, aliased
+
+from haulier.clock import now
+from haulier.planner.admission import PATIENCE_S, Room, Wish, decide
+from haulier.planner.refusals import PASSING, refuse_filing
+from haulier.services.chain import start_attempt
+from haulier.services.context import Context, Unit
+from haulier.services.filing import plan_migration, terms_of
+from haulier.services.limits import ADMISSION, load_room
+from haulier.services.steps import move_migration, remember
+from haulier.services.transfers import file_transfers
+from haulier.services.way import ask_to_make_way
+from models import WAITS, Migration, MigrationState, Node, Vm
+
+# A transaction that begins many would keep a guest that is paused waiting for its commit.
+_AT_A_TIME = 4
+# So many of the oldest are looked at even if their nodes are full, because room may be kept for them.
+_OLDEST = 32
+_PORTION = 64
+
+
+def admit(context: Context) -> None:
+    """Begin those that wait, in the queue's order, as far as the limits leave room. Safe to call at any time.
+
+    One that can never begin is refused, with all reasons, as it would have been when it was filed.
+    """
+    passed = set[int]()
+    while _admit_some(context, passed):
+        pass
+
+
+def _admit_some(context: Context, passed: set[int]) -> bool:
+    """In one transaction. `passed` are those that something about their own VM holds. Says whether to look again."""
+    with context.unit() as unit:
+        context.database.exclude_others(unit.session, ADMISSION)
+        begun, again = 0, False
+        for wish in _granted(unit.session, load_room(context, unit.session), passed):
+            match _begin(context, unit, wish):
+                case _Found.ROOM:
+                    begun += 1
+                case _Found.HELD:
+                    passed.add(wish.id)
+                    again = True
+                case _Found.CHANGED:
+                    again = True
+            if begun == _AT_A_TIME:
+                return True
+        return again
+
+
+def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
+    """Those that there is room for: the oldest first, then portions without the nodes that are full by then."""
+    if room.is_full:
+        return
+    portion, query = _OLDEST, waiting(but=passed)
+    while rows := session.execute(query.limit(portion)).all():
+        yield from decide([wish_of(row) for row in rows], room)[0]
+        if room.is_full or len(rows) < portion:
+            return
+        last = (rows[-1].rank, rows[-1].id)
+        portion, query = _PORTION, _with_room(room, passed).where(tuple_(Migration.rank, Migration.id) > last)
+
+
+_source, _target = aliased(Node), aliased(Node)
+
+
+def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
+    """Those that wait, in the queue's order: id, rank, filed_at, source and target."""
+    query = (
+        select(
+            Migration.id,
+            Migration.rank,
+            Migration.created_at.label("filed_at"),
+            _source.name.label("source"),
+            _target.name.label("target"),
+        )
+        .join(_source, Migration.source_id == _source.id)
+        .join(_target, Migration.target_id == _target.id)
+        .where(WAITS)
+        .order_by(Migration.rank, Migration.id)
+    )
+    return query.where(Migration.id.not_in(but)) if but else query
+
+
+def wish_of(row: Any) -> Wish:  # noqa: ANN401 - a row of `waiting`
+    """As the planner sees it."""
+    return Wish(row.id, row.source, row.target, overdue=row.filed_at < now() - timedelta(seconds=PATIENCE_S))
+
+
+def _with_room(room: Room, passed: set[int]) -> Select[*tuple[Any, ...]]:
+    pairs = [and_(_source.name == source, _target.name == target) for source, target in room.full_pairs()]
+    query = waiting(but=passed).where(
+        _source.name.not_in(room.full_sources()), _target.name.not_in(room.full_targets())
+    )
+    return query.where(not_(or_(*pairs))) if pairs else query
+
+
+class _Found(Enum):
+    """What became of one that there is room for. ROOM: it took some, or needs none any more."""
+
+    ROOM = auto()
+    HELD = auto()
+    CHANGED = auto()
+
+
+def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
+    session = unit.session
+    vm_id = session.scalar(select(Migration.vm_id).where(Migration.id == wish.id))
+    # In the order of those who file.
+    vm = session.get_one(Vm, vm_id, with_for_update=True)
+    migration = session.get_one(Migration, wish.id, with_for_update=True)
+    if migration.state is not MigrationState.QUEUED:
+        return _Found.CHANGED
+    if vm.node_id not in (migration.source_id, migration.target_id):
+        # It was recovered elsewhere while it waited, and is held by the limits of that node.
+        migration.source_id = vm.node_id
+        return _Found.CHANGED
+    plan = plan_migration(context, session, vm, migration.target, terms_of(migration), but=migration.id)
+    problems = refuse_filing(plan.facts)
+    if lasting := tuple(problem for problem in problems if problem.code not in PASSING):
+        remember(migration, lasting)
+        move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+        return _Found.CHANGED
+    if problems or ask_to_make_way(unit, vm) is not None:
+        return _Found.HELD
+    migration.epoch = vm.epoch
+    file_transfers(unit, start_attempt(unit, migration), plan.crossings)
+    return _Found.ROOM

@@ -1,0 +1,87 @@
+"""The queue as people see it: who waits, in which place, and for what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.planner.admission import Hold, decide
+from haulier.services.admission import waiting, wish_of
+from haulier.services.context import Context
+from haulier.services.limits import load_room
+from models import Migration, Operation, Vm
+from models.transitions import AT_WORK, OPEN_OPERATION
+
+_ITS_TURN = Hold("turn", "its turn has come, and it is about to begin")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One that waits: its place in the queue, from 1 on, and what holds it."""
+
+    id: int
+    vm: str
+    source: str
+    target: str
+    priority: int
+    position: int
+    filed_at: datetime
+    hold: Hold
+
+    @property
+    def waiting_for(self) -> dict[str, Any]:
+        """The hold as contract.md shows it."""
+        return asdict(self.hold)
+
+
+def places(context: Context, session: Session) -> list[Place]:
+    """All that wait, in the queue's order. What holds them is decided by what decides who begins."""
+    query = waiting().join(Vm, Migration.vm_id == Vm.id).add_columns(Vm.name.label("vm"), Migration.priority)
+    rows = session.execute(query).all()
+    granted, held = decide([wish_of(row) for row in rows], load_room(context, session))
+    busy = _busy(session, [wish.id for wish in granted])
+    holds = {**held, **{wish.id: busy.get(wish.id, _ITS_TURN) for wish in granted}}
+    return [
+        Place(row.id, row.vm, row.source, row.target, row.priority, position, row.filed_at, holds[row.id])
+        for position, row in enumerate(rows, start=1)
+    ]
+
+
+def _busy(session: Session, ids: list[int]) -> dict[int, Hold]:
+    """What works on the VMs of those that there is room for."""
+    found = dict[int, Hold]()
+    at_work = (Migration.vm_id == Vm.id, Migration.state.in_(AT_WORK))
+    operating = (Operation.vm_id == Vm.id, Operation.state.in_(OPEN_OPERATION))
+    syncs = select(Vm.id, Vm.name, Migration.id).join(Migration, at_work[0]).where(at_work[1])
+    works = select(Vm.id, Vm.name, Operation.kind).join(Operation, operating[0]).where(operating[1])
+    rows = session.execute(select(Migration.vm_id, Migration.id).where(Migration.id.in_(ids)))
+    vms = {row.vm_id: row.id for row in rows}
+    for vm_id, name, sync in session.execute(syncs.where(Vm.id.in_(vms))):
+        found[vms[vm_id]] = Hold("vm", f"sync {sync} of {name} makes way")
+    for vm_id, name, kind in session.execute(works.where(Vm.id.in_(vms))):
+        found[vms[vm_id]] = Hold("vm", f"VM {name} is busy: {kind} is not over")
+    return found
+
+
+def list_queue(context: Context) -> list[dict[str, Any]]:
+    """All that wait as contract.md shows them, in the queue's order."""
+    moment = now()
+    with context.database.read() as session:
+        return [
+            {
+                "id": place.id,
+                "vm": place.vm,
+                "source": place.source,
+                "target": place.target,
+                "priority": place.priority,
+                "position": place.position,
+                "waited_s": round((moment - place.filed_at).total_seconds(), 1),
+                "waiting_for": place.waiting_for,
+            }
+            for place in places(context, session)
+        ]

@@ -1,0 +1,120 @@
+"""Twelve guests on four nodes are asked to move at once: every limit holds at every moment, whoever is killed.
+
+What was at work is read from the event log, which is written in the transactions that begin and end a migration.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Stacks
+from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.stack import Stack
+from tests.acceptance.waiting import wait_until
+
+NODES = ("alpha", "beta", "gamma", "delta")
+ENDS = {f"migration.{state}" for state in ("done", "undone", "refused", "cancelled")}
+# Twelve guests and the targets of those that move share two cores.
+_PACE = "tick_us=20000 line_every=5 disk_every=2 tpm_every=5"
+# Each goes to the next node, but for those of delta, which go to two.
+_MOVES = [(source, NODES[(NODES.index(source) + step) % 4]) for source in NODES for step in (1, 1, 2)]
+MAX_RUNNING, MAX_OUT, MAX_IN = 4, 2, 1
+
+
+@pytest.fixture(scope="module")
+def four_nodes(stacks: Stacks) -> Iterator[Stack]:
+    """A stack of its own; the shared one would hold the same ports."""
+    stacks.remove()
+    stack = Stack(NODES, {})
+    try:
+        stack.up()
+        yield stack
+    finally:
+        left = stack.remove()
+    assert not left, "\n".join(map(str, left))
+
+
+@pytest.fixture
+def guests(four_nodes: Stack, image: Path) -> list[tuple[Guest, str]]:
+    """Each with the node that it is to go to."""
+    boot = f'-kernel {image} -append "{_PACE}"'
+    made = []
+    for number, (source, target) in enumerate(_MOVES):
+        guest = Guest(four_nodes, f"q{number}", boot, (DISK, TPM), 48)
+        guest.define(source)
+        guest.start()
+        made.append((guest, target))
+    return made
+
+
+def at_every_event(stack: Stack) -> Iterator[list[tuple[str, str]]]:
+    """Source and target of the migrations at work, after each event that begins or ends one."""
+    at_work: dict[int, tuple[str, str]] = {}
+    for event in stack.table("event"):
+        if event["kind"] == "migration.running":
+            at_work[event["migration"]] = (event["data"]["source"], event["data"]["target"])
+        elif event["kind"] in ENDS:
+            at_work.pop(event["migration"], None)
+        yield list(at_work.values())
+
+
+def most(stack: Stack) -> dict[str, int]:
+    """The most that were at work at one moment: in all, out of a node, into one."""
+    found: Counter[str] = Counter()
+    for pairs in at_every_event(stack):
+        found["all"] = max(found["all"], len(pairs))
+        for name, place in (("out", 0), ("in", 1)):
+            found[name] = max(found[name], *Counter(pair[place] for pair in pairs).values(), 0)
+    return dict(found)
+
+
+def kill_control(stack: Stack) -> None:
+    """As `kill -9` does; the supervisor begins it anew."""
+    pid = int(stack.supervisor("getProcessInfo", "control")["pid"])
+    os.kill(pid, signal.SIGKILL)
+    wait_until("a new control worker", lambda: stack.supervisor("getProcessInfo", "control")["pid"] not in (0, pid))
+
+
+def ended(stack: Stack) -> int:
+    return sum(row["finished_at"] is not None for row in stack.table("migration"))
+
+
+@pytest.mark.timeout(900)
+def test_limits_hold_at_every_moment(four_nodes: Stack, guests: list[tuple[Guest, str]]) -> None:
+    stack = four_nodes
+    stack.haulier("queue", "set", "--max-running", "0").done()
+    for node in NODES:
+        stack.haulier("node", "set", node, "--max-out", str(MAX_OUT), "--max-in", str(MAX_IN)).done()
+    for guest, target in guests:
+        document = stack.haulier("migrate", guest.name, "--to", target).done()
+        assert (document["state"], document["waiting_for"]["limit"]) == ("queued", "cluster")
+    stack.haulier("queue", "set", "--max-running", str(MAX_RUNNING)).done()
+    for done in (2, 6):
+        wait_until(f"{done} have ended", lambda done=done: ended(stack) >= done, deadline_s=300)  # type: ignore[misc]
+        assert_queue_says_why(stack)
+        kill_control(stack)
+    wait_until("all have ended", lambda: ended(stack) == len(guests), deadline_s=500)
+    assert [(row["id"], row["problems"]) for row in stack.table("migration") if row["state"] != "done"] == []
+    reached = most(stack)
+    assert reached == {"all": MAX_RUNNING, "out": MAX_OUT, "in": MAX_IN}, "neither more nor less"
+    for guest, target in guests:
+        assert guest.row()["node"] == target
+        guest.wait_ticks(10)
+    assert_all_is_well(stack, *(guest for guest, _ in guests))
+
+
+def assert_queue_says_why(stack: Stack) -> None:
+    """Each that waits names a limit that is full, or that it is about to begin."""
+    waiting: list[dict[str, Any]] = stack.haulier("queue").done()
+    assert [each["position"] for each in waiting] == list(range(1, len(waiting) + 1))
+    for each in waiting:
+        hold = each["waiting_for"]
+        assert hold["limit"] == "turn" or hold["in_use"] >= hold["allowed"], each

@@ -1,0 +1,127 @@
+"""Limits under threads: whoever decides about room at the same moment, no state of the database shows more at work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from haulier.errors import HaulierError
+from haulier.services import chain, migrations
+from haulier.services.admission import admit
+from haulier.services.limits import LimitChange, set_limits
+from models import IS_AT_WORK, Database, LimitScope, Migration, Step, StepState
+from tests.unit.services.world import LEASE_S, World, between, neighbour, open_world
+
+ALLOWED, VMS = 3, 12
+
+
+@pytest.fixture
+def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+    """Twelve VMs whose migrations wait, and room for three."""
+    with open_world(Database(database_url), tmp_path) as world:
+        world.populate()
+        allow(world, 0)
+        for number in range(VMS):
+            world.add_vm(f"vm{number}")
+            world.file(f"vm{number}")
+        allow(world, ALLOWED)
+        yield world
+
+
+def allow(world: World, number: int) -> None:
+    set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), number)])
+
+
+def at_work(world: World) -> int:
+    with world.context.database.read() as session:
+        return session.scalar(select(func.count()).select_from(Migration).where(IS_AT_WORK)) or 0
+
+
+def states(world: World) -> set[str]:
+    with world.context.database.read() as session:
+        return {str(state) for state in session.scalars(select(Migration.state))}
+
+
+def end_one(world: World) -> None:
+    """A worker finds that some migration fails in its first check."""
+    with world.context.database.read() as session:
+        step = session.scalar(select(Step.id).where(Step.state == StepState.READY).order_by(func.random()).limit(1))
+    if step is not None and (held := chain.claim(world.context, step, worker="w", lease_s=LEASE_S)):
+        world.fail(held)
+
+
+def cancel_last(world: World) -> None:
+    with world.context.database.read() as session:
+        last = session.scalar(select(func.max(Migration.id)).where(Migration.state == "queued"))
+    if last is not None:
+        # Its turn may have come.
+        try:
+            migrations.cancel_migration(world.context, last)
+        except HaulierError as error:
+            assert error.code in ("cancel_too_late", "migration_over")
+
+
+def test_limit_holds_at_every_moment(world: World) -> None:
+    """Each on connections of its own, as processes would: two admit, one ends, one cancels."""
+    over, seen = threading.Event(), list[int]()
+
+    def again(act: Callable[[World], Any]) -> None:
+        with neighbour(world) as mine:
+            while not over.is_set():
+                act(mine)
+                seen.append(at_work(mine))
+
+    def until_nothing_waits() -> None:
+        with neighbour(world) as mine:
+            for _ in range(400):
+                end_one(mine)
+                admit(mine.context)
+                if states(mine) <= {"undone", "cancelled"}:
+                    break
+        over.set()
+
+    def admit_here(mine: World) -> None:
+        admit(mine.context)
+
+    with ThreadPoolExecutor(4) as pool:
+        works = [pool.submit(again, act) for act in (admit_here, admit_here, cancel_last)]
+        works.append(pool.submit(until_nothing_waits))
+        for work in works:
+            work.result()
+    assert max(seen) <= ALLOWED
+    assert ALLOWED in seen, "or the limit was never tried"
+    assert states(world) == {"undone", "cancelled"}
+
+
+def test_two_that_decide_at_one_moment(postgres_url: str, tmp_path: Path) -> None:
+    """One has counted what is at work, and the other begins somebody before the first has looked at who waits."""
+    with open_world(Database(postgres_url), tmp_path) as world, neighbour(world) as other:
+        world.populate()
+        allow(world, 0)
+        for name in ("web", "db"):
+            world.add_vm(name)
+            world.file(name)
+        allow(world, 1)
+        with between(world, "SELECT migration.id, migration.rank", lambda: admit(other.context)) as theirs:
+            admit(world.context)
+        theirs.result()
+        assert at_work(world) == 1
+
+
+def test_cancelled_in_the_moment_in_which_its_turn_comes(postgres_url: str, tmp_path: Path) -> None:
+    with open_world(Database(postgres_url), tmp_path) as world, neighbour(world) as other:
+        world.populate()
+        world.add_vm()
+        allow(world, 0)
+        world.file()
+        allow(world, 1)
+        with between(world, "INSERT INTO attempt", lambda: migrations.cancel_migration(other.context, 1)) as theirs:
+            admit(world.context)
+        assert isinstance(theirs.exception(), HaulierError)
+        assert world.state() == "running"
