@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     max_out: int = Field(default=4, ge=0)
     max_in: int = Field(default=4, ge=0)
     max_pair: int = Field(default=64, ge=0)
+    max_moves: int = Field(default=16, ge=0)
+    max_moves_out: int = Field(default=2, ge=0)
+    max_moves_in: int = Field(default=2, ge=0)
 
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)

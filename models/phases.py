@@ -39,13 +39,15 @@ class Side(StrEnum):
 class PhaseRule:
     """One row of the phase table: a phase on one side and the (phase, side) pairs that must be done before it.
 
-    `beside` are those that must be at work and have said that they are waiting for this one.
+    `beside` are those that must be at work and have said that they are waiting for this one. At a `gate` it waits until
+    the limits let its attempt through.
     """
 
     phase: Phase
     side: Side
     after: tuple[tuple[Phase, Side], ...] = ()
     beside: tuple[tuple[Phase, Side], ...] = ()
+    gate: bool = False
 
 
 _UNTIL_RESERVED: tuple[PhaseRule, ...] = (
@@ -70,7 +72,8 @@ LIVE_CHAIN: tuple[PhaseRule, ...] = (
     PhaseRule(
         Phase.MOVE_MEMORY, Side.SOURCE, ((Phase.MIRROR_DISKS, Side.SOURCE),), beside=((Phase.HAND_OVER, Side.TARGET),)
     ),
-    PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.MIRROR_DISKS, Side.SOURCE),)),
+    # Of many that are prepared few move their RAM at once.
+    PhaseRule(Phase.HAND_OVER, Side.TARGET, ((Phase.MIRROR_DISKS, Side.SOURCE),), gate=True),
     PhaseRule(Phase.RETIRE_SOURCE, Side.SOURCE, ((Phase.MOVE_MEMORY, Side.SOURCE), (Phase.HAND_OVER, Side.TARGET))),
 )
 

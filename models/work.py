@@ -123,6 +123,8 @@ class QueueLimit(Base):
 class Attempt(Base):
     """One try of a migration, from `check` to its end;
     a migration that is tried again keeps the rows of the earlier tries.
+
+    One that is prepared is `at_gate_since` then; its guest's RAM is moved from `moving_at` to `moved_at`.
     """
 
     __tablename__ = "attempt"
@@ -135,6 +137,9 @@ class Attempt(Base):
     migration_id: Mapped[int] = mapped_column(ForeignKey("migration.id"))
     number: Mapped[int]
     started_at: Mapped[datetime]
+    at_gate_since: Mapped[datetime | None]
+    moving_at: Mapped[datetime | None]
+    moved_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
     migration: Mapped[Migration] = relationship(back_populates="attempts")

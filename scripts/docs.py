@@ -95,11 +95,14 @@ def _has(chain: str, phase: Phase) -> bool:
     return any(rule.phase is phase for rule in _CHAINS[chain])
 
 
+_LINES = {False: "-->", True: "-- gate -->"}
+
+
 def chain(rules: Sequence[PhaseRule]) -> str:
     """The steps of a migration and what each waits for."""
     lines = ["```mermaid", "flowchart TD"]
     lines += [f'    {_node(rule.phase, rule.side)}["{rule.phase}<br>{rule.side}"]' for rule in rules]
-    lines += [_arrow(before, rule) for rule in rules for before in rule.after]
+    lines += [_arrow(before, rule, line=_LINES[rule.gate]) for rule in rules for before in rule.after]
     lines += [_arrow(partner, rule, line="-. stands by .->") for rule in rules for partner in rule.beside]
     return "\n".join([*lines, "```", ""])
 
@@ -108,7 +111,7 @@ def _node(phase: str, side: str) -> str:
     return f"{phase}_{side}"
 
 
-def _arrow(before: tuple[str, str], rule: PhaseRule, *, line: str = "-->") -> str:
+def _arrow(before: tuple[str, str], rule: PhaseRule, *, line: str) -> str:
     return f"    {_node(*before)} {line} {_node(rule.phase, rule.side)}"
 
 

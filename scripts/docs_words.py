@@ -47,6 +47,10 @@ SETTINGS: Mapping[str, str] = {
     "max_out": "How many of them may leave one node, unless `haulier node set NODE --max-out` says otherwise.",
     "max_in": "How many may go to one node, unless `haulier node set NODE --max-in` says otherwise.",
     "max_pair": "How many may go from one node to one other, unless `haulier queue set --pair` says otherwise.",
+    "max_moves": "How many guests may have their RAM moved at once in the whole cluster; others wait, prepared. "
+    "`haulier queue set` changes it.",
+    "max_moves_out": "How many of them on one source, unless `haulier node set NODE --max-moves-out` says otherwise.",
+    "max_moves_in": "How many of them to one target, unless `haulier node set NODE --max-moves-in` says otherwise.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from haulier.errors import Refused
 from haulier.services.limits import LimitChange
-from models import LimitScope
+from models import Gate, LimitScope
 
 USUAL = "usual"
 
@@ -35,7 +35,6 @@ def read_pairs(words: Iterable[str]) -> list[LimitChange]:
     return found
 
 
-def node_limits(node: str, *, out: str | None, into: str | None) -> tuple[LimitChange, ...]:
-    """The limits of one node that were given."""
-    given = ((LimitScope.OUT, out), (LimitScope.IN, into))
-    return tuple(LimitChange(scope, (node,), read_limit(word)) for scope, word in given if word is not None)
+def read_limits(given: Iterable[tuple[Gate, LimitScope, str | None]], *nodes: str) -> list[LimitChange]:
+    """The limits that were given, of the cluster or of one node."""
+    return [LimitChange(scope, nodes, read_limit(word), gate) for gate, scope, word in given if word is not None]

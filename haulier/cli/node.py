@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 
 from haulier.cli.around import context
-from haulier.cli.limits import node_limits
+from haulier.cli.limits import read_limits
 from haulier.cli.moments import interval
 from haulier.cli.output import show, show_text, size, table
 from haulier.services import lost_nodes, nodes
+from haulier.services.limits import LimitChange
+from models import Gate, LimitScope
 
 app = App(name="node", help="Show and change nodes.")
 _COLUMNS = {
@@ -68,6 +71,42 @@ def _text(document: dict[str, Any]) -> str:
     )
 
 
+_Limit = Annotated[str | None, Parameter(group=_CHANGES)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class NodeLimits:
+    """How many migrations it takes part in at once: a number, 0 to begin none, or `usual` for that of the settings.
+
+    Parameters
+    ----------
+    max_out
+        How many migrations may leave it at once: a number, 0 to begin none, or `usual` for that of the settings.
+    max_in
+        How many may go to it at once.
+    max_moves_out
+        Of how many guests the RAM may be moved out of it at once; the others wait, prepared.
+    max_moves_in
+        Of how many it may be moved into it at once.
+    """
+
+    max_out: _Limit = None
+    max_in: _Limit = None
+    max_moves_out: _Limit = None
+    max_moves_in: _Limit = None
+
+    def changes(self, node: str) -> tuple[LimitChange, ...]:
+        """What is to be changed of the limits of this node."""
+        given = (
+            (Gate.PREPARE, LimitScope.OUT, self.max_out),
+            (Gate.PREPARE, LimitScope.IN, self.max_in),
+            (Gate.MOVE, LimitScope.OUT, self.max_moves_out),
+            (Gate.MOVE, LimitScope.IN, self.max_moves_in),
+        )
+        return tuple(read_limits(given, node))
+
+
 @app.command(name="set")
 def set_(
     name: str,
@@ -75,8 +114,7 @@ def set_(
     *,
     address: Annotated[str | None, Parameter(group=_CHANGES)] = None,
     storages: Annotated[Path | None, Parameter(group=_CHANGES)] = None,
-    max_out: Annotated[str | None, Parameter(group=_CHANGES)] = None,
-    max_in: Annotated[str | None, Parameter(group=_CHANGES)] = None,
+    limits: NodeLimits = NodeLimits(),
 ) -> None:
     """Change a node.
 
@@ -88,13 +126,8 @@ def set_(
         What other nodes connect to.
     storages
         A Proxmox VE storage.cfg: those of its storages that are for this node become its own.
-    max_out
-        How many migrations may leave it at once: a number, 0 to begin none, or `usual` for that of the settings.
-    max_in
-        How many may go to it at once.
     """
-    limits = node_limits(name, out=max_out, into=max_in)
-    change = nodes.NodeChange(address=address, storages=storages, limits=limits)
+    change = nodes.NodeChange(address=address, storages=storages, limits=limits.changes(name))
     document = nodes.change_node(context(), name, change)
     left_out = f"; left out: {', '.join(document['left_out'])}" if document["left_out"] else ""
     names = ", ".join(each["name"] for each in document["storages"])

@@ -45,6 +45,14 @@ class Limits:
     into: Mapping[str, int] = field(default_factory=dict)
     pair: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
+    def out_of(self, node: str) -> int | None:
+        """How many may leave a node."""
+        return self.out.get(node, self.usual_out)
+
+    def into_of(self, node: str) -> int | None:
+        """How many may go to a node."""
+        return self.into.get(node, self.usual_in)
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -77,11 +85,33 @@ class Closed:
     targets: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What those under the limits do, as a hold says it after their number."""
+
+    cluster: str
+    out: str
+    into: str
+    pair: str
+
+
+PREPARE_WORDS = Words("are at work in the cluster", "leave {0}", "go to {1}", "go from {0} to {1}")
+MOVE_WORDS = Words("move their RAM", "move their RAM out of {0}", "move it to {1}", "move it from {0} to {1}")
+
+
 class Room:
     """What the limits leave beside those that are at work, each named by its source and its target."""
 
-    def __init__(self, limits: Limits, at_work: Iterable[tuple[str, str]], *, closed: Closed = Closed()) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        at_work: Iterable[tuple[str, str]],
+        *,
+        closed: Closed = Closed(),
+        words: Words = PREPARE_WORDS,
+    ) -> None:
         self._limits = limits
+        self._words = words
         self._closed = closed
         self._cluster = 0
         self._out: Counter[str] = Counter()
@@ -106,21 +136,16 @@ class Room:
         for reason in (self._closed.sources.get(source), self._closed.targets.get(target)):
             if reason is not None:
                 yield Hold("node", reason)
-        limits = self._limits
+        limits, words, pair = self._limits, self._words, (source, target)
         asked = (
-            ("cluster", self._cluster, limits.cluster, "are at work in the cluster"),
-            ("out", self._out[source], limits.out.get(source, limits.usual_out), f"leave {source}"),
-            ("in", self._in[target], limits.into.get(target, limits.usual_in), f"go to {target}"),
-            (
-                "pair",
-                self._pair[source, target],
-                limits.pair.get((source, target), limits.usual_pair),
-                f"go from {source} to {target}",
-            ),
+            ("cluster", self._cluster, limits.cluster, words.cluster),
+            ("out", self._out[source], limits.out_of(source), words.out),
+            ("in", self._in[target], limits.into_of(target), words.into),
+            ("pair", self._pair[pair], limits.pair.get(pair, limits.usual_pair), words.pair),
         )
-        for limit, in_use, allowed, words in asked:
+        for limit, in_use, allowed, doing in asked:
             if allowed is not None and in_use >= allowed:
-                yield Hold(limit, f"{in_use} {words}, {allowed} may", in_use, allowed)
+                yield Hold(limit, f"{in_use} {doing.format(*pair)}, {allowed} may", in_use, allowed)
 
     def keep_for(self, wish: Wish, hold: Hold) -> None:
         """Keep for one that is held at one node what is free at the other, so that two nodes that are never free at

@@ -11,19 +11,20 @@ from enum import Enum, auto
 from typing import Any
 
 from sqlalchemy import Select, and_, not_, or_, select, tuple_
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.planner.admission import PATIENCE_S, Room, Wish, decide
 from haulier.planner.refusals import PASSING, refuse_filing
-from haulier.services.chain import start_attempt
+from haulier.services.chain import release, start_attempt
 from haulier.services.context import Context, Unit
 from haulier.services.filing import plan_migration, terms_of
-from haulier.services.limits import ADMISSION, load_room
+from haulier.services.gate import let_through
+from haulier.services.room import ADMISSION, load_room, source_node, target_node
 from haulier.services.steps import move_migration, remember
 from haulier.services.transfers import file_transfers
 from haulier.services.way import ask_to_make_way
-from models import WAITS, Migration, MigrationState, Node, Vm
+from models import WAITS, Attempt, Gate, Migration, MigrationState, Vm
 
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
@@ -35,11 +36,29 @@ _PORTION = 64
 def admit(context: Context) -> None:
     """Begin those that wait, in the queue's order, as far as the limits leave room. Safe to call at any time.
 
-    One that can never begin is refused, with all reasons, as it would have been when it was filed.
+    One that can never begin is refused, with all reasons, as it would have been when it was filed. Those that are
+    prepared and wait before their guests' RAM is moved are let through first.
     """
+    _open_gate(context)
     passed = set[int]()
     while _admit_some(context, passed):
         pass
+
+
+def _open_gate(context: Context) -> None:
+    with context.unit() as unit:
+        context.database.exclude_others(unit.session, ADMISSION)
+        for wish in let_through(context, unit.session):
+            # Whoever holds the row may be waiting for us: a gate that it comes to asks for itself.
+            attempt = unit.session.get(Attempt, wish.id, with_for_update={"skip_locked": True})
+            if attempt is not None and attempt.moving_at is None and _goes_on(attempt.migration):
+                attempt.moving_at = now()
+                release(unit, attempt)
+
+
+def _goes_on(migration: Migration) -> bool:
+    stopped = migration.cancel_asked or migration.needs_operator
+    return migration.state is MigrationState.RUNNING and not stopped
 
 
 def _admit_some(context: Context, passed: set[int]) -> bool:
@@ -47,7 +66,7 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
         begun, again = 0, False
-        for wish in _granted(unit.session, load_room(context, unit.session), passed):
+        for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
             match _begin(context, unit, wish):
                 case _Found.ROOM:
                     begun += 1
@@ -74,21 +93,19 @@ def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
         portion, query = _PORTION, _with_room(room, passed).where(tuple_(Migration.rank, Migration.id) > last)
 
 
-_source, _target = aliased(Node), aliased(Node)
-
-
 def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
     """Those that wait, in the queue's order: id, rank, filed_at, source and target."""
     query = (
         select(
             Migration.id,
+            Migration.id.label("migration_id"),
             Migration.rank,
             Migration.created_at.label("filed_at"),
-            _source.name.label("source"),
-            _target.name.label("target"),
+            source_node.name.label("source"),
+            target_node.name.label("target"),
         )
-        .join(_source, Migration.source_id == _source.id)
-        .join(_target, Migration.target_id == _target.id)
+        .join(source_node, Migration.source_id == source_node.id)
+        .join(target_node, Migration.target_id == target_node.id)
         .where(WAITS)
         .order_by(Migration.rank, Migration.id)
     )
@@ -101,9 +118,9 @@ def wish_of(row: Any) -> Wish:  # noqa: ANN401 - a row of `waiting`
 
 
 def _with_room(room: Room, passed: set[int]) -> Select[*tuple[Any, ...]]:
-    pairs = [and_(_source.name == source, _target.name == target) for source, target in room.full_pairs()]
+    pairs = [and_(source_node.name == pair[0], target_node.name == pair[1]) for pair in room.full_pairs()]
     query = waiting(but=passed).where(
-        _source.name.not_in(room.full_sources()), _target.name.not_in(room.full_targets())
+        source_node.name.not_in(room.full_sources()), target_node.name.not_in(room.full_targets())
     )
     return query.where(not_(or_(*pairs))) if pairs else query
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import CONTROL_QUEUE, Context, Unit
+from haulier.services.gate import may_pass, moved
 from haulier.services.recovery import end_overdue, look_after_partner
 from haulier.services.steps import (
     advance_undo,
@@ -185,6 +186,8 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
     step.lease_until = None
     unit.session.flush()
     attempt = step.attempt
+    if step.phase is Phase.HAND_OVER:
+        moved(unit, attempt)
     unit.ring(f"migration.{attempt.migration_id}")
     if attempt.migration.cancel_asked or attempt.migration.state is MigrationState.ROLLING_BACK:
         roll_back(unit, attempt.migration, attempt)
@@ -212,7 +215,7 @@ def stand_by(context: Context, held: Claim) -> bool:
 
 
 def release(unit: Unit, attempt: Attempt) -> None:
-    """Make ready, and send, the waiting steps that have all they need."""
+    """Make ready, and send, the waiting steps that have all they need, and are let through where there is a gate."""
     done, beside = set(), set()
     for step in attempt.steps:
         if step.state is StepState.DONE:
@@ -222,7 +225,9 @@ def release(unit: Unit, attempt: Attempt) -> None:
     rules = {(rule.phase, rule.side): rule for rule in _chain(attempt.migration)}
     for step in attempt.steps:
         rule = rules[step.phase, step.side]
-        if step.state is StepState.WAITING and set(rule.after) <= done and set(rule.beside) <= beside | done:
+        if step.state is not StepState.WAITING or not (set(rule.after) <= done and set(rule.beside) <= beside | done):
+            continue
+        if not rule.gate or may_pass(unit, attempt):
             step.state, step.ready_at = StepState.READY, now()
             unit.send(message_for(step))
 
@@ -292,4 +297,6 @@ def complete_undo(context: Context, held: Claim) -> None:
         if step is None:
             return
         step.state, step.undone_at, step.lease_until = StepState.UNDONE, now(), None
+        if step.phase is Phase.MOVE_MEMORY:
+            moved(unit, step.attempt)
         advance_undo(unit, step.attempt)

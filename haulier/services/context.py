@@ -34,6 +34,7 @@ class Unit:
     """One transaction with its outbox: `session` to work with, messages and topics that go out once it is committed."""
 
     session: Session
+    context: Context = field(repr=False)
     messages: list[Message] = field(default_factory=list)
     topics: set[str] = field(default_factory=set)
 
@@ -66,7 +67,7 @@ class Context:
     def unit(self) -> Iterator[Unit]:
         """A writing transaction; its messages are published after the commit and never before."""
         with self.database.write() as session:
-            unit = Unit(session)
+            unit = Unit(session, self)
             yield unit
         for message in unit.messages:
             self.dispatch(message)

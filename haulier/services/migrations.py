@@ -17,12 +17,14 @@ from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import admit
 from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_TERMS, Terms, plan_migration, terms_of, write_migration
+from haulier.services.gate import is_at_gate
 from haulier.services.lookup import find_migration, find_node, find_vm
-from haulier.services.queue import places
+from haulier.services.queue import Place, places_at_gate, places_before_begin
 from haulier.services.recovery import take_up_again
-from haulier.services.steps import move_migration
+from haulier.services.steps import move_migration, roll_back
 from haulier.services.transfers import Crossing
 from models import (
+    Attempt,
     Migration,
     MigrationState,
     Phase,
@@ -158,6 +160,10 @@ def _end_or_ask(unit: Unit, migration: Migration) -> bool:
         .execution_options(synchronize_session="fetch")
     )
     unit.note("migration.cancel_asked", vm=migration.vm.name, migration=migration.id)
+    attempt = unit.session.get_one(Attempt, migration.attempts[-1].id, with_for_update=True)
+    if is_at_gate(attempt):
+        # Nobody works at it who would notice.
+        roll_back(unit, migration, attempt)
     return asked.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # an UPDATE's result has it
 
 
@@ -205,9 +211,12 @@ def show_migration(context: Context, migration_id: int) -> dict[str, Any]:
 
 def _held(context: Context, session: Session, rows: Iterable[Migration]) -> dict[int, dict[str, Any]]:
     """What holds those that wait, if there are any among them."""
-    if all(row.state is not MigrationState.QUEUED for row in rows):
-        return {}
-    return {place.id: place.waiting_for for place in places(context, session)}
+    found: list[Place] = []
+    if any(row.state is MigrationState.QUEUED for row in rows):
+        found += places_before_begin(context, session)
+    if any(row.attempts and is_at_gate(row.attempts[-1]) for row in rows):
+        found += places_at_gate(context, session)
+    return {place.id: place.waiting_for for place in found}
 
 
 def _document(migration: Migration, held: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

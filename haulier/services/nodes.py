@@ -19,11 +19,12 @@ from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.admission import Limits
 from haulier.services.context import Context, Unit
-from haulier.services.limits import LimitChange, change_limits, limits_of, load_limits
+from haulier.services.limits import LimitChange, change_limits
 from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node
+from haulier.services.room import load_limits
 from haulier.services.waiting import make_room
-from models import Node, NodeState, Storage, Vm
+from models import Gate, Node, NodeState, Storage, Vm
 
 LOCAL_STORAGE = "local"
 # Files given by their absolute path; its folder is the host's root.
@@ -179,21 +180,25 @@ def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]
     return [each.name for each in described if each not in wanted and each.name != LOCAL_STORAGE]
 
 
+def _load_limits(context: Context, session: Session) -> tuple[Limits, ...]:
+    return tuple(load_limits(context, session, gate) for gate in (Gate.PREPARE, Gate.MOVE))
+
+
 def show_node(context: Context, name: str) -> dict[str, Any]:
     """One node as contract.md shows it. Raises Refused for an unknown one."""
     with context.database.read() as session:
-        return _document(session, find_node(session, name), context, load_limits(context, session))
+        return _document(session, find_node(session, name), context, _load_limits(context, session))
 
 
 def list_nodes(context: Context) -> list[dict[str, Any]]:
     """All nodes as contract.md shows them, by name."""
     with context.database.read() as session:
-        limits = load_limits(context, session)
+        limits = _load_limits(context, session)
         nodes = session.scalars(select(Node).order_by(Node.name))
         return [_document(session, node, context, limits) for node in nodes]
 
 
-def _document(session: Session, node: Node, context: Context, limits: Limits) -> dict[str, Any]:
+def _document(session: Session, node: Node, context: Context, limits: tuple[Limits, ...]) -> dict[str, Any]:
     vms = session.scalar(select(func.count()).select_from(Vm).where(Vm.node_id == node.id))
     age = (now() - node.heartbeat_at).total_seconds() if node.heartbeat_at else None
     silent = silent_s(node, limit_s=context.settings.node_silent_after_s) is not None
@@ -204,7 +209,10 @@ def _document(session: Session, node: Node, context: Context, limits: Limits) ->
         "address": node.address,
         "ports": f"{node.port_first}-{node.port_last}",
         "network": node.network,
-        **limits_of(limits, node.name),
+        "max_out": limits[0].out_of(node.name),
+        "max_in": limits[0].into_of(node.name),
+        "max_moves_out": limits[1].out_of(node.name),
+        "max_moves_in": limits[1].into_of(node.name),
         "vms": vms,
         "ram_bytes": node.facts.get("ram_bytes"),
         "ram_free_bytes": node.facts.get("ram_free_bytes"),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.planner.admission import Hold, decide
 from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
-from haulier.services.limits import load_room
-from models import Migration, Operation, Vm
+from haulier.services.gate import at_gate, wish_at_gate
+from haulier.services.room import load_room
+from models import Gate, Migration, Operation, Vm
 from models.transitions import AT_WORK, OPEN_OPERATION
 
 _ITS_TURN = Hold("turn", "its turn has come, and it is about to begin")
@@ -22,9 +24,10 @@ _ITS_TURN = Hold("turn", "its turn has come, and it is about to begin")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One that waits: its place in the queue, from 1 on, and what holds it."""
+    """One that waits at a gate: its place there, from 1 on, and what holds it. `id` is the migration's."""
 
     id: int
+    gate: Gate
     vm: str
     source: str
     target: str
@@ -39,17 +42,33 @@ class Place:
         return asdict(self.hold)
 
 
-def places(context: Context, session: Session) -> list[Place]:
-    """All that wait, in the queue's order. What holds them is decided by what decides who begins."""
-    query = waiting().join(Vm, Migration.vm_id == Vm.id).add_columns(Vm.name.label("vm"), Migration.priority)
-    rows = session.execute(query).all()
-    granted, held = decide([wish_of(row) for row in rows], load_room(context, session))
+def places_before_begin(context: Context, session: Session) -> list[Place]:
+    """All that have not begun, in the queue's order. What holds them is decided by what decides who begins."""
+    rows = session.execute(_with_vm(waiting())).all()
+    granted, held = decide([wish_of(row) for row in rows], load_room(context, session, Gate.PREPARE))
     busy = _busy(session, [wish.id for wish in granted])
-    holds = {**held, **{wish.id: busy.get(wish.id, _ITS_TURN) for wish in granted}}
+    return _places(Gate.PREPARE, rows, {**held, **busy})
+
+
+def places_at_gate(context: Context, session: Session) -> list[Place]:
+    """All that are prepared and wait before their guests' RAM is moved, in the same order."""
+    rows = session.execute(_with_vm(at_gate())).all()
+    held = decide([wish_at_gate(row) for row in rows], load_room(context, session, Gate.MOVE))[1]
+    return _places(Gate.MOVE, rows, held)
+
+
+def _with_vm(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    return query.join(Vm, Migration.vm_id == Vm.id).add_columns(Vm.name.label("vm"), Migration.priority)
+
+
+def _places(gate: Gate, rows: Sequence[Row[*tuple[Any, ...]]], held: Mapping[int, Hold]) -> list[Place]:
     return [
-        Place(row.id, row.vm, row.source, row.target, row.priority, position, row.filed_at, holds[row.id])
+        Place(
+            row.migration_id, gate, row.vm, row.source, row.target, row.priority, position, row.filed_at,
+            held.get(row.id, _ITS_TURN),
+        )
         for position, row in enumerate(rows, start=1)
-    ]
+    ]  # fmt: skip
 
 
 def _busy(session: Session, ids: list[int]) -> dict[int, Hold]:
@@ -69,7 +88,7 @@ def _busy(session: Session, ids: list[int]) -> dict[int, Hold]:
 
 
 def list_queue(context: Context) -> list[dict[str, Any]]:
-    """All that wait as contract.md shows them, in the queue's order."""
+    """All that wait as contract.md shows them, each gate's in the queue's order; those that are prepared come first."""
     moment = now()
     with context.database.read() as session:
         return [
@@ -79,9 +98,10 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
                 "source": place.source,
                 "target": place.target,
                 "priority": place.priority,
+                "gate": place.gate,
                 "position": place.position,
                 "waited_s": round((moment - place.filed_at).total_seconds(), 1),
                 "waiting_for": place.waiting_for,
             }
-            for place in places(context, session)
+            for place in (*places_at_gate(context, session), *places_before_begin(context, session))
         ]

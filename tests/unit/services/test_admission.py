@@ -378,18 +378,20 @@ def test_vm_that_came_there_by_itself(world: World) -> None:
 def test_limits_are_shown_and_go_back_to_the_usual(world: World) -> None:
     usual = show_limits(world.context)
     assert usual == {
-        "max_running": 64, "usual": {"max_out": 4, "max_in": 4, "max_pair": 64}, "out": {}, "in": {}, "pair": [],
-    }  # fmt: skip
+        "prepare": {"cluster": 64, "usual": {"out": 4, "in": 4, "pair": 64}, "out": {}, "in": {}, "pair": []},
+        "move": {"cluster": 16, "usual": {"out": 2, "in": 2, "pair": None}, "out": {}, "in": {}, "pair": []},
+    }
     limit(world, LimitScope.CLUSTER, allowed=3)
     limit(world, LimitScope.OUT, "alpha", allowed=2)
     limit(world, LimitScope.OUT, "alpha", allowed=1)
     limit(world, LimitScope.IN, "alpha", allowed=0)
     limit(world, LimitScope.PAIR, "alpha", "beta", allowed=5)
     changed = show_limits(world.context)
-    assert (changed["max_running"], changed["out"], changed["in"]) == (3, {"alpha": 1}, {"alpha": 0})
-    assert changed["pair"] == [{"source": "alpha", "target": "beta", "max": 5}]
+    assert changed["move"] == usual["move"]
+    assert [changed["prepare"][key] for key in ("cluster", "out", "in")] == [3, {"alpha": 1}, {"alpha": 0}]
+    assert changed["prepare"]["pair"] == [{"source": "alpha", "target": "beta", "max": 5}]
     shown = show_node(world.context, "alpha")
-    assert (shown["max_out"], shown["max_in"]) == (1, 0)
+    assert [shown[f"max_{name}"] for name in ("out", "in", "moves_out", "moves_in")] == [1, 0, 2, 2]
     for scope, nodes in (
         (LimitScope.CLUSTER, ()),
         (LimitScope.OUT, ("alpha",)),
@@ -436,7 +438,7 @@ def test_unknown_node_changes_no_limit(world: World) -> None:
     changes = [LimitChange(LimitScope.OUT, ("alpha",), 1), LimitChange(LimitScope.PAIR, ("alpha", "bet"), 1)]
     with pytest.raises(HaulierError) as caught:
         set_limits(world.context, changes)
-    assert (caught.value.code, show_limits(world.context)["out"]) == ("unknown_node", {})
+    assert (caught.value.code, show_limits(world.context)["prepare"]["out"]) == ("unknown_node", {})
 
 
 @pytest.mark.parametrize("priority", [-1_000_001, 1_000_001])

@@ -1,0 +1,92 @@
+"""What the limits leave at each gate, counted from the rows of those that are past it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from haulier.clock import now
+from haulier.planner.admission import MOVE_WORDS, Closed, Limits, Room
+from haulier.planner.refusals import silent_node
+from haulier.services.context import Context
+from haulier.services.liveness import silent_s
+from haulier.settings import Settings
+from models import IS_AT_WORK, Attempt, Gate, LimitScope, Migration, Node, NodeState, QueueLimit
+
+# Who decides about room excludes all others that do.
+ADMISSION = 1
+
+source_node, target_node = aliased(Node), aliased(Node)
+
+
+def load_room(context: Context, session: Session, gate: Gate) -> Room:
+    """What the limits leave now at a gate. Syncs of replicas do not count."""
+    limits = load_limits(context, session, gate)
+    if gate is Gate.MOVE:
+        # A node that is silent holds nobody back here: who is let through is undone then, which frees the rest.
+        return Room(limits, _pairs(session, _moving()), words=MOVE_WORDS)
+    return Room(limits, _pairs(session, _at_work()), closed=_closed(context, session))
+
+
+def _pairs(session: Session, query: Select[str, str]) -> list[tuple[str, str]]:
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def _at_work() -> Select[str, str]:
+    return (
+        select(source_node.name, target_node.name)
+        .select_from(Migration)
+        .join(source_node, Migration.source_id == source_node.id)
+        .join(target_node, Migration.target_id == target_node.id)
+        .where(IS_AT_WORK, Migration.replication_id.is_(None))
+    )
+
+
+def _moving() -> Select[str, str]:
+    moving = (Attempt.finished_at.is_(None), Attempt.moving_at.is_not(None), Attempt.moved_at.is_(None))
+    return _at_work().join(Attempt, Attempt.migration_id == Migration.id).where(*moving)
+
+
+def load_limits(context: Context, session: Session, gate: Gate) -> Limits:
+    """The limits of the settings, and the ones that the cluster, nodes and pairs have of their own."""
+    usual = usual_limits(context.settings, gate)
+    cluster, out, into, pair = usual.cluster, dict[str, int](), dict[str, int](), dict[tuple[str, str], int]()
+    for row in session.scalars(select(QueueLimit).where(QueueLimit.gate == gate)):
+        node, peer = row.node.name if row.node else "", row.peer.name if row.peer else ""
+        match row.scope:
+            case LimitScope.CLUSTER:
+                cluster = row.allowed
+            case LimitScope.OUT:
+                out[node] = row.allowed
+            case LimitScope.IN:
+                into[node] = row.allowed
+            case LimitScope.PAIR:
+                pair[node, peer] = row.allowed
+    return Limits(cluster, usual.usual_out, usual.usual_in, usual.usual_pair, out, into, pair)
+
+
+def usual_limits(settings: Settings, gate: Gate) -> Limits:
+    """The limits of the settings."""
+    if gate is Gate.MOVE:
+        return Limits(settings.max_moves, settings.max_moves_out, settings.max_moves_in)
+    return Limits(settings.max_running, settings.max_out, settings.max_in, settings.max_pair)
+
+
+def _closed(context: Context, session: Session) -> Closed:
+    """The nodes that cannot take part now. What goes to one that was declared lost is refused, and does not wait."""
+    limit_s = context.settings.node_silent_after_s
+    late = Node.heartbeat_at < now() - timedelta(seconds=limit_s)
+    found = session.scalars(select(Node).where(or_(Node.state != NodeState.ONLINE, Node.heartbeat_at.is_(None), late)))
+    sources, targets = dict[str, str](), dict[str, str]()
+    for node in found:
+        if node.state is NodeState.LOST:
+            sources[node.name] = f"node {node.name} was declared lost"
+            continue
+        if node.state is NodeState.MAINTENANCE:
+            targets[node.name] = f"node {node.name} is in maintenance"
+        silent = silent_s(node, limit_s=limit_s)
+        if silent is not None:
+            sources[node.name] = targets[node.name] = silent_node(node.name, silent).message
+    return Closed(sources, targets)
