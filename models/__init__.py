@@ -3,6 +3,7 @@
 from models.base import Base
 from models.enums import (
     AllocationKind,
+    BatchState,
     Gate,
     LedgerRole,
     LimitScope,
@@ -20,7 +21,19 @@ from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
 from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, SYNC_CHAIN, Phase, PhaseRule, Side, chain_of
 from models.session import Database, make_engine
-from models.work import IS_AT_WORK, WAITS, Allocation, Attempt, Migration, Operation, QueueLimit, Step, VolumeTransfer
+from models.work import (
+    IS_AT_WORK,
+    WAITS,
+    Allocation,
+    Attempt,
+    Batch,
+    Migration,
+    MigrationAfter,
+    Operation,
+    QueueLimit,
+    Step,
+    VolumeTransfer,
+)
 
 __all__ = [
     "IS_AT_WORK",
@@ -33,6 +46,8 @@ __all__ = [
     "AllocationKind",
     "Attempt",
     "Base",
+    "Batch",
+    "BatchState",
     "Database",
     "Event",
     "Gate",
@@ -40,6 +55,7 @@ __all__ = [
     "LimitScope",
     "Locality",
     "Migration",
+    "MigrationAfter",
     "MigrationState",
     "Node",
     "NodeState",

@@ -77,6 +77,15 @@ class Gate(StrEnum):
     MOVE = "move"
 
 
+class BatchState(StrEnum):
+    """Whether a batch begins migrations: it does, somebody paused it, too many failed, or somebody cancelled it."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+
+
 class LimitScope(StrEnum):
     """What a limit of the queue is about: all nodes, what leaves a node, what goes to it, what goes between two."""
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
 from models.enums import (
     AllocationKind,
+    BatchState,
     Gate,
     LimitScope,
     MigrationState,
@@ -46,6 +47,10 @@ class Migration(Base):
 
     One that is `queued` waits until the limits leave room for it, and nobody works on its VM; it has no attempt then.
     Its `rank` is its place in the queue (haulier/planner/admission.py), in seconds: the lowest goes first.
+
+    One of a `batch` begins only while that is open, and after those of it that `MigrationAfter` names. `target_auto`:
+    its target was chosen by Haulier. `deadline` is when it should be done, for people;
+    `planned_bytes` what was to cross when it was filed, RAM included.
 
     `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
     `epoch` is the VM's when the migration was begun: the hand-over counts it up, and only if it is still the same.
@@ -82,15 +87,48 @@ class Migration(Base):
     stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     storage_map: Mapped[dict[str, Any] | None]
     replication_id: Mapped[int | None] = mapped_column(ForeignKey("replication.id"))
+    batch_id: Mapped[int | None] = mapped_column(ForeignKey("batch.id"), index=True)
+    planned_bytes: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    target_auto: Mapped[bool] = mapped_column(default=False, server_default=false())
+    deadline: Mapped[datetime | None]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
     vm: Mapped[Vm] = relationship()
+    batch: Mapped[Batch | None] = relationship()
     replication: Mapped[Replication | None] = relationship()
     source: Mapped[Node] = relationship(foreign_keys=[source_id])
     target: Mapped[Node] = relationship(foreign_keys=[target_id])
     attempts: Mapped[list[Attempt]] = relationship(back_populates="migration", order_by="Attempt.number")
+
+
+class Batch(Base):
+    """Migrations that were filed together. `key` is what it is known by to whoever files it: once is enough.
+
+    It stops when `stop_after` of its migrations have failed beside those that are `forgiven`; None is never.
+    """
+
+    __tablename__ = "batch"
+    __table_args__ = (CheckConstraint("stop_after > 0", name="stop_after"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str | None]
+    state: Mapped[BatchState] = mapped_column(word(BatchState), default=BatchState.OPEN)
+    stop_after: Mapped[int | None]
+    forgiven: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+
+
+class MigrationAfter(Base):
+    """A migration that is begun only when another one of its batch is done."""
+
+    __tablename__ = "migration_after"
+    __table_args__ = (CheckConstraint("migration_id <> after_id", name="two"),)
+
+    migration_id: Mapped[int] = mapped_column(ForeignKey("migration.id"), primary_key=True)
+    after_id: Mapped[int] = mapped_column(ForeignKey("migration.id"), primary_key=True, index=True)
 
 
 class QueueLimit(Base):

@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
-from haulier.cli import events, migration, node, queue, replication, vm
+from haulier.cli import batch, events, migration, node, queue, replication, vm
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
@@ -39,6 +39,7 @@ app.command(vm.recover)
 app.command(vm.app)
 app.command(migration.app)
 app.command(queue.app)
+app.command(batch.app)
 app.command(replication.app)
 app.command(node.app)
 

@@ -11,7 +11,7 @@ from haulier.cli.around import context
 from haulier.cli.output import complain, show, show_text, size, table
 from haulier.cli.progress import live_migration
 from haulier.errors import Problem
-from haulier.services import migrations
+from haulier.services import migrations, queue
 from haulier.services.filing import USUAL_PRIORITY, Terms
 from haulier.services.transfers import read_storage_map
 
@@ -169,6 +169,23 @@ def cancel(migration_id: int, /) -> None:
     document = migrations.cancel_migration(context(), migration_id)
     words = "is cancelled; it had not begun" if document["state"] == "cancelled" else "is being undone"
     show(document, f"migration {migration_id} {words}")
+
+
+@app.command(name="set")
+def set_(migration_id: int, /, *, priority: int) -> None:
+    """Change the place of a migration that waits.
+
+    Parameters
+    ----------
+    migration_id
+        The migration.
+    priority
+        As for migrate.
+    """
+    document = queue.set_priority(context(), migration_id, priority)
+    waits = document["position"] is not None
+    place = f"place {document['position']} of those that wait to {document['gate']}" if waits else "it waits no more"
+    show(document, f"migration {migration_id}: priority {priority}, {place}")
 
 
 @app.command

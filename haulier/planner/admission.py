@@ -56,7 +56,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What a migration waits for: a limit (`cluster`, `out`, `in`, `pair`), or what else is in its way (`node`, `vm`).
+    """What a migration waits for: a limit (`cluster`, `out`, `in`, `pair`), or what else is in its way: a `node`, its
+    `vm`, its `batch`, or another migration that it comes `after`.
 
     `in_use` and `allowed` are the numbers of a limit.
     """
@@ -69,12 +70,13 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One that waits. `overdue`: it was filed longer ago than `PATIENCE_S`."""
+    """One that waits. `overdue`: it was filed longer ago than `PATIENCE_S`. `blocked`: by what else than a limit."""
 
     id: int
     source: str
     target: str
     overdue: bool = False
+    blocked: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ def decide(waiting: Iterable[Wish], room: Room) -> tuple[list[Wish], dict[int, H
     """
     granted, held = list[Wish](), dict[int, Hold]()
     for wish in waiting:
-        hold = room.hold(wish.source, wish.target)
+        hold = wish.blocked or room.hold(wish.source, wish.target)
         if hold is None:
             room.take(wish.source, wish.target)
             granted.append(wish)

@@ -10,11 +10,12 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import Select, and_, not_, or_, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, tuple_
+from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
-from haulier.planner.admission import PATIENCE_S, Room, Wish, decide
+from haulier.errors import Problem
+from haulier.planner.admission import PATIENCE_S, Hold, Room, Wish, decide
 from haulier.planner.refusals import PASSING, refuse_filing
 from haulier.services.chain import release, start_attempt
 from haulier.services.context import Context, Unit
@@ -24,7 +25,7 @@ from haulier.services.room import ADMISSION, load_room, source_node, target_node
 from haulier.services.steps import move_migration, remember
 from haulier.services.transfers import file_transfers
 from haulier.services.way import ask_to_make_way
-from models import WAITS, Attempt, Gate, Migration, MigrationState, Vm
+from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
 
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
@@ -65,6 +66,7 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
     """In one transaction. `passed` are those that something about their own VM holds. Says whether to look again."""
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
+        _settle_batches(unit)
         begun, again = 0, False
         for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
             match _begin(context, unit, wish):
@@ -80,17 +82,65 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
         return again
 
 
+def _settle_batches(unit: Unit) -> None:
+    """Batches with too many failures stop, and what comes after something that failed is refused."""
+    failed = (
+        select(func.count())
+        .where(
+            Migration.batch_id == Batch.id,
+            Migration.state.in_((MigrationState.UNDONE, MigrationState.REFUSED)),
+        )
+        .scalar_subquery()
+    )
+    open_ = (Batch.state == BatchState.OPEN, Batch.stop_after.is_not(None))
+    for batch in unit.session.scalars(select(Batch).where(*open_, failed - Batch.forgiven >= Batch.stop_after)):
+        batch.state = BatchState.STOPPED
+        unit.note("batch.stopped", batch=batch.id, stop_after=batch.stop_after)
+    while behind := _behind_failed(unit.session):
+        for migration, name in behind.items():
+            words = f"{name}, which was to be moved before, was not"
+            remember(migration, (Problem("after_failed", words, "haulier migration retry, for both."),))
+            move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+        unit.session.flush()
+
+
+def _behind_failed(session: Session) -> dict[Migration, str]:
+    """Those that wait for one that has ended and is not done, with its name."""
+    before, vm = aliased(Migration), aliased(Vm)
+    ended = (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)
+    query = (
+        select(Migration, vm.name)
+        .join(MigrationAfter, MigrationAfter.migration_id == Migration.id)
+        .join(before, before.id == MigrationAfter.after_id)
+        .join(vm, vm.id == before.vm_id)
+        .where(WAITS, before.state.in_(ended))
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
 def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
     """Those that there is room for: the oldest first, then portions without the nodes that are full by then."""
     if room.is_full:
         return
-    portion, query = _OLDEST, waiting(but=passed)
+    portion, query = _OLDEST, waiting(but=passed).where(*_may_begin())
     while rows := session.execute(query.limit(portion)).all():
         yield from decide([wish_of(row) for row in rows], room)[0]
         if room.is_full or len(rows) < portion:
             return
         last = (rows[-1].rank, rows[-1].id)
         portion, query = _PORTION, _with_room(room, passed).where(tuple_(Migration.rank, Migration.id) > last)
+
+
+def _may_begin() -> tuple[ColumnElement[bool], ...]:
+    """Its batch, if it has one, is open, and all that it comes after is done."""
+    before = aliased(Migration)
+    closed = select(Batch.id).where(Batch.id == Migration.batch_id, Batch.state != BatchState.OPEN)
+    not_done = (
+        select(MigrationAfter.after_id)
+        .join(before, before.id == MigrationAfter.after_id)
+        .where(MigrationAfter.migration_id == Migration.id, before.state != MigrationState.DONE)
+    )
+    return ~closed.exists(), ~not_done.exists()
 
 
 def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
@@ -112,15 +162,16 @@ def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
     return query.where(Migration.id.not_in(but)) if but else query
 
 
-def wish_of(row: Any) -> Wish:  # noqa: ANN401 - a row of `waiting`
+def wish_of(row: Any, *, blocked: Hold | None = None) -> Wish:  # noqa: ANN401 - a row of `waiting`
     """As the planner sees it."""
-    return Wish(row.id, row.source, row.target, overdue=row.filed_at < now() - timedelta(seconds=PATIENCE_S))
+    overdue = row.filed_at < now() - timedelta(seconds=PATIENCE_S)
+    return Wish(row.id, row.source, row.target, overdue=overdue, blocked=blocked)
 
 
 def _with_room(room: Room, passed: set[int]) -> Select[*tuple[Any, ...]]:
     pairs = [and_(source_node.name == pair[0], target_node.name == pair[1]) for pair in room.full_pairs()]
     query = waiting(but=passed).where(
-        source_node.name.not_in(room.full_sources()), target_node.name.not_in(room.full_targets())
+        *_may_begin(), source_node.name.not_in(room.full_sources()), target_node.name.not_in(room.full_targets())
     )
     return query.where(not_(or_(*pairs))) if pairs else query
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,7 +18,7 @@ from haulier.planner.refusals import FilingFacts, MissingStorage
 from haulier.services.context import Context, Unit
 from haulier.services.liveness import silent_s
 from haulier.services.transfers import Crossing, plan_crossings
-from haulier.settings import LONGEST_S
+from haulier.settings import LONGEST_S, Settings
 from models import Migration, MigrationState, Node, Operation, Replication, Vm
 from models.transitions import AT_WORK, OPEN_MIGRATION, OPEN_OPERATION
 
@@ -75,6 +77,12 @@ class Plan:
 
     crossings: tuple[Crossing, ...]
     facts: FilingFacts
+    ram_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """What is to cross, RAM included, as far as it is known."""
+        return self.ram_bytes + sum(each.volume.size_bytes or 0 for each in self.crossings if not each.stays)
 
 
 def plan_migration(
@@ -92,7 +100,8 @@ def plan_migration(
         names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
         unused_maps=tuple(sorted(set(terms.storage_map) - {each.volume.storage.name for each in crossings})),
     )
-    return Plan(crossings, facts)
+    ram_bytes = 0 if terms.offline else int(vm.pinned.get("ram_kib", 0)) * 1024
+    return Plan(crossings, facts, ram_bytes)
 
 
 def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, offline: bool) -> FilingFacts:
@@ -116,28 +125,45 @@ def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, of
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A VM, the node that it is to go to, and how."""
+
+    vm: Vm
+    target: Node
+    terms: Terms
+    planned_bytes: int = 0
+
+
+def values_of(settings: Settings, wanted: Wanted, *, at: datetime, place: int = 0) -> dict[str, Any]:
+    """The row of a migration that is filed at this moment, the how manieth of its batch, from 0 on."""
+    vm, terms = wanted.vm, wanted.terms
+    return {
+        "vm_id": vm.id,
+        "source_id": vm.node_id,
+        "target_id": wanted.target.id,
+        "epoch": vm.epoch,
+        "offline": terms.offline,
+        "priority": terms.priority,
+        "rank": rank(at.timestamp(), priority=terms.priority, place=place),
+        "storage_map": dict(terms.storage_map),
+        "planned_bytes": wanted.planned_bytes,
+        "timeout_s": settings.migration_timeout_s if terms.timeout_s is None else terms.timeout_s,
+        "stall_s": settings.stall_timeout_s if terms.stall_s is None else terms.stall_s,
+        "created_at": at,
+        "state": MigrationState.QUEUED,
+    }
+
+
 def write_migration(
-    context: Context, unit: Unit, vm: Vm, target: Node, terms: Terms, *, replication: Replication | None = None
+    context: Context, unit: Unit, wanted: Wanted, *, replication: Replication | None = None
 ) -> Migration:
     """Write a migration that waits; of a `replication` it is a sync."""
-    settings, moment = context.settings, now()
     migration = Migration(
-        vm_id=vm.id,
-        source_id=vm.node_id,
-        target_id=target.id,
-        epoch=vm.epoch,
-        offline=terms.offline,
-        priority=terms.priority,
-        rank=rank(moment.timestamp(), priority=terms.priority),
-        storage_map=dict(terms.storage_map),
-        replication_id=replication and replication.id,
-        timeout_s=settings.migration_timeout_s if terms.timeout_s is None else terms.timeout_s,
-        stall_s=settings.stall_timeout_s if terms.stall_s is None else terms.stall_s,
-        created_at=moment,
-        state=MigrationState.QUEUED,
+        **values_of(context.settings, wanted, at=now()), replication_id=replication and replication.id
     )
     unit.session.add(migration)
     unit.session.flush()
-    kind = "sync" if replication else "migration"
-    unit.note(f"{kind}.queued", vm=vm.name, migration=migration.id, source=vm.node.name, target=target.name)
+    vm, kind = wanted.vm, "sync" if replication else "migration"
+    unit.note(f"{kind}.queued", vm=vm.name, migration=migration.id, source=vm.node.name, target=wanted.target.name)
     return migration

@@ -25,7 +25,7 @@ from haulier.services.allocations import put_away
 from haulier.services.attempts import AttemptView, TransferView
 from haulier.services.chain import Claim, held_step, start_attempt
 from haulier.services.context import Context, Unit
-from haulier.services.filing import Terms, filing_facts, write_migration
+from haulier.services.filing import Terms, Wanted, filing_facts, write_migration
 from haulier.services.ledger import TpmCopy, find_row
 from haulier.services.replicas import paths_of
 from haulier.services.steps import move_migration
@@ -67,7 +67,7 @@ def file_sync(context: Context, unit: Unit, replication: Replication) -> Migrati
         raise Refused.because(problems)
     if not sendings:
         raise Refused("nothing_to_replicate", f"VM {vm.name} has no volume of its node alone", "haulier vm show")
-    attempt = start_attempt(unit, write_migration(context, unit, vm, target, terms, replication=replication))
+    attempt = start_attempt(unit, write_migration(context, unit, Wanted(vm, target, terms), replication=replication))
     replication.due_at = None
     _file_transfers(unit.session, attempt, sendings)
     return attempt.migration

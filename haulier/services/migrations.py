@@ -16,7 +16,7 @@ from haulier.errors import Refused
 from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import admit
 from haulier.services.context import Context, Unit
-from haulier.services.filing import USUAL_TERMS, Terms, plan_migration, terms_of, write_migration
+from haulier.services.filing import USUAL_TERMS, Terms, Wanted, plan_migration, terms_of, write_migration
 from haulier.services.gate import is_at_gate
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.queue import Place, places_at_gate, places_before_begin
@@ -57,8 +57,6 @@ def explain(
         terms = Terms(offline=vm.state not in STARTED, storage_map=storage_map)
         plan = plan_migration(context, session, vm, node, terms)
         crossings, refusals = plan.crossings, refuse_filing(plan.facts)
-        moved = sum(crossing.volume.size_bytes or 0 for crossing in crossings if not crossing.stays)
-        ram = 0 if terms.offline else int(vm.pinned.get("ram_kib", 0)) * 1024
         rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
         return {
             "vm": vm.name,
@@ -67,7 +65,7 @@ def explain(
             "volumes": [_planned(crossing) for crossing in crossings],
             "refusals": [problem.as_dict() for problem in refusals],
             "phases": list(dict.fromkeys(rule.phase.value for rule in chain_of(offline=terms.offline))),
-            "estimate_s": round(_GUESS_FIXED_S + (moved + ram) / rate, 1),
+            "estimate_s": round(_GUESS_FIXED_S + plan.bytes / rate, 1),
         }
 
 
@@ -84,9 +82,10 @@ def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms 
     try:
         with context.unit() as unit:
             vm, node = find_vm(unit.session, vm_name, lock=True), find_node(unit.session, target)
-            if problems := refuse_filing(plan_migration(context, unit.session, vm, node, terms).facts):
+            plan = plan_migration(context, unit.session, vm, node, terms)
+            if problems := refuse_filing(plan.facts):
                 raise Refused.because(problems)
-            migration_id = write_migration(context, unit, vm, node, terms).id
+            migration_id = write_migration(context, unit, Wanted(vm, node, terms, plan.bytes)).id
     except IntegrityError as error:
         # Somebody else filed one between our look and our row; SQL lets only one of us through.
         if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):

@@ -8,15 +8,19 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, Select, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
-from haulier.planner.admission import Hold, decide
+from haulier.errors import Refused
+from haulier.planner.admission import Hold, decide, rank
 from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
-from haulier.services.gate import at_gate, wish_at_gate
-from haulier.services.room import load_room
-from models import Gate, Migration, Operation, Vm
+from haulier.services.filing import require_priority
+from haulier.services.gate import at_gate, is_at_gate, wish_at_gate
+from haulier.services.lookup import find_migration
+from haulier.services.room import ADMISSION, load_room
+from haulier.services.waiting import make_room
+from models import WAITS, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Operation, Vm
 from models.transitions import AT_WORK, OPEN_OPERATION
 
 _ITS_TURN = Hold("turn", "its turn has come, and it is about to begin")
@@ -45,7 +49,9 @@ class Place:
 def places_before_begin(context: Context, session: Session) -> list[Place]:
     """All that have not begun, in the queue's order. What holds them is decided by what decides who begins."""
     rows = session.execute(_with_vm(waiting())).all()
-    granted, held = decide([wish_of(row) for row in rows], load_room(context, session, Gate.PREPARE))
+    blocked = {**_behind_others(session), **_in_closed_batches(session)}
+    wishes = [wish_of(row, blocked=blocked.get(row.id)) for row in rows]
+    granted, held = decide(wishes, load_room(context, session, Gate.PREPARE))
     busy = _busy(session, [wish.id for wish in granted])
     return _places(Gate.PREPARE, rows, {**held, **busy})
 
@@ -71,6 +77,27 @@ def _places(gate: Gate, rows: Sequence[Row[*tuple[Any, ...]]], held: Mapping[int
     ]  # fmt: skip
 
 
+def _in_closed_batches(session: Session) -> dict[int, Hold]:
+    query = (
+        select(Migration.id, Batch.id.label("batch"), Batch.state)
+        .join(Batch, Batch.id == Migration.batch_id)
+        .where(WAITS, Batch.state != BatchState.OPEN)
+    )
+    return {row.id: Hold("batch", f"batch {row.batch} is {row.state}") for row in session.execute(query)}
+
+
+def _behind_others(session: Session) -> dict[int, Hold]:
+    before, vm = aliased(Migration), aliased(Vm)
+    query = (
+        select(Migration.id, vm.name)
+        .join(MigrationAfter, MigrationAfter.migration_id == Migration.id)
+        .join(before, before.id == MigrationAfter.after_id)
+        .join(vm, vm.id == before.vm_id)
+        .where(WAITS, before.state != MigrationState.DONE)
+    )
+    return {row.id: Hold("after", f"{row.name} is to be moved before") for row in session.execute(query)}
+
+
 def _busy(session: Session, ids: list[int]) -> dict[int, Hold]:
     """What works on the VMs of those that there is room for."""
     found = dict[int, Hold]()
@@ -85,6 +112,28 @@ def _busy(session: Session, ids: list[int]) -> dict[int, Hold]:
     for vm_id, name, kind in session.execute(works.where(Vm.id.in_(vms))):
         found[vms[vm_id]] = Hold("vm", f"VM {name} is busy: {kind} is not over")
     return found
+
+
+def set_priority(context: Context, migration_id: int, priority: int) -> dict[str, Any]:
+    """Change the place of a migration that waits, at either gate. Returns its entry of the queue, as far as it has one.
+
+    Raises Refused for one that does not wait.
+    """
+    require_priority(priority)
+    with context.unit() as unit:
+        context.database.exclude_others(unit.session, ADMISSION)
+        migration = find_migration(unit.session, migration_id)
+        waits = migration.state is MigrationState.QUEUED
+        if not waits and not (migration.attempts and is_at_gate(migration.attempts[-1])):
+            hint = "Only one that waits has a place in the queue: haulier queue"
+            raise Refused("not_waiting", f"migration {migration_id} does not wait", hint)
+        migration.rank += rank(0.0, priority=priority) - rank(0.0, priority=migration.priority)
+        migration.priority = priority
+        unit.note("migration.priority", vm=migration.vm.name, migration=migration_id, priority=priority)
+        make_room(unit)
+    place = next((each for each in list_queue(context) if each["id"] == migration_id), None)
+    # Its turn may have come in this moment.
+    return place or {"id": migration_id, "priority": priority, "position": None, "waiting_for": None}
 
 
 def list_queue(context: Context) -> list[dict[str, Any]]:

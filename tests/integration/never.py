@@ -109,6 +109,21 @@ NEVER = (
             ),
         )
     ),
+    Never("a batch twice", "batch", "uq_batch_key", {}, (({}, {"key": "l"}),), {}, "batch.key"),
+    Never(
+        "a batch that stops before it begins",
+        "batch",
+        "ck_batch_stop_after",
+        {"stop_after": 0},
+        (({}, {"stop_after": 1}),),
+    ),
+    Never(
+        "a migration after itself",
+        "migration_after",
+        "ck_migration_after_two",
+        {"after_id": 1},
+        (({}, {"after_id": 2}),),
+    ),
     Never("a limit below 0", "queue_limit", "ck_queue_limit_allowed", {"allowed": -1}, (({}, {"allowed": 0}),)),
     Never(
         "a limit of the cluster that names a node",

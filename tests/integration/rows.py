@@ -34,8 +34,10 @@ EXAMPLES: dict[str, Row] = {
     | {"size_bytes": 4096, "locality": "local"},
     "replication": {"vm_id": 2, "target_id": 2, "every_s": 900.0, "generation": 1, "failures": 0, "created_at": NOW},
     "replica": {"replication_id": 1, "volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
+    "batch": {"key": "k", "state": "open", "forgiven": 0, "created_at": NOW},
     "migration": {"vm_id": 1, "source_id": 1, "target_id": 2, "state": "queued", "offline": False, "priority": 50}
     | {"epoch": 3, "cancel_asked": False, "needs_operator": False, "problems": [], "created_at": NOW},
+    "migration_after": {"migration_id": 1, "after_id": 2},
     "queue_limit": {"gate": "prepare", "scope": "pair", "node_id": 1, "peer_id": 2, "allowed": 2},
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
     "step": {"attempt_id": 1, "position": 0, "phase": "check", "side": "control", "queue": "control"}

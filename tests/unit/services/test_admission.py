@@ -21,7 +21,7 @@ from haulier.services.filing import Terms
 from haulier.services.limits import LimitChange, set_limits, show_limits
 from haulier.services.nodes import NodeChange, change_node, register_node, show_node
 from haulier.services.operations import end_operation, file_operation, take_operation
-from haulier.services.queue import list_queue
+from haulier.services.queue import list_queue, set_priority
 from haulier.services.replications import replicate, sweep_replications
 from models import (
     Attempt,
@@ -151,6 +151,20 @@ def test_a_point_of_priority_is_worth_a_minute(world: World) -> None:
     assert [each["vm"] for each in list_queue(world.context)] == ["db", "web"]
     world.change(Migration, Migration.id == 1, rank=Migration.rank - 2 * AGE_S)
     assert [each["vm"] for each in list_queue(world.context)] == ["web", "db"]
+
+
+def test_priority_is_changed_while_it_waits(world: World) -> None:
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, "web", "db")
+    shown = set_priority(world.context, 2, 51)
+    assert (shown["position"], shown["priority"], shown["waiting_for"]["limit"]) == (1, 51, "cluster")
+    set_priority(world.context, 2, 50)
+    assert [each["vm"] for each in list_queue(world.context)] == ["web", "db"], "back where it was"
+    limit(world, LimitScope.CLUSTER, allowed=None)
+    admit(world.context)
+    with pytest.raises(HaulierError) as caught:
+        set_priority(world.context, 2, 60)
+    assert (caught.value.code, world.migration(2).priority) == ("not_waiting", 50)
 
 
 def test_many_are_begun_some_at_a_time(world: World) -> None:

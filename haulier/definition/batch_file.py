@@ -1,0 +1,160 @@
+"""What a batch file says: TOML, CSV or JSON lines, each entry with its line. Pure: text in, entries out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from haulier.errors import Problem, Refused
+
+# The target that leaves the choice to Haulier.
+AUTO = "auto"
+# A file of more lines is a mistake, or is better cut into some.
+MOST_ENTRIES = 20_000
+# Nobody reads more reasons than this at once.
+MOST_PROBLEMS = 100
+_HEAD = re.compile(r"\s*\[\[\s*migration\s*\]\]")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """One migration of a batch; `after` are VMs of the same batch that must have been moved before."""
+
+    line: int
+    vm: str
+    target: str
+    priority: int | None
+    after: tuple[str, ...]
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """What a file says, without a look at what there is. `name` and `policy` only a TOML has."""
+
+    entries: tuple[BatchEntry, ...]
+    name: str | None = None
+    policy: str | None = None
+
+
+def _words(value: object) -> object:
+    return [word for word in re.split(r"[\s;,]+", value) if word] if isinstance(value, str) else value
+
+
+def _nothing(value: object) -> object:
+    """An empty cell of a CSV says nothing."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    vm: str = Field(min_length=1)
+    target: Annotated[str, BeforeValidator(lambda value: AUTO if _nothing(value) is None else value)] = AUTO
+    priority: Annotated[int | None, BeforeValidator(_nothing)] = None
+    after: Annotated[list[str], BeforeValidator(_words)] = []
+    deadline: Annotated[datetime | None, BeforeValidator(_nothing)] = None
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    policy: str | None = None
+    migration: list[dict[str, Any]] = []
+
+
+def read_batch(text: str, *, form: str) -> BatchFile:
+    """Read a batch of the form `toml`, `csv` or `jsonl`. Raises Refused with all that is wrong, each with its line."""
+    head, rows = _Head(), list[tuple[int, object]]()
+    problems: list[Problem] = []
+    match form:
+        case "toml":
+            head, rows = _toml(text)
+        case "csv":
+            rows = list(_csv(text))
+        case "jsonl":
+            rows = list(_json_lines(text, problems))
+        case _:
+            raise Refused("bad_batch", f"{form!r} is no form of a batch", "A file .toml, .csv or .jsonl.")
+    if len(rows) > MOST_ENTRIES:
+        words = f"the file has {len(rows)} migrations, and a batch at most {MOST_ENTRIES}"
+        raise Refused("batch_too_long", words, "Submit it in parts.")
+    entries = [entry for line, row in rows if (entry := _entry(line, row, problems)) is not None]
+    if problems:
+        raise refused(problems)
+    if not entries:
+        raise Refused("batch_empty", "there is no migration in it", "See docs/queue.md.")
+    return BatchFile(tuple(entries), head.name, head.policy)
+
+
+def refused(problems: list[Problem]) -> Refused:
+    """One refusal of all problems, as many as anybody reads."""
+    left = len(problems) - MOST_PROBLEMS
+    more = [Problem("bad_batch", f"and {left} more", "Mend these first.")] if left > 0 else []
+    return Refused.because((*problems[:MOST_PROBLEMS], *more))
+
+
+def _toml(text: str) -> tuple[_Head, list[tuple[int, object]]]:
+    try:
+        head = _Head.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise Refused("bad_batch", f"no TOML: {error}", "See docs/queue.md.") from error
+    except ValidationError as error:
+        raise Refused.because(tuple(_problem(None, each) for each in error.errors())) from error
+    lines = [number for number, line in enumerate(text.splitlines(), start=1) if _HEAD.match(line)]
+    # Written inline, they have no line of their own.
+    lines += [0] * (len(head.migration) - len(lines))
+    return head, list(zip(lines, head.migration, strict=False))
+
+
+def _csv(text: str) -> Iterator[tuple[int, object]]:
+    reader = csv.DictReader(io.StringIO(text))
+    if "vm" not in (reader.fieldnames or ()):
+        hint = "The first line names the columns: vm,target,priority,after,deadline."
+        raise Refused("bad_batch", "line 1: there is no column vm", hint)
+    for row in reader:
+        cells = {name: value for name, value in row.items() if name is not None}
+        yield reader.line_num, cells if None not in row else {**cells, "": row[None]}
+
+
+def _json_lines(text: str, problems: list[Problem]) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            problems.append(Problem("bad_batch", f"line {number}: no JSON: {error}", "One object on each line."))
+
+
+def _entry(line: int, row: object, problems: list[Problem]) -> BatchEntry | None:
+    try:
+        found = _Entry.model_validate(row)
+    except ValidationError as error:
+        problems += [_problem(line, each) for each in error.errors()]
+        return None
+    deadline = found.deadline
+    if deadline is not None and deadline.tzinfo is None:
+        deadline = deadline.replace(tzinfo=UTC)
+    return BatchEntry(line, found.vm, found.target, found.priority, tuple(found.after), deadline)
+
+
+def _problem(line: int | None, error: Any) -> Problem:  # noqa: ANN401 - pydantic's own form
+    where = ".".join(str(part) for part in error["loc"]) or "the entry"
+    words = f"{where}: {error['msg']}"
+    return Problem("bad_batch", words if line is None else at_line(line, words), "See docs/queue.md.")
+
+
+def at_line(line: int, words: str) -> str:
+    """With the line in front, where there is one."""
+    return f"line {line}: {words}" if line else words

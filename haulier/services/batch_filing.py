@@ -1,0 +1,191 @@
+"""How a batch is filed: all of it is checked first, then written in one transaction, under a key that makes it one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.definition.batch_file import AUTO, BatchEntry, BatchFile, at_line, refused
+from haulier.errors import Problem, Refused
+from haulier.planner.batches import Known, Policy, check_batch, read_policy
+from haulier.planner.placement import Host, choose_host
+from haulier.planner.refusals import PASSING, STARTED, refuse_filing
+from haulier.services.admission import admit
+from haulier.services.batches import show_batch
+from haulier.services.context import Context, Unit
+from haulier.services.filing import USUAL_PRIORITY, Terms, Wanted, plan_migration, values_of
+from haulier.services.liveness import silent_s
+from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, NodeState, Vm, VolumeRole
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """An entry with its VM and target; `problems` are why it would be refused now for good."""
+
+    entry: BatchEntry
+    wanted: Wanted
+    problems: tuple[Problem, ...]
+
+
+def submit(context: Context, file: BatchFile, *, key: str | None = None, policy: str | None = None) -> dict[str, Any]:
+    """File a batch. The same again, or another one under its key, is the batch that is there already.
+
+    Everything is checked first. Raises Refused with all that is wrong, each with its line; nothing is filed then.
+    """
+    chosen = read_policy(policy or file.policy)
+    key = key or _key_of(file)
+    if (there := _find_by_key(context, key)) is not None:
+        return {**show_batch(context, there), "again": True}
+    with context.database.read() as session:
+        planned = _plan(context, session, file.entries)
+    problems = [problem for each in planned for problem in _with_line(each)]
+    if problems and chosen.all_or_nothing:
+        raise refused(problems)
+    try:
+        batch_id = _write(context, file, planned, key=key, policy=chosen)
+    except IntegrityError as error:
+        if (there := _find_by_key(context, key)) is not None:
+            return {**show_batch(context, there), "again": True}
+        words = "a migration of one of these VMs was filed in this moment"
+        raise Refused("migration_open", words, "haulier queue; then submit it again.") from error
+    admit(context)
+    return {**show_batch(context, batch_id), "again": False}
+
+
+def _key_of(file: BatchFile) -> str:
+    """What the entries say, whatever the form of the file."""
+    said = [(each.vm, each.target, each.priority, each.after, each.deadline) for each in file.entries]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _find_by_key(context: Context, key: str) -> int | None:
+    with context.database.read() as session:
+        return session.scalar(select(Batch.id).where(Batch.key == key))
+
+
+def _with_line(planned: _Planned) -> Iterator[Problem]:
+    for problem in planned.problems:
+        yield replace(problem, message=at_line(planned.entry.line, problem.message))
+
+
+def _plan(context: Context, session: Session, entries: Sequence[BatchEntry]) -> list[_Planned]:
+    """Look at everything that is known. Raises Refused for what is wrong with the batch as such."""
+    nodes = {node.name: node for node in session.scalars(select(Node))}
+    vms = {vm.name: vm for vm in session.scalars(select(Vm))}
+    by_id = {node.id: node.name for node in nodes.values()}
+    known = Known({name: by_id[vm.node_id] for name, vm in vms.items()}, frozenset(nodes), now())
+    if problems := check_batch(entries, known):
+        raise refused(problems)
+    hosts = list(hosts_of(context, nodes.values()))
+    return [_plan_one(context, session, entry, vms[entry.vm], nodes, hosts) for entry in entries]
+
+
+def hosts_of(context: Context, nodes: Iterable[Node]) -> Iterator[Host]:
+    """The nodes that take VMs now."""
+    for node in nodes:
+        silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
+        if node.state is NodeState.ONLINE and silent is None:
+            free = int(node.facts.get("ram_free_bytes") or 0)
+            yield Host(node.name, free, frozenset(storage.name for storage in node.storages))
+
+
+def _plan_one(
+    context: Context, session: Session, entry: BatchEntry, vm: Vm, nodes: dict[str, Node], hosts: list[Host]
+) -> _Planned:
+    priority = USUAL_PRIORITY if entry.priority is None else entry.priority
+    terms = Terms(offline=vm.state not in STARTED, priority=priority)
+    target = entry.target
+    if target == AUTO:
+        host = choose_host(hosts, source=vm.node.name, ram_bytes=_ram_bytes(vm), storages=_storages(vm))
+        if host is None:
+            others = [name for name in nodes if name != vm.node.name]
+            words = f"no node has all storages of VM {vm.name} and room for its RAM"
+            # Any will do for the record of what was refused.
+            problem = Problem("no_target", words, "Name one, or look at `haulier node list`.")
+            return _Planned(entry, Wanted(vm, nodes[others[0]] if others else vm.node, terms), (problem,))
+        target = host.name
+    plan = plan_migration(context, session, vm, nodes[target], terms)
+    problems = tuple(problem for problem in refuse_filing(plan.facts) if problem.code not in PASSING)
+    return _Planned(entry, Wanted(vm, nodes[target], terms, plan.bytes), problems)
+
+
+def _ram_bytes(vm: Vm) -> int:
+    return int(vm.pinned.get("ram_kib", 0)) * 1024 if vm.state in STARTED else 0
+
+
+def _storages(vm: Vm) -> frozenset[str]:
+    return frozenset(volume.storage.name for volume in vm.volumes if volume.role is not VolumeRole.CDROM)
+
+
+def _write(context: Context, file: BatchFile, planned: Sequence[_Planned], *, key: str, policy: Policy) -> int:
+    """All rows in one transaction, and few statements: whoever commits a hand-over waits for it."""
+    moment = now()
+    with context.unit() as unit:
+        batch = Batch(key=key, name=file.name, stop_after=policy.stop_after, forgiven=0, created_at=moment)
+        unit.session.add(batch)
+        unit.session.flush()
+        rows = [_row(context, batch, each, moment, place) for place, each in enumerate(planned)]
+        query = insert(Migration).returning(Migration.id, sort_by_parameter_order=True)
+        ids = list(unit.session.scalars(query, rows))
+        _write_order(unit, planned, ids)
+        events = [_event(each, number, moment) for each, number in zip(planned, ids, strict=True)]
+        unit.session.execute(insert(Event), events)
+        unit.note("batch.submitted", batch=batch.id, name=file.name, migrations=len(ids))
+        return batch.id
+
+
+def _row(context: Context, batch: Batch, planned: _Planned, moment: datetime, place: int) -> dict[str, Any]:
+    ended = {"state": MigrationState.REFUSED, "finished_at": moment} if planned.problems else {"finished_at": None}
+    return {
+        **values_of(context.settings, planned.wanted, at=moment, place=place),
+        "batch_id": batch.id,
+        "target_auto": planned.entry.target == AUTO,
+        "deadline": planned.entry.deadline,
+        "problems": [problem.as_dict() for problem in planned.problems],
+        **ended,
+    }
+
+
+def _write_order(unit: Unit, planned: Sequence[_Planned], ids: Sequence[int]) -> None:
+    numbers = {each.entry.vm: number for each, number in zip(planned, ids, strict=True)}
+    pairs = [
+        {"migration_id": numbers[each.entry.vm], "after_id": numbers[name]}
+        for each in planned
+        for name in dict.fromkeys(each.entry.after)
+    ]
+    if pairs:
+        unit.session.execute(insert(MigrationAfter), pairs)
+
+
+def _event(planned: _Planned, migration_id: int, moment: datetime) -> dict[str, Any]:
+    wanted = planned.wanted
+    return {
+        "at": moment,
+        "kind": "migration.refused" if planned.problems else "migration.queued",
+        "vm": wanted.vm.name,
+        "node": None,
+        "migration": migration_id,
+        "data": {"source": wanted.vm.node.name, "target": wanted.target.name},
+    }
+
+
+def select_entries(context: Context, *, node: str | None, tag: str | None, target: str) -> BatchFile:
+    """The batch of all VMs that are on a node and have a tag, as far as these are given."""
+    with context.database.read() as session:
+        vms = session.scalars(select(Vm).order_by(Vm.name)).all()
+        chosen = [
+            vm.name
+            for vm in vms
+            if (node is None or vm.node.name == node) and (tag is None or tag in vm.definition.get("tags", ()))
+        ]
+    if not chosen:
+        raise Refused("batch_empty", "no VM is chosen by that", "haulier vm list")
+    return BatchFile(tuple(BatchEntry(0, name, target, None, (), None) for name in chosen))

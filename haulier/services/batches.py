@@ -1,0 +1,158 @@
+"""Batches as people see them: shown with counts and migrations, paused, resumed and cancelled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Refused
+from haulier.services.admission import admit
+from haulier.services.context import Context, Unit
+from haulier.services.migrations import cancel_migration
+from haulier.services.waiting import make_room
+from models import Batch, BatchState, Migration, MigrationState, Node, Vm
+from models.transitions import AT_WORK, OPEN_MIGRATION
+
+
+def find_batch(session: Session, batch_id: int) -> Batch:
+    """Raises Refused `unknown_batch`."""
+    batch = session.get(Batch, batch_id) if 0 < batch_id < 1 << 63 else None
+    if batch is None:
+        raise Refused("unknown_batch", f"there is no batch {batch_id}", "haulier batch list")
+    return batch
+
+
+def list_batches(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest batches with their counts, as contract.md shows them, without their migrations."""
+    with context.database.read() as session:
+        rows = session.scalars(select(Batch).order_by(Batch.id.desc()).limit(limit)).all()
+        return [_document(session, batch) for batch in rows]
+
+
+def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
+    """One batch as contract.md shows it, with its migrations. Raises Refused for an unknown one."""
+    with context.database.read() as session:
+        batch = find_batch(session, batch_id)
+        query = select(Migration, Vm.name).join(Vm, Vm.id == Migration.vm_id).where(Migration.batch_id == batch.id)
+        rows = session.execute(query.order_by(Migration.id)).all()
+        names = {row.id: row.name for row in session.execute(select(Node.id, Node.name))}
+        migrations = [
+            {
+                "id": migration.id,
+                "vm": vm,
+                "source": names[migration.source_id],
+                "target": names[migration.target_id],
+                "priority": migration.priority,
+                "deadline": migration.deadline and migration.deadline.isoformat(),
+                "state": _shown(migration.state, needs_operator=migration.needs_operator),
+                "error": migration.problems[0] if migration.problems else None,
+            }
+            for migration, vm in rows
+        ]
+        return {**_document(session, batch), "migrations": migrations}
+
+
+def _document(session: Session, batch: Batch) -> dict[str, Any]:
+    counts = _counts(session, batch)
+    state = "done" if batch.state is BatchState.OPEN and _is_over(counts) else batch.state.value
+    return {
+        "id": batch.id,
+        "name": batch.name,
+        "key": batch.key,
+        "state": state,
+        "stop_after": batch.stop_after,
+        "created_at": batch.created_at.isoformat(),
+        "counts": counts,
+    }
+
+
+def _is_over(counts: dict[str, int]) -> bool:
+    return not any(counts.get(state) for state in ("queued", "running", "needs_operator"))
+
+
+def _counts(session: Session, batch: Batch) -> dict[str, int]:
+    """How many of its migrations are in each of the states that people are shown."""
+    query = (
+        select(Migration.state, Migration.needs_operator, func.count())
+        .where(Migration.batch_id == batch.id)
+        .group_by(Migration.state, Migration.needs_operator)
+    )
+    counts = Counter[str]()
+    for state, needs_operator, number in session.execute(query):
+        counts[_shown(state, needs_operator=needs_operator)] += number
+    return dict(counts)
+
+
+def _shown(state: MigrationState, *, needs_operator: bool) -> str:
+    if needs_operator:
+        return "needs_operator"
+    return "running" if state in AT_WORK else state.value
+
+
+def pause(context: Context, batch_id: int) -> dict[str, Any]:
+    """Begin none of its migrations any more; those at work go on. Raises Refused for one that was cancelled."""
+    return _change(context, batch_id, BatchState.PAUSED)
+
+
+def resume(context: Context, batch_id: int) -> dict[str, Any]:
+    """Let it go on; failures so far are forgiven. Raises Refused for one that was cancelled."""
+    document = _change(context, batch_id, BatchState.OPEN)
+    admit(context)
+    return document
+
+
+def _change(context: Context, batch_id: int, state: BatchState) -> dict[str, Any]:
+    with context.unit() as unit:
+        batch = _lock(unit, batch_id)
+        if batch.state is BatchState.CANCELLED:
+            raise Refused("batch_over", f"batch {batch_id} was cancelled", "Submit it again, with another --key.")
+        if batch.state is not state:
+            batch.state = state
+            counts = _counts(unit.session, batch)
+            batch.forgiven = failures_in(counts) if state is BatchState.OPEN else batch.forgiven
+            unit.note(f"batch.{state}", batch=batch.id)
+        make_room(unit)
+    return show_batch(context, batch_id)
+
+
+def failures_in(counts: dict[str, int]) -> int:
+    """How many have failed, by the states that people are shown."""
+    return counts.get("undone", 0) + counts.get("refused", 0)
+
+
+def _lock(unit: Unit, batch_id: int) -> Batch:
+    find_batch(unit.session, batch_id)
+    return unit.session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
+
+
+def cancel(context: Context, batch_id: int, *, undo: bool) -> dict[str, Any]:
+    """End what waits; what is at work finishes, or with `undo` is undone where that can be. Safe to call twice."""
+    with context.unit() as unit:
+        batch = _lock(unit, batch_id)
+        batch.state = BatchState.CANCELLED
+        waits = (Migration.batch_id == batch_id, Migration.state == MigrationState.QUEUED)
+        ids = list(unit.session.scalars(select(Migration.id).where(*waits)))
+        moment = now()
+        ended = update(Migration).where(*waits).values(state=MigrationState.CANCELLED, finished_at=moment)
+        unit.session.execute(ended)
+        unit.note("batch.cancelled", batch=batch_id, waiting=len(ids))
+        for migration_id in ids:
+            unit.ring(f"migration.{migration_id}")
+        at_work = (Migration.batch_id == batch_id, Migration.state.in_(OPEN_MIGRATION))
+        left = list(unit.session.scalars(select(Migration.id).where(*at_work))) if undo else []
+    for migration_id in left:
+        _undo(context, migration_id)
+    return show_batch(context, batch_id)
+
+
+def _undo(context: Context, migration_id: int) -> None:
+    try:
+        cancel_migration(context, migration_id)
+    except Refused as error:
+        # It has been handed over, or has ended.
+        if error.code not in ("cancel_too_late", "migration_over"):
+            raise

@@ -1,0 +1,96 @@
+"""Batch files: three forms that say the same, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from haulier.definition.batch_file import MOST_ENTRIES, MOST_PROBLEMS, BatchEntry, read_batch
+from haulier.errors import Refused
+
+TOML = """
+name = "rack 7"
+policy = "stop_after: 3"
+
+[[migration]]
+vm = "web1"
+target = "beta"
+priority = 70
+after = ["db1", "db2"]
+deadline = 2026-12-01T04:00:00Z
+
+[[migration]]
+vm = "db1"
+"""
+CSV = """vm,target,priority,after,deadline
+web1,beta,70,db1 db2,2026-12-01T04:00:00Z
+db1,,,,
+"""
+JSON_LINES = """
+{"vm": "web1", "target": "beta", "priority": 70, "after": ["db1", "db2"], "deadline": "2026-12-01T04:00:00+00:00"}
+
+{"vm": "db1"}
+"""
+DEADLINE = datetime(2026, 12, 1, 4, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "lines"), [("toml", TOML, (5, 12)), ("csv", CSV, (2, 3)), ("jsonl", JSON_LINES, (2, 4))]
+)
+def test_three_forms_say_the_same(form: str, text: str, lines: tuple[int, int]) -> None:
+    assert read_batch(text, form=form).entries == (
+        BatchEntry(lines[0], "web1", "beta", 70, ("db1", "db2"), DEADLINE),
+        BatchEntry(lines[1], "db1", "auto", None, (), None),
+    )
+
+
+def test_toml_has_a_head() -> None:
+    file = read_batch(TOML, form="toml")
+    assert (file.name, file.policy) == ("rack 7", "stop_after: 3")
+
+
+def test_deadline_without_a_zone_is_utc() -> None:
+    (entry,) = read_batch('{"vm": "a", "deadline": "2026-12-01T04:00:00"}', form="jsonl").entries
+    assert entry.deadline == DEADLINE
+
+
+WRONG = [
+    ("toml", "[[migration]]\nvm = 3 3", "no TOML"),
+    ("toml", "colour = 1", "colour: Extra inputs"),
+    ("toml", "[[migration]]\nvm = 'a'\n\n[[migration]]\ntarget = 'b'", "line 4: vm: Field required"),
+    ("toml", "", "there is no migration in it"),
+    ("csv", "name,target\nweb,beta", "line 1: there is no column vm"),
+    ("csv", "vm,target\nweb,beta\ndb,beta,7\n", "line 3"),
+    ("csv", "vm,colour\nweb,red", "line 2: colour: Extra inputs"),
+    ("csv", "vm,priority\nweb,high", "line 2: priority: Input should be a valid integer"),
+    ("csv", "vm,target\n,beta", "line 2: vm"),
+    ("csv", "", "line 1"),
+    ("jsonl", "{", "line 1: no JSON"),
+    ("jsonl", "[1]", "line 1"),
+    ("jsonl", "3", "line 1"),
+    ("jsonl", '{"vm": "a", "deadline": "soon"}', "line 1: deadline"),
+    ("jsonl", '{"vm": "a"}\n{"vm": 3}', "line 2: vm"),
+    ("xml", "<a/>", "'xml' is no form"),
+]
+
+
+@pytest.mark.parametrize(("form", "text", "words"), WRONG)
+def test_what_is_wrong_is_told_with_its_line(form: str, text: str, words: str) -> None:
+    with pytest.raises(Refused) as caught:
+        read_batch(text, form=form)
+    assert words in caught.value.problems[0].message
+    assert all(problem.hint for problem in caught.value.problems)
+
+
+def test_all_that_is_wrong_is_told_at_once_but_no_more_than_anybody_reads() -> None:
+    with pytest.raises(Refused) as caught:
+        read_batch("\n".join(["{"] * (MOST_PROBLEMS + 20)), form="jsonl")
+    assert len(caught.value.problems) == MOST_PROBLEMS + 1
+    assert caught.value.problems[-1].message == "and 20 more"
+
+
+def test_too_many_lines() -> None:
+    with pytest.raises(Refused) as caught:
+        read_batch("vm\n" + "web\n" * (MOST_ENTRIES + 1), form="csv")
+    assert caught.value.code == "batch_too_long"
