@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     max_moves_out: int = Field(default=2, ge=0)
     max_moves_in: int = Field(default=2, ge=0)
 
+    retry_at_most_s: float = Field(default=600.0, gt=0, le=LONGEST_S)
+
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)
     lease_s: float = Field(default=15.0, gt=0)

@@ -11,9 +11,9 @@ M, S, L, O = MigrationState, StepState, LedgerRole, OperationState  # noqa: E741
 
 MIGRATION: Mapping[MigrationState, frozenset[MigrationState]] = {
     M.QUEUED: frozenset({M.RUNNING, M.REFUSED, M.CANCELLED}),
-    M.RUNNING: frozenset({M.HANDED_OVER, M.ROLLING_BACK, M.REFUSED}),
+    M.RUNNING: frozenset({M.HANDED_OVER, M.ROLLING_BACK, M.REFUSED, M.QUEUED}),
     M.HANDED_OVER: frozenset({M.DONE}),
-    M.ROLLING_BACK: frozenset({M.UNDONE, M.CANCELLED}),
+    M.ROLLING_BACK: frozenset({M.UNDONE, M.CANCELLED, M.QUEUED}),
     M.DONE: frozenset(),
     M.UNDONE: frozenset(),
     M.REFUSED: frozenset(),

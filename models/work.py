@@ -55,13 +55,15 @@ class Migration(Base):
     `needs_operator` stops it where it is, on the way forward or back, without touching that decision.
     `epoch` is the VM's when the migration was begun: the hand-over counts it up, and only if it is still the same.
     `storage_map` names the target's storage for one of the source's, where it is not the one of the same name.
-    `timeout_s` is how long all of it may take before the hand-over, `stall_s` how long a phase may show no progress; 0
+    It is begun `tries` times at most, after a failure not before `not_before`.
+    `timeout_s` is how long a try may take before the hand-over, `stall_s` how long a phase may show no progress; 0
     is no limit.
     """
 
     __tablename__ = "migration"
     __table_args__ = (
         CheckConstraint("source_id <> target_id", name="two_nodes"),
+        CheckConstraint("tries > 0", name="tries"),
         only_where("uq_migration_one_at_work", "vm_id", where=_state_in(AT_WORK)),
         # One that waits does not keep syncs of its VM away.
         only_where("uq_migration_one_wish", "vm_id", where=f"replication_id IS NULL AND {_state_in(OPEN_MIGRATION)}"),
@@ -83,6 +85,8 @@ class Migration(Base):
     needs_operator: Mapped[bool] = mapped_column(default=False)
     problems: Mapped[list[Any]] = mapped_column(default=list)
     downtime_ms: Mapped[float | None]
+    tries: Mapped[int] = mapped_column(default=1, server_default=text("1"))
+    not_before: Mapped[datetime | None]
     timeout_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     storage_map: Mapped[dict[str, Any] | None]
@@ -162,6 +166,7 @@ class Attempt(Base):
     """One try of a migration, from `check` to its end;
     a migration that is tried again keeps the rows of the earlier tries.
 
+    `problem` is the first reason why it failed, `target_id` where it was to go.
     One that is prepared is `at_gate_since` then; its guest's RAM is moved from `moving_at` to `moved_at`.
     """
 
@@ -175,12 +180,15 @@ class Attempt(Base):
     migration_id: Mapped[int] = mapped_column(ForeignKey("migration.id"))
     number: Mapped[int]
     started_at: Mapped[datetime]
+    target_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
+    problem: Mapped[dict[str, Any] | None]
     at_gate_since: Mapped[datetime | None]
     moving_at: Mapped[datetime | None]
     moved_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
     migration: Mapped[Migration] = relationship(back_populates="attempts")
+    target: Mapped[Node | None] = relationship()
     steps: Mapped[list[Step]] = relationship(back_populates="attempt", order_by="Step.position")
     transfers: Mapped[list[VolumeTransfer]] = relationship(back_populates="attempt", order_by="VolumeTransfer.id")
     allocations: Mapped[list[Allocation]] = relationship(back_populates="attempt", order_by="Allocation.id")

@@ -24,6 +24,7 @@ from sqlalchemy import Enum as SqlEnum
 
 from haulier.definition import proxmox, toml_file
 from haulier.definition.storage import KINDS
+from haulier.planner.failures import CLASSES, FailureClass
 from haulier.planner.methods import SYNC_TABLE, TABLE, Cell
 from haulier.planner.recovery import PROGRAM_RULES, STEP_RULES, Rule
 from haulier.settings import Settings
@@ -282,6 +283,15 @@ def storage_kinds() -> str:
     return table(("kind", "the storage is", "a volume is", "formats", "a new one reads as zeroes"), rows)
 
 
+def failures() -> str:
+    """The classes of failures."""
+    rows = [
+        (f"`{name}`", ", ".join(f"`{code}`" for code in sorted(rule.codes)), rule.then)
+        for name, rule in CLASSES.items()
+    ]
+    return table(("class", "codes", "then"), [*rows, (f"`{FailureClass.LASTING}`", "all others", "it ends")])
+
+
 def scenarios() -> str:
     """The table that `make scenarios` plays."""
     rows = [
@@ -309,6 +319,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "chain-sync": lambda: chain(SYNC_CHAIN),
     "replicas": replicas,
     "scenarios": scenarios,
+    "failures": failures,
     "storage-kinds": storage_kinds,
     "marks": marks,
     "states-migration": lambda: states(MIGRATION),

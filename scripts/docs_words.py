@@ -51,6 +51,8 @@ SETTINGS: Mapping[str, str] = {
     "`haulier queue set` changes it.",
     "max_moves_out": "How many of them on one source, unless `haulier node set NODE --max-moves-out` says otherwise.",
     "max_moves_in": "How many of them to one target, unless `haulier node set NODE --max-moves-in` says otherwise.",
+    "retry_at_most_s": "The longest delay before a migration that failed is tried again, in seconds; the first is 10, "
+    "and it doubles.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,16 +21,35 @@ _FORMS_HINT = "give a .toml, .csv or .jsonl file"
 _COLUMNS = {"id": "id", "vm": "vm", "source": "source", "target": "target", "state": "state", "why": "why"}
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Chosen:
+    """The VMs of a batch that is no file.
+
+    Parameters
+    ----------
+    node
+        All VMs on this node, instead of a file.
+    tag
+        All VMs with this tag, instead of a file.
+    to
+        Their target; `auto` chooses one for each.
+    """
+
+    node: str | None = None
+    tag: str | None = None
+    to: str = AUTO
+
+
 @app.command
 def submit(
     file: Path | None = None,
     /,
     *,
-    node: str | None = None,
-    tag: str | None = None,
-    to: str = AUTO,
+    chosen: Chosen = Chosen(),
     key: str | None = None,
     policy: str | None = None,
+    tries: int = batch_filing.USUAL_TRIES,
 ) -> None:
     """File the migrations of a file, or of all VMs on a node or with a tag. All is checked before the first moves.
 
@@ -37,18 +57,14 @@ def submit(
     ----------
     file
         A .toml, .csv or .jsonl file: vm, and if wanted target, priority, after, deadline.
-    node
-        All VMs on this node, instead of a file.
-    tag
-        All VMs with this tag, instead of a file.
-    to
-        Their target; `auto` chooses one for each.
     key
         What the batch is known by; the same key again is the same batch. Not given: what the file says.
     policy
         all_or_nothing_checks (nothing is filed if one is refused), go_on, or `stop_after: 3` failures.
+    tries
+        How often each is begun at most, if it fails by something that may pass.
     """
-    around = context()
+    around, node, tag, to = context(), chosen.node, chosen.tag, chosen.to
     if (file is None) == (node is None and tag is None):
         raise Refused("bad_batch", "a batch is a file, or --node, or --tag", "haulier batch submit --help")
     if file is not None and to != AUTO:
@@ -58,7 +74,7 @@ def submit(
         wanted = read_batch(read_text(file, what="batch", most_mib=16, hint=_FORMS_HINT), form=form)
     else:
         wanted = batch_filing.select_entries(around, node=node, tag=tag, target=to)
-    document = batch_filing.submit(around, wanted, key=key, policy=policy)
+    document = batch_filing.submit(around, wanted, key=key, policy=policy, tries=tries)
     again = "is there already: " if document["again"] else ""
     show(document, f"batch {document['id']} {again}{_counts(document)}")
 

@@ -63,6 +63,8 @@ class Wishes:
         Undo it when a phase shows no progress for so many seconds; 0: never.
     priority
         Of two that wait for room, the higher one goes first; a point of it is worth a minute of waiting.
+    tries
+        How often it is begun at most, if it fails by something that may pass.
     """
 
     offline: Flag = False
@@ -70,6 +72,7 @@ class Wishes:
     timeout_s: float | None = None
     stall_timeout_s: float | None = None
     priority: int = USUAL_PRIORITY
+    tries: int = 1
 
 
 def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishes()) -> int:
@@ -91,6 +94,7 @@ def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishe
         timeout_s=wishes.timeout_s,
         stall_s=wishes.stall_timeout_s,
         priority=wishes.priority,
+        tries=wishes.tries,
     )
     migration_id = migrations.file_migration(around, name, target=to, terms=terms)
     until = migrations.is_over if wait else migrations.is_past_check

@@ -57,7 +57,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Hold:
     """What a migration waits for: a limit (`cluster`, `out`, `in`, `pair`), or what else is in its way: a `node`, its
-    `vm`, its `batch`, or another migration that it comes `after`.
+    `vm`, its `batch`, another migration that it comes `after`, or the `delay` after a failure.
 
     `in_use` and `allowed` are the numbers of a limit.
     """

@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session, aliased
 from haulier.clock import now
 from haulier.errors import Problem
 from haulier.planner.admission import PATIENCE_S, Hold, Room, Wish, decide
-from haulier.planner.refusals import PASSING, refuse_filing
+from haulier.planner.refusals import PASSING, STARTED, refuse_filing
 from haulier.services.chain import release, start_attempt
 from haulier.services.context import Context, Unit
 from haulier.services.filing import plan_migration, terms_of
 from haulier.services.gate import let_through
+from haulier.services.moves import move_migration, remember
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
-from haulier.services.steps import move_migration, remember
 from haulier.services.transfers import file_transfers
 from haulier.services.way import ask_to_make_way
 from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
@@ -132,7 +132,7 @@ def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
 
 
 def _may_begin() -> tuple[ColumnElement[bool], ...]:
-    """Its batch, if it has one, is open, and all that it comes after is done."""
+    """Its batch, if it has one, is open, all that it comes after is done, and what failed may be tried again."""
     before = aliased(Migration)
     closed = select(Batch.id).where(Batch.id == Migration.batch_id, Batch.state != BatchState.OPEN)
     not_done = (
@@ -140,7 +140,8 @@ def _may_begin() -> tuple[ColumnElement[bool], ...]:
         .join(before, before.id == MigrationAfter.after_id)
         .where(MigrationAfter.migration_id == Migration.id, before.state != MigrationState.DONE)
     )
-    return ~closed.exists(), ~not_done.exists()
+    due = or_(Migration.not_before.is_(None), Migration.not_before <= now())
+    return ~closed.exists(), ~not_done.exists(), due
 
 
 def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
@@ -196,6 +197,9 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
         # It was recovered elsewhere while it waited, and is held by the limits of that node.
         migration.source_id = vm.node_id
         return _Found.CHANGED
+    if migration.batch_id is not None:
+        # It may have been started or stopped since.
+        migration.offline = vm.state not in STARTED
     plan = plan_migration(context, session, vm, migration.target, terms_of(migration), but=migration.id)
     problems = refuse_filing(plan.facts)
     if lasting := tuple(problem for problem in problems if problem.code not in PASSING):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -22,8 +22,11 @@ from haulier.services.admission import admit
 from haulier.services.batches import show_batch
 from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_PRIORITY, Terms, Wanted, plan_migration, values_of
-from haulier.services.liveness import silent_s
-from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, NodeState, Vm, VolumeRole
+from haulier.services.hosts import hosts_now, ram_bytes_of, storages_of
+from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, Vm
+
+# Of many, some meet what passes by itself.
+USUAL_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,18 @@ class _Planned:
     problems: tuple[Problem, ...]
 
 
-def submit(context: Context, file: BatchFile, *, key: str | None = None, policy: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What there is for all entries: the nodes by name, what is free on them, and how often each may be tried."""
+
+    nodes: dict[str, Node]
+    hosts: list[Host]
+    tries: int
+
+
+def submit(
+    context: Context, file: BatchFile, *, key: str | None = None, policy: str | None = None, tries: int = USUAL_TRIES
+) -> dict[str, Any]:
     """File a batch. The same again, or another one under its key, is the batch that is there already.
 
     Everything is checked first. Raises Refused with all that is wrong, each with its line; nothing is filed then.
@@ -45,7 +59,7 @@ def submit(context: Context, file: BatchFile, *, key: str | None = None, policy:
     if (there := _find_by_key(context, key)) is not None:
         return {**show_batch(context, there), "again": True}
     with context.database.read() as session:
-        planned = _plan(context, session, file.entries)
+        planned = _plan(context, session, file.entries, tries=tries)
     problems = [problem for each in planned for problem in _with_line(each)]
     if problems and chosen.all_or_nothing:
         raise refused(problems)
@@ -76,7 +90,7 @@ def _with_line(planned: _Planned) -> Iterator[Problem]:
         yield replace(problem, message=at_line(planned.entry.line, problem.message))
 
 
-def _plan(context: Context, session: Session, entries: Sequence[BatchEntry]) -> list[_Planned]:
+def _plan(context: Context, session: Session, entries: Sequence[BatchEntry], *, tries: int) -> list[_Planned]:
     """Look at everything that is known. Raises Refused for what is wrong with the batch as such."""
     nodes = {node.name: node for node in session.scalars(select(Node))}
     vms = {vm.name: vm for vm in session.scalars(select(Vm))}
@@ -84,27 +98,17 @@ def _plan(context: Context, session: Session, entries: Sequence[BatchEntry]) -> 
     known = Known({name: by_id[vm.node_id] for name, vm in vms.items()}, frozenset(nodes), now())
     if problems := check_batch(entries, known):
         raise refused(problems)
-    hosts = list(hosts_of(context, nodes.values()))
-    return [_plan_one(context, session, entry, vms[entry.vm], nodes, hosts) for entry in entries]
+    there = _There(nodes, hosts_now(context, session), tries)
+    return [_plan_one(context, session, entry, vms[entry.vm], there) for entry in entries]
 
 
-def hosts_of(context: Context, nodes: Iterable[Node]) -> Iterator[Host]:
-    """The nodes that take VMs now."""
-    for node in nodes:
-        silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
-        if node.state is NodeState.ONLINE and silent is None:
-            free = int(node.facts.get("ram_free_bytes") or 0)
-            yield Host(node.name, free, frozenset(storage.name for storage in node.storages))
-
-
-def _plan_one(
-    context: Context, session: Session, entry: BatchEntry, vm: Vm, nodes: dict[str, Node], hosts: list[Host]
-) -> _Planned:
+def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, there: _There) -> _Planned:
     priority = USUAL_PRIORITY if entry.priority is None else entry.priority
-    terms = Terms(offline=vm.state not in STARTED, priority=priority)
+    terms = Terms(offline=vm.state not in STARTED, priority=priority, tries=there.tries)
+    nodes = there.nodes
     target = entry.target
     if target == AUTO:
-        host = choose_host(hosts, source=vm.node.name, ram_bytes=_ram_bytes(vm), storages=_storages(vm))
+        host = choose_host(there.hosts, source=vm.node.name, ram_bytes=ram_bytes_of(vm), storages=storages_of(vm))
         if host is None:
             others = [name for name in nodes if name != vm.node.name]
             words = f"no node has all storages of VM {vm.name} and room for its RAM"
@@ -115,14 +119,6 @@ def _plan_one(
     plan = plan_migration(context, session, vm, nodes[target], terms)
     problems = tuple(problem for problem in refuse_filing(plan.facts) if problem.code not in PASSING)
     return _Planned(entry, Wanted(vm, nodes[target], terms, plan.bytes), problems)
-
-
-def _ram_bytes(vm: Vm) -> int:
-    return int(vm.pinned.get("ram_kib", 0)) * 1024 if vm.state in STARTED else 0
-
-
-def _storages(vm: Vm) -> frozenset[str]:
-    return frozenset(volume.storage.name for volume in vm.volumes if volume.role is not VolumeRole.CDROM)
 
 
 def _write(context: Context, file: BatchFile, planned: Sequence[_Planned], *, key: str, policy: Policy) -> int:

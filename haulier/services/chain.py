@@ -19,17 +19,11 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import CONTROL_QUEUE, Context, Unit
+from haulier.services.endings import end_failed
 from haulier.services.gate import may_pass, moved
+from haulier.services.moves import move_migration, remember
 from haulier.services.recovery import end_overdue, look_after_partner
-from haulier.services.steps import (
-    advance_undo,
-    finish_if_done,
-    locked_step,
-    message_for,
-    move_migration,
-    remember,
-    roll_back,
-)
+from haulier.services.steps import advance_undo, finish_if_done, locked_step, message_for, roll_back
 from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
 
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
@@ -40,8 +34,10 @@ _TRIES_AFTER_HAND_OVER = 24
 
 def start_attempt(unit: Unit, migration: Migration) -> Attempt:
     """Write the steps of a new attempt, the first of them ready, and move the migration to running."""
-    move_migration(unit, migration, MigrationState.RUNNING, started_at=migration.started_at or now())
-    attempt = Attempt(migration_id=migration.id, number=len(migration.attempts) + 1, started_at=now())
+    move_migration(unit, migration, MigrationState.RUNNING, started_at=migration.started_at or now(), not_before=None)
+    migration.problems = []
+    number = len(migration.attempts) + 1
+    attempt = Attempt(migration_id=migration.id, number=number, target_id=migration.target_id, started_at=now())
     unit.session.add(attempt)
     unit.session.flush()
     queues = {
@@ -283,8 +279,7 @@ def fail(context: Context, held: Claim, problems: tuple[Problem, ...], *, outcom
                 unit.note("migration.needs_operator", vm=migration.vm.name, migration=migration.id)
         elif outcome is Outcome.REFUSED and step.phase is Phase.CHECK and migration.state is MigrationState.RUNNING:
             remember(migration, problems)
-            step.attempt.finished_at = now()
-            move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+            end_failed(unit, step.attempt, MigrationState.REFUSED)
         else:
             remember(migration, problems)
             roll_back(unit, migration, step.attempt)

@@ -24,6 +24,7 @@ from models.transitions import AT_WORK, OPEN_MIGRATION, OPEN_OPERATION
 
 USUAL_PRIORITY = 50
 MOST_PRIORITY = 1_000_000
+MOST_TRIES = 100
 
 
 def require_priority(priority: int) -> None:
@@ -40,7 +41,8 @@ class Terms:
     `storage_map` names the target's storage for one of the source's; volumes on others go to the one of the same name.
     `timeout_s` is how long all of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
     limit, None is what the settings say. Raises Refused for what is neither and no time to wait. Of two that wait, the
-    one of the higher `priority` goes first, if the other was not filed much earlier.
+    one of the higher `priority` goes first, if the other was not filed much earlier. It is begun `tries` times at most,
+    if its failures are of a kind that another try may help.
     """
 
     offline: bool = False
@@ -48,6 +50,7 @@ class Terms:
     timeout_s: float | None = None
     stall_s: float | None = None
     priority: int = USUAL_PRIORITY
+    tries: int = 1
 
     def __post_init__(self) -> None:
         for what, seconds in (("time-out", self.timeout_s), ("stall time-out", self.stall_s)):
@@ -55,6 +58,8 @@ class Terms:
                 words = f"a {what} of {seconds:g} s is none"
                 raise Refused("bad_time_out", words, f"Give seconds, at most {LONGEST_S:.0f}; 0 is no limit.")
         require_priority(self.priority)
+        if not 1 <= self.tries <= MOST_TRIES:
+            raise Refused("bad_tries", f"{self.tries} tries are none", f"1 to {MOST_TRIES}.")
 
 
 USUAL_TERMS = Terms()
@@ -68,6 +73,7 @@ def terms_of(migration: Migration) -> Terms:
         timeout_s=migration.timeout_s,
         stall_s=migration.stall_s,
         priority=migration.priority,
+        tries=migration.tries,
     )
 
 
@@ -145,6 +151,7 @@ def values_of(settings: Settings, wanted: Wanted, *, at: datetime, place: int = 
         "epoch": vm.epoch,
         "offline": terms.offline,
         "priority": terms.priority,
+        "tries": terms.tries,
         "rank": rank(at.timestamp(), priority=terms.priority, place=place),
         "storage_map": dict(terms.storage_map),
         "planned_bytes": wanted.planned_bytes,

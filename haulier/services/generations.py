@@ -27,8 +27,8 @@ from haulier.services.chain import Claim, held_step, start_attempt
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, Wanted, filing_facts, write_migration
 from haulier.services.ledger import TpmCopy, find_row
+from haulier.services.moves import move_migration
 from haulier.services.replicas import paths_of
-from haulier.services.steps import move_migration
 from haulier.services.transfers import TargetPlace, add_transfer, free_name, made_by, overlay_name, snapshot_devices
 from models import (
     Allocation,

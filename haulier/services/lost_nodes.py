@@ -17,9 +17,10 @@ from haulier.services.chain import release
 from haulier.services.context import Context, Unit
 from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node
+from haulier.services.moves import remember
 from haulier.services.nodes import show_node
 from haulier.services.operations import end_operation
-from haulier.services.steps import advance_undo, finish_if_done, forget_side, remember, roll_back
+from haulier.services.steps import advance_undo, finish_if_done, forget_side, roll_back
 from haulier.services.waiting import make_room
 from models import (
     Attempt,

@@ -19,9 +19,10 @@ from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_TERMS, Terms, Wanted, plan_migration, terms_of, write_migration
 from haulier.services.gate import is_at_gate
 from haulier.services.lookup import find_migration, find_node, find_vm
+from haulier.services.moves import move_migration
 from haulier.services.queue import Place, places_at_gate, places_before_begin
 from haulier.services.recovery import take_up_again
-from haulier.services.steps import move_migration, roll_back
+from haulier.services.steps import roll_back
 from haulier.services.transfers import Crossing
 from models import (
     Attempt,
@@ -249,10 +250,22 @@ def _document(migration: Migration, held: Mapping[int, dict[str, Any]]) -> dict[
         "ram_bytes": next((step.notes["ram_bytes"] for step in steps if "ram_bytes" in step.notes), None),
         "tpm": _tpm(transfers),
         "attempt": attempt.number if attempt else 0,
+        "tries": migration.tries,
+        "attempts": [_attempt(each) for each in migration.attempts],
         "kind": "sync" if migration.replication_id else "migration",
         "generation": next((step.notes["generation"] for step in steps if "generation" in step.notes), None),
         "error": problem,
         "errors": migration.problems,
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "target": attempt.target.name if attempt.target else None,
+        "started_at": attempt.started_at.isoformat(),
+        "seconds": _seconds(attempt.started_at, attempt.finished_at),
+        "error": attempt.problem,
     }
 
 

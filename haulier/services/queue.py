@@ -49,7 +49,7 @@ class Place:
 def places_before_begin(context: Context, session: Session) -> list[Place]:
     """All that have not begun, in the queue's order. What holds them is decided by what decides who begins."""
     rows = session.execute(_with_vm(waiting())).all()
-    blocked = {**_behind_others(session), **_in_closed_batches(session)}
+    blocked = {**_failed_just_now(session), **_behind_others(session), **_in_closed_batches(session)}
     wishes = [wish_of(row, blocked=blocked.get(row.id)) for row in rows]
     granted, held = decide(wishes, load_room(context, session, Gate.PREPARE))
     busy = _busy(session, [wish.id for wish in granted])
@@ -75,6 +75,15 @@ def _places(gate: Gate, rows: Sequence[Row[*tuple[Any, ...]]], held: Mapping[int
         )
         for position, row in enumerate(rows, start=1)
     ]  # fmt: skip
+
+
+def _failed_just_now(session: Session) -> dict[int, Hold]:
+    moment, found = now(), dict[int, Hold]()
+    for migration in session.scalars(select(Migration).where(WAITS, Migration.not_before > moment)):
+        why = migration.problems[0]["message"] if migration.problems else "it failed"
+        left_s = (migration.not_before - moment).total_seconds() if migration.not_before else 0
+        found[migration.id] = Hold("delay", f"tried again in {left_s:.0f} s: {why}")
+    return found
 
 
 def _in_closed_batches(session: Session) -> dict[int, Hold]:

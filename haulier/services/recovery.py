@@ -15,18 +15,10 @@ from haulier.errors import Problem
 from haulier.planner.recovery import StepAct, StepFinding, decide_step
 from haulier.planner.refusals import silent_node
 from haulier.services.context import Context, Unit
+from haulier.services.endings import end_failed
 from haulier.services.liveness import silent_s
-from haulier.services.steps import (
-    LOST,
-    advance_undo,
-    finish_if_done,
-    forget_side,
-    locked_step,
-    message_for,
-    move_migration,
-    remember,
-    roll_back,
-)
+from haulier.services.moves import remember
+from haulier.services.steps import LOST, advance_undo, finish_if_done, forget_side, locked_step, message_for, roll_back
 from models import Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
 
 # Taking a step counts it up, and so does losing it.
@@ -58,10 +50,10 @@ def sweep(context: Context) -> None:
 def end_overdue(unit: Unit, attempt: Attempt, moment: datetime) -> None:
     """Undo an attempt whose migration has taken longer than it may. Nothing happens to one that was handed over."""
     migration = attempt.migration
-    limit_s, begun = migration.timeout_s, migration.started_at
-    if not limit_s or begun is None or migration.state is not MigrationState.RUNNING:
+    limit_s = migration.timeout_s
+    if not limit_s or migration.state is not MigrationState.RUNNING:
         return
-    if begun + timedelta(seconds=limit_s) < moment:
+    if attempt.started_at + timedelta(seconds=limit_s) < moment:
         words = f"the migration is not over after {limit_s:g} s"
         remember(migration, (Problem("timed_out", words, "haulier migrate --timeout-s allows longer."),))
         roll_back(unit, migration, attempt)
@@ -69,7 +61,7 @@ def end_overdue(unit: Unit, attempt: Attempt, moment: datetime) -> None:
 
 def _overdue(context: Context, moment: datetime) -> list[int]:
     """The open attempts of migrations with a limit that were begun long enough ago to be looked at."""
-    wanted = (Migration.state == MigrationState.RUNNING, Migration.timeout_s > 0, Migration.started_at < moment)
+    wanted = (Migration.state == MigrationState.RUNNING, Migration.timeout_s > 0, Attempt.started_at < moment)
     with context.database.read() as session:
         query = select(Attempt.id).join(Attempt.migration).where(*wanted, Attempt.finished_at.is_(None))
         return list(session.scalars(query.order_by(Attempt.id)))
@@ -124,8 +116,7 @@ def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: boo
                 advance_undo(unit, step.attempt)
         case StepAct.REFUSE if problem:
             _end_step(step, problem)
-            step.attempt.finished_at = now()
-            move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+            end_failed(unit, step.attempt, MigrationState.REFUSED)
         case StepAct.ROLL_BACK if problem:
             # Its side's undo waits for a worker, and the other side's does not wait for that.
             step.notes = {**step.notes, LOST: True}

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
-from haulier.planner.retries import delay_s
+from haulier.planner.failures import delay_s
 from haulier.services.context import Context, Unit
 from haulier.services.generations import file_sync
 from haulier.services.lookup import find_node, find_vm

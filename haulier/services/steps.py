@@ -6,15 +6,14 @@ same moment see what the other has done.
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.errors import Problem
 from haulier.services.context import Message, Unit
-from haulier.services.waiting import make_room
+from haulier.services.endings import end_failed
+from haulier.services.moves import move_migration
 from models import Attempt, Migration, MigrationState, Phase, Side, Step, StepState
-from models.transitions import ENDED_MIGRATION, require_legal
 
 # Phases that touched nothing, so that there is nothing to undo.
 _WITHOUT_UNDO = (Phase.CHECK,)
@@ -34,39 +33,6 @@ def locked_step(session: Session, step_id: int, *conditions: ColumnElement[bool]
 def message_for(step: Step) -> Message:
     """The nudge that makes a worker look at this step."""
     return Message(f"haulier.{step.phase}", step.queue, step.id)
-
-
-def move_migration(unit: Unit, migration: Migration, to: MigrationState, **values: object) -> bool:
-    """Move a migration by compare-and-set from the state it was read in. False if somebody else was first."""
-    require_legal(migration.state, to)
-    moved = unit.session.execute(
-        update(Migration)
-        .where(Migration.id == migration.id, Migration.state == migration.state)
-        .values(state=to, **values)
-        .execution_options(synchronize_session="fetch")
-    )
-    if moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
-        return False
-    unit.note(
-        f"{'sync' if migration.replication_id else 'migration'}.{to}",
-        vm=migration.vm.name,
-        migration=migration.id,
-        source=migration.source.name,
-        target=migration.target.name,
-    )
-    unit.ring(f"migration.{migration.id}")
-    if to in ENDED_MIGRATION:
-        make_room(unit)
-    return True
-
-
-def remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
-    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail, and what
-    fails because the time was over tells nothing.
-    """
-    found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
-    rank = {"timed_out": 0, "target_failed": 1}
-    migration.problems = sorted(found, key=lambda problem: rank.get(problem["code"], len(rank)))
 
 
 def roll_back(unit: Unit, migration: Migration, attempt: Attempt) -> None:
@@ -105,10 +71,8 @@ def advance_undo(unit: Unit, attempt: Attempt, *, silent: Side | None = None) ->
             passed.add(step.side)
     if passed:
         return
-    attempt.finished_at = now()
-    migration = attempt.migration
-    ended = MigrationState.CANCELLED if migration.cancel_asked else MigrationState.UNDONE
-    move_migration(unit, migration, ended, finished_at=now())
+    ended = MigrationState.CANCELLED if attempt.migration.cancel_asked else MigrationState.UNDONE
+    end_failed(unit, attempt, ended)
 
 
 def forget_side(unit: Unit, attempt: Attempt, side: Side) -> None:

@@ -21,7 +21,7 @@ from tests.acceptance.stack import Stack
 from tests.acceptance.waiting import wait_until
 
 NODES = ("alpha", "beta", "gamma", "delta")
-ENDS = {f"migration.{state}" for state in ("done", "undone", "refused", "cancelled")}
+ENDS = {f"migration.{state}" for state in ("done", "undone", "refused", "cancelled", "queued")}
 # Twelve guests and the targets of those that move share two cores.
 _PACE = "tick_us=20000 line_every=5 disk_every=2 tpm_every=5"
 # Each goes to the next node, but for those of delta, which go to two.

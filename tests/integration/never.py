@@ -124,6 +124,7 @@ NEVER = (
         {"after_id": 1},
         (({}, {"after_id": 2}),),
     ),
+    Never("a migration that is never tried", "migration", "ck_migration_tries", {"tries": 0}, (({}, {"tries": 1}),)),
     Never("a limit below 0", "queue_limit", "ck_queue_limit_allowed", {"allowed": -1}, (({}, {"allowed": 0}),)),
     Never(
         "a limit of the cluster that names a node",

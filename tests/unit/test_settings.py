@@ -54,6 +54,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "max_moves": ("8", 8),
     "max_moves_out": ("1", 1),
     "max_moves_in": ("0", 0),
+    "retry_at_most_s": ("60", 60.0),
     "heartbeat_s": ("1.5", 1.5),
     "node_silent_after_s": ("9", 9.0),
     "lease_s": ("20", 20.0),

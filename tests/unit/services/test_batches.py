@@ -66,7 +66,7 @@ def end(world: World, vm: str, *, well: bool) -> None:
 
 def refusals(world: World, file: BatchFile, **more: str) -> list[tuple[str, str]]:
     with pytest.raises(Refused) as caught:
-        batch_filing.submit(world.context, file, **more)
+        batch_filing.submit(world.context, file, **more)  # type: ignore[arg-type]
     return [(problem.code, problem.message) for problem in caught.value.problems]
 
 

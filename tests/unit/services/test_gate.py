@@ -143,7 +143,8 @@ def test_cancelled_at_the_gate(world: World) -> None:
 def test_time_is_over_at_the_gate(world: World) -> None:
     allow(world, 0)
     prepare(world, "web")
-    world.change(Migration, timeout_s=1.0, started_at=world.migration().created_at.replace(year=2020))
+    world.change(Migration, timeout_s=1.0)
+    world.change(Attempt, started_at=world.migration().created_at.replace(year=2020))
     world.sent.clear()
     world.sweep()
     assert world.state() == "rolling_back"

@@ -12,7 +12,7 @@ from haulier.services import chain
 from haulier.services.filing import Terms
 from haulier.services.migrations import file_migration, retry_migration
 from haulier.settings import LONGEST_S
-from models import Migration, Phase, StepState
+from models import Attempt, Migration, Phase, StepState
 from tests.unit.services.world import LEASE_S, TARGET, Halves, World
 
 
@@ -28,7 +28,7 @@ def file(world: World, **limits: float) -> Migration:
 
 
 def let_pass(world: World, *, seconds: float) -> None:
-    world.change(Migration, started_at=now() - timedelta(seconds=seconds))
+    world.change(Attempt, started_at=now() - timedelta(seconds=seconds))
 
 
 @pytest.mark.parametrize("limit_s", [-1.0, -0.001, float("inf"), float("nan"), LONGEST_S * 2])

@@ -1,0 +1,44 @@
+"""The moves of a migration's state, by compare-and-set, each with its event in the same transaction."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+
+from haulier.errors import Problem
+from haulier.services.context import Unit
+from haulier.services.waiting import make_room
+from models import Migration, MigrationState
+from models.transitions import AT_WORK, require_legal
+
+
+def move_migration(unit: Unit, migration: Migration, to: MigrationState, **values: object) -> bool:
+    """Move a migration by compare-and-set from the state it was read in. False if somebody else was first."""
+    require_legal(migration.state, to)
+    moved = unit.session.execute(
+        update(Migration)
+        .where(Migration.id == migration.id, Migration.state == migration.state)
+        .values(state=to, **values)
+        .execution_options(synchronize_session="fetch")
+    )
+    if moved.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        return False
+    unit.note(
+        f"{'sync' if migration.replication_id else 'migration'}.{to}",
+        vm=migration.vm.name,
+        migration=migration.id,
+        source=migration.source.name,
+        target=migration.target.name,
+    )
+    unit.ring(f"migration.{migration.id}")
+    if to not in AT_WORK:
+        make_room(unit)
+    return True
+
+
+def remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
+    """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail, and what
+    fails because the time was over tells nothing.
+    """
+    found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
+    rank = {"timed_out": 0, "target_failed": 1}
+    migration.problems = sorted(found, key=lambda problem: rank.get(problem["code"], len(rank)))
