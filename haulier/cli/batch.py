@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from haulier.cli.around import context
+from haulier.cli.moments import interval
 from haulier.cli.output import show, show_text, table
 from haulier.definition.batch_file import AUTO, read_batch
 from haulier.definition.files import read_text
@@ -88,7 +89,8 @@ def show_one(batch_id: int, /) -> None:
     """One batch with its migrations."""
     document = batches.show_batch(context(), batch_id)
     named = f" ({document['name']})" if document["name"] else ""
-    show(document, f"batch {batch_id}{named}: {document['state']}; {_counts(document)}")
+    left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
+    show(document, f"batch {batch_id}{named}: {document['state']}; {_counts(document)}{left}")
     rows = [{**each, "why": each["error"]["message"] if each["error"] else ""} for each in document["migrations"]]
     show_text(table(rows, _COLUMNS))
 

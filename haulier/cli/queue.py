@@ -23,14 +23,22 @@ def list_() -> None:
     are prepared, before their guests' RAM is moved (move).
     """
     documents = queue.list_queue(context())
-    rows = [{**document, "waits": interval(document["waited_s"]), "for": document["waiting_for"]["text"]}
-            for document in documents]  # fmt: skip
+    rows = [_row(document) for document in documents]
     columns = {
         "before": "gate", "place": "position", "id": "id", "vm": "vm", "source": "source", "target": "target",
         "priority": "priority",
-        "waits": "waits", "for": "for",
+        "waits": "waits", "begins": "begins", "for": "for",
     }  # fmt: skip
     show(documents, table(rows, columns) if rows else "nothing waits")
+
+
+def _row(document: dict[str, Any]) -> dict[str, Any]:
+    waits, begins = interval(document["waited_s"]), _begins(document["starts_in_s"])
+    return {**document, "waits": waits, "begins": begins, "for": document["waiting_for"]["text"]}
+
+
+def _begins(seconds: float | None) -> str:
+    return "" if seconds is None else f"in {interval(seconds)}"
 
 
 @app.command(name="limits")

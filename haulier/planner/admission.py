@@ -130,6 +130,13 @@ class Room:
         self._in[target] += 1
         self._pair[source, target] += 1
 
+    def give_back(self, source: str, target: str) -> None:
+        """One of them has ended."""
+        self._cluster -= 1
+        self._out[source] -= 1
+        self._in[target] -= 1
+        self._pair[source, target] -= 1
+
     def hold(self, source: str, target: str) -> Hold | None:
         """The first thing that is in the way of one more; None if there is room."""
         return next(self._holds(source, target), None)

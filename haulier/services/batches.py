@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -10,9 +11,12 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
+from haulier.planner.forecast import Span
 from haulier.services.admission import admit
 from haulier.services.context import Context, Unit
+from haulier.services.forecast import spans
 from haulier.services.migrations import cancel_migration
+from haulier.services.queue import blocked_now
 from haulier.services.waiting import make_room
 from models import Batch, BatchState, Migration, MigrationState, Node, Vm
 from models.transitions import AT_WORK, OPEN_MIGRATION
@@ -53,7 +57,15 @@ def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
             }
             for migration, vm in rows
         ]
-        return {**_document(session, batch), "migrations": migrations}
+        expected = spans(context, session, blocked=blocked_now(session))
+        ends = [expected.get(migration.id) for migration, _ in rows if migration.state in OPEN_MIGRATION]
+        return {**_document(session, batch), "eta_s": _eta_s(ends), "migrations": migrations}
+
+
+def _eta_s(ends: Sequence[Span | None]) -> float | None:
+    """When the last one will be done, in seconds; None where nobody can say, because something holds one of them."""
+    known = [span.end_s for span in ends if span is not None]
+    return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
 
 
 def _document(session: Session, batch: Batch) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import admit
 from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_TERMS, Terms, Wanted, plan_migration, terms_of, write_migration
+from haulier.services.forecast import measured_rates
 from haulier.services.gate import is_at_gate
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.moves import move_migration
@@ -41,9 +42,6 @@ from models.transitions import OPEN_MIGRATION
 _SHOWN_AS = {MigrationState.HANDED_OVER: "running", MigrationState.ROLLING_BACK: "running"}
 # One that needs an operator is not over, but nothing more happens by itself.
 ENDED = frozenset({"done", "undone", "refused", "cancelled", "needs_operator"})
-# What a first guess at the duration rests on, until rates are measured: a loopback or 10 Gbit/s link.
-_GUESS_BYTES_PER_S = 400 << 20
-_GUESS_FIXED_S = 2.0
 
 
 def explain(
@@ -58,7 +56,7 @@ def explain(
         terms = Terms(offline=vm.state not in STARTED, storage_map=storage_map)
         plan = plan_migration(context, session, vm, node, terms)
         crossings, refusals = plan.crossings, refuse_filing(plan.facts)
-        rate = min(_GUESS_BYTES_PER_S, context.settings.max_bandwidth_bytes_per_s or _GUESS_BYTES_PER_S)
+        rates = measured_rates(context, session)
         return {
             "vm": vm.name,
             "source": vm.node.name,
@@ -66,7 +64,7 @@ def explain(
             "volumes": [_planned(crossing) for crossing in crossings],
             "refusals": [problem.as_dict() for problem in refusals],
             "phases": list(dict.fromkeys(rule.phase.value for rule in chain_of(offline=terms.offline))),
-            "estimate_s": round(_GUESS_FIXED_S + plan.bytes / rate, 1),
+            "estimate_s": round(rates.seconds(plan.bytes, (vm.node_id, node.id)), 1),
         }
 
 

@@ -13,9 +13,11 @@ from sqlalchemy.orm import Session, aliased
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.planner.admission import Hold, decide, rank
+from haulier.planner.forecast import Span
 from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
 from haulier.services.filing import require_priority
+from haulier.services.forecast import spans
 from haulier.services.gate import at_gate, is_at_gate, wish_at_gate
 from haulier.services.lookup import find_migration
 from haulier.services.room import ADMISSION, load_room
@@ -49,7 +51,7 @@ class Place:
 def places_before_begin(context: Context, session: Session) -> list[Place]:
     """All that have not begun, in the queue's order. What holds them is decided by what decides who begins."""
     rows = session.execute(_with_vm(waiting())).all()
-    blocked = {**_failed_just_now(session), **_behind_others(session), **_in_closed_batches(session)}
+    blocked = blocked_now(session)
     wishes = [wish_of(row, blocked=blocked.get(row.id)) for row in rows]
     granted, held = decide(wishes, load_room(context, session, Gate.PREPARE))
     busy = _busy(session, [wish.id for wish in granted])
@@ -75,6 +77,11 @@ def _places(gate: Gate, rows: Sequence[Row[*tuple[Any, ...]]], held: Mapping[int
         )
         for position, row in enumerate(rows, start=1)
     ]  # fmt: skip
+
+
+def blocked_now(session: Session) -> dict[int, Hold]:
+    """Those that something else than a limit holds, by their numbers."""
+    return {**_failed_just_now(session), **_behind_others(session), **_in_closed_batches(session)}
 
 
 def _failed_just_now(session: Session) -> dict[int, Hold]:
@@ -149,6 +156,7 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
     """All that wait as contract.md shows them, each gate's in the queue's order; those that are prepared come first."""
     moment = now()
     with context.database.read() as session:
+        begins = spans(context, session, blocked=blocked_now(session))
         return [
             {
                 "id": place.id,
@@ -159,7 +167,14 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
                 "gate": place.gate,
                 "position": place.position,
                 "waited_s": round((moment - place.filed_at).total_seconds(), 1),
+                "starts_in_s": _starts_in_s(place, begins),
                 "waiting_for": place.waiting_for,
             }
             for place in (*places_at_gate(context, session), *places_before_begin(context, session))
         ]
+
+
+def _starts_in_s(place: Place, begins: Mapping[int, Span]) -> float | None:
+    """When it is expected to begin; None for one that has begun, and where nobody can say."""
+    span = begins.get(place.id) if place.gate is Gate.PREPARE else None
+    return round(span.begin_s, 1) if span else None

@@ -1,0 +1,54 @@
+"""The queue played in advance."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haulier.planner.admission import Hold, Limits, Wish
+from haulier.planner.forecast import Running, Span, Waiting, forecast
+
+NODES = ("a", "b", "c")
+_pairs = st.tuples(st.sampled_from(NODES), st.sampled_from(NODES)).filter(lambda pair: pair[0] != pair[1])
+_limit = st.none() | st.integers(1, 3)
+
+
+def wait(number: int, source: str = "a", target: str = "b", *, takes_s: float = 10.0, held: str = "") -> Waiting:
+    return Waiting(Wish(number, source, target, blocked=Hold("batch", held) if held else None), takes_s)
+
+
+def test_one_after_the_other() -> None:
+    spans = forecast([wait(1), wait(2, takes_s=5)], [Running(0, "a", "b", 4.0)], Limits(cluster=1))
+    assert spans == {0: Span(0, 4), 1: Span(4, 14), 2: Span(14, 19)}
+
+
+def test_side_by_side_as_far_as_the_limits_go() -> None:
+    waiting = [wait(1), wait(2), wait(3, "c", "b", takes_s=1), wait(4, "c", "b")]
+    spans = forecast(waiting, [], Limits(usual_out=1))
+    assert [spans[number].begin_s for number in (1, 2, 3, 4)] == [0, 10, 0, 1]
+
+
+def test_nobody_can_say_of_one_that_is_held() -> None:
+    assert forecast([wait(1, held="paused"), wait(2)], [], Limits(cluster=1)) == {2: Span(0, 10)}
+
+
+@pytest.mark.parametrize("limits", [Limits(cluster=0), Limits(out={"a": 0}), Limits(usual_pair=0)])
+def test_nobody_can_say_when_a_pause_will_be_over(limits: Limits) -> None:
+    assert forecast([wait(1)], [Running(0, "c", "b", 4.0)], limits) == {0: Span(0, 4)}
+
+
+@given(
+    limits=st.builds(Limits, cluster=_limit, usual_out=_limit, usual_in=_limit, usual_pair=_limit),
+    drawn=st.lists(st.tuples(_pairs, st.floats(0.1, 100)), max_size=25),
+)
+def test_limits_hold_at_every_moment_of_it(limits: Limits, drawn: list[tuple[tuple[str, str], float]]) -> None:
+    waiting = [wait(number, *pair, takes_s=takes_s) for number, (pair, takes_s) in enumerate(drawn)]
+    spans = forecast(waiting, [], limits)
+    assert set(spans) == set(range(len(drawn))), "with room for one, everybody's turn comes"
+    for span in spans.values():
+        together = [n for n, other in spans.items() if other.begin_s <= span.begin_s < other.end_s]
+        assert limits.cluster is None or len(together) <= limits.cluster
+        for place, allowed in ((0, limits.usual_out), (1, limits.usual_in)):
+            nodes = [drawn[n][0][place] for n in together]
+            assert allowed is None or all(nodes.count(node) <= allowed for node in nodes)
