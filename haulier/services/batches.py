@@ -15,8 +15,8 @@ from haulier.planner.forecast import Span
 from haulier.services.admission import admit
 from haulier.services.context import Context, Unit
 from haulier.services.forecast import spans
+from haulier.services.holds import blocked_now
 from haulier.services.migrations import cancel_migration
-from haulier.services.queue import blocked_now
 from haulier.services.waiting import make_room
 from models import Batch, BatchState, Migration, MigrationState, Node, Vm
 from models.transitions import AT_WORK, OPEN_MIGRATION

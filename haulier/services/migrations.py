@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +20,10 @@ from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_TERMS, Terms, Wanted, plan_migration, terms_of, write_migration
 from haulier.services.forecast import measured_rates
 from haulier.services.gate import is_at_gate
+from haulier.services.holds import holds_of
 from haulier.services.lookup import find_migration, find_node, find_vm
 from haulier.services.moves import move_migration
-from haulier.services.queue import Place, places_at_gate, places_before_begin
+from haulier.services.queue import places_at_gate
 from haulier.services.recovery import take_up_again
 from haulier.services.steps import roll_back
 from haulier.services.transfers import Crossing
@@ -209,12 +211,11 @@ def show_migration(context: Context, migration_id: int) -> dict[str, Any]:
 
 def _held(context: Context, session: Session, rows: Iterable[Migration]) -> dict[int, dict[str, Any]]:
     """What holds those that wait, if there are any among them."""
-    found: list[Place] = []
-    if any(row.state is MigrationState.QUEUED for row in rows):
-        found += places_before_begin(context, session)
+    queued = [row.id for row in rows if row.state is MigrationState.QUEUED]
+    found = {number: asdict(hold) for number, hold in holds_of(context, session, queued).items()} if queued else {}
     if any(row.attempts and is_at_gate(row.attempts[-1]) for row in rows):
-        found += places_at_gate(context, session)
-    return {place.id: place.waiting_for for place in found}
+        found |= {place.id: place.waiting_for for place in places_at_gate(context, session)}
+    return found
 
 
 def _document(migration: Migration, held: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

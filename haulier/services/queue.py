@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import Row, Select
+from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
@@ -19,13 +19,11 @@ from haulier.services.context import Context
 from haulier.services.filing import require_priority
 from haulier.services.forecast import spans
 from haulier.services.gate import at_gate, is_at_gate, wish_at_gate
+from haulier.services.holds import ITS_TURN, blocked_now, busy_with
 from haulier.services.lookup import find_migration
 from haulier.services.room import ADMISSION, load_room
 from haulier.services.waiting import make_room
-from models import WAITS, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Operation, Vm
-from models.transitions import AT_WORK, OPEN_OPERATION
-
-_ITS_TURN = Hold("turn", "its turn has come, and it is about to begin")
+from models import Gate, Migration, MigrationState, Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def places_before_begin(context: Context, session: Session) -> list[Place]:
     blocked = blocked_now(session)
     wishes = [wish_of(row, blocked=blocked.get(row.id)) for row in rows]
     granted, held = decide(wishes, load_room(context, session, Gate.PREPARE))
-    busy = _busy(session, [wish.id for wish in granted])
+    busy = busy_with(session, [wish.id for wish in granted])
     return _places(Gate.PREPARE, rows, {**held, **busy})
 
 
@@ -73,61 +71,10 @@ def _places(gate: Gate, rows: Sequence[Row[*tuple[Any, ...]]], held: Mapping[int
     return [
         Place(
             row.migration_id, gate, row.vm, row.source, row.target, row.priority, position, row.filed_at,
-            held.get(row.id, _ITS_TURN),
+            held.get(row.id, ITS_TURN),
         )
         for position, row in enumerate(rows, start=1)
     ]  # fmt: skip
-
-
-def blocked_now(session: Session) -> dict[int, Hold]:
-    """Those that something else than a limit holds, by their numbers."""
-    return {**_failed_just_now(session), **_behind_others(session), **_in_closed_batches(session)}
-
-
-def _failed_just_now(session: Session) -> dict[int, Hold]:
-    moment, found = now(), dict[int, Hold]()
-    for migration in session.scalars(select(Migration).where(WAITS, Migration.not_before > moment)):
-        why = migration.problems[0]["message"] if migration.problems else "it failed"
-        left_s = (migration.not_before - moment).total_seconds() if migration.not_before else 0
-        found[migration.id] = Hold("delay", f"tried again in {left_s:.0f} s: {why}")
-    return found
-
-
-def _in_closed_batches(session: Session) -> dict[int, Hold]:
-    query = (
-        select(Migration.id, Batch.id.label("batch"), Batch.state)
-        .join(Batch, Batch.id == Migration.batch_id)
-        .where(WAITS, Batch.state != BatchState.OPEN)
-    )
-    return {row.id: Hold("batch", f"batch {row.batch} is {row.state}") for row in session.execute(query)}
-
-
-def _behind_others(session: Session) -> dict[int, Hold]:
-    before, vm = aliased(Migration), aliased(Vm)
-    query = (
-        select(Migration.id, vm.name)
-        .join(MigrationAfter, MigrationAfter.migration_id == Migration.id)
-        .join(before, before.id == MigrationAfter.after_id)
-        .join(vm, vm.id == before.vm_id)
-        .where(WAITS, before.state != MigrationState.DONE)
-    )
-    return {row.id: Hold("after", f"{row.name} is to be moved before") for row in session.execute(query)}
-
-
-def _busy(session: Session, ids: list[int]) -> dict[int, Hold]:
-    """What works on the VMs of those that there is room for."""
-    found = dict[int, Hold]()
-    at_work = (Migration.vm_id == Vm.id, Migration.state.in_(AT_WORK))
-    operating = (Operation.vm_id == Vm.id, Operation.state.in_(OPEN_OPERATION))
-    syncs = select(Vm.id, Vm.name, Migration.id).join(Migration, at_work[0]).where(at_work[1])
-    works = select(Vm.id, Vm.name, Operation.kind).join(Operation, operating[0]).where(operating[1])
-    rows = session.execute(select(Migration.vm_id, Migration.id).where(Migration.id.in_(ids)))
-    vms = {row.vm_id: row.id for row in rows}
-    for vm_id, name, sync in session.execute(syncs.where(Vm.id.in_(vms))):
-        found[vms[vm_id]] = Hold("vm", f"sync {sync} of {name} makes way")
-    for vm_id, name, kind in session.execute(works.where(Vm.id.in_(vms))):
-        found[vms[vm_id]] = Hold("vm", f"VM {name} is busy: {kind} is not over")
-    return found
 
 
 def set_priority(context: Context, migration_id: int, priority: int) -> dict[str, Any]:
