@@ -71,7 +71,9 @@ def submit(
     if file is not None and to != AUTO:
         raise Refused("bad_batch", "--to is for --node and --tag", "In a file each migration has its own target.")
     if file is not None:
-        form = _FORMS.get(file.suffix.lower(), file.suffix)
+        form = _FORMS.get(file.suffix.lower())
+        if form is None:
+            raise Refused("bad_batch", f"{file} does not end in .toml, .csv or .jsonl", "By that its form is known.")
         wanted = read_batch(read_text(file, what="batch", most_mib=16, hint=_FORMS_HINT), form=form)
     else:
         wanted = batch_filing.select_entries(around, node=node, tag=tag, target=to)

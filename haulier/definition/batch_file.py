@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from haulier.errors import Problem, Refused
 
 # The target that leaves the choice to Haulier.
 AUTO = "auto"
 # A file of more lines is a mistake, or is better cut into some.
-MOST_ENTRIES = 20_000
+MOST_ENTRIES = 10_000
 # Nobody reads more reasons than this at once.
 MOST_PROBLEMS = 100
+_LONGEST_NUMBER = 12
 _HEAD = re.compile(r"\s*\[\[\s*migration\s*\]\]")
 
 
@@ -39,15 +40,43 @@ class BatchEntry:
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """What a file says, without a look at what there is. `name` and `policy` only a TOML has."""
+    """What a file says, without a look at what there is. `name` and `policy` only a TOML has.
+
+    `chosen`: it is no file, but VMs that were chosen by where they are.
+    """
 
     entries: tuple[BatchEntry, ...]
     name: str | None = None
     policy: str | None = None
+    chosen: bool = False
 
 
 def _words(value: object) -> object:
+    if value is None:
+        return []
     return [word for word in re.split(r"[\s;,]+", value) if word] if isinstance(value, str) else value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, (bool, float)) or (isinstance(value, (str, int)) and len(str(value)) > _LONGEST_NUMBER):
+        raise ValueError("a whole number of a few digits is wanted")
+    return _nothing(value)
+
+
+def _moment(value: object) -> object:
+    """Numbers would be taken as seconds since 1970."""
+    if isinstance(value, (int, float)):
+        raise ValueError("a moment is wanted, such as 2026-12-01T04:00:00Z")  # noqa: TRY004 - pydantic's way
+    return _nothing(value)
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("there is a character in it that cannot be printed")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 
 
 def _nothing(value: object) -> object:
@@ -58,18 +87,18 @@ def _nothing(value: object) -> object:
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
-    vm: str = Field(min_length=1)
-    target: Annotated[str, BeforeValidator(lambda value: AUTO if _nothing(value) is None else value)] = AUTO
-    priority: Annotated[int | None, BeforeValidator(_nothing)] = None
-    after: Annotated[list[str], BeforeValidator(_words)] = []
-    deadline: Annotated[datetime | None, BeforeValidator(_nothing)] = None
+    vm: Name
+    target: Annotated[Name, BeforeValidator(lambda value: AUTO if _nothing(value) is None else value)] = AUTO
+    priority: Annotated[int | None, BeforeValidator(_number)] = None
+    after: Annotated[list[Name], BeforeValidator(_words)] = []
+    deadline: Annotated[datetime | None, BeforeValidator(_moment)] = None
 
 
 class _Head(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str | None = None
-    policy: str | None = None
+    name: Name | None = None
+    policy: Name | None = None
     migration: list[dict[str, Any]] = []
 
 
@@ -107,10 +136,10 @@ def refused(problems: list[Problem]) -> Refused:
 def _toml(text: str) -> tuple[_Head, list[tuple[int, object]]]:
     try:
         head = _Head.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise Refused("bad_batch", f"no TOML: {error}", "See docs/queue.md.") from error
     except ValidationError as error:
         raise Refused.because(tuple(_problem(None, each) for each in error.errors())) from error
+    except (ValueError, RecursionError) as error:
+        raise Refused("bad_batch", f"no TOML: {_first_line(error)}", "See docs/queue.md.") from error
     lines = [number for number, line in enumerate(text.splitlines(), start=1) if _HEAD.match(line)]
     # Written inline, they have no line of their own.
     lines += [0] * (len(head.migration) - len(lines))
@@ -118,23 +147,40 @@ def _toml(text: str) -> tuple[_Head, list[tuple[int, object]]]:
 
 
 def _csv(text: str) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(io.StringIO(text))
-    if "vm" not in (reader.fieldnames or ()):
-        hint = "The first line names the columns: vm,target,priority,after,deadline."
+    hint = "The first line names the columns: vm,target,priority,after,deadline."
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    try:
+        names = list(reader.fieldnames or ())
+        rows = list(_numbered(reader))
+    except csv.Error as error:
+        raise Refused("bad_batch", f"line {reader.line_num}: no CSV: {error}", hint) from error
+    if "vm" not in names:
         raise Refused("bad_batch", "line 1: there is no column vm", hint)
+    if len(set(names)) < len(names):
+        raise Refused("bad_batch", "line 1: a column is named twice", hint)
+    yield from rows
+
+
+def _numbered(reader: csv.DictReader[str]) -> Iterator[tuple[int, object]]:
     for row in reader:
         cells = {name: value for name, value in row.items() if name is not None}
         yield reader.line_num, cells if None not in row else {**cells, "": row[None]}
 
 
 def _json_lines(text: str, problems: list[Problem]) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Inside a JSON text there may be what `splitlines` takes for the end of a line.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
-            problems.append(Problem("bad_batch", f"line {number}: no JSON: {error}", "One object on each line."))
+        except (ValueError, RecursionError) as error:
+            words = f"line {number}: no JSON: {_first_line(error)}"
+            problems.append(Problem("bad_batch", words, "One object on each line."))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["too much"])[0]
 
 
 def _entry(line: int, row: object, problems: list[Problem]) -> BatchEntry | None:
@@ -143,10 +189,18 @@ def _entry(line: int, row: object, problems: list[Problem]) -> BatchEntry | None
     except ValidationError as error:
         problems += [_problem(line, each) for each in error.errors()]
         return None
-    deadline = found.deadline
-    if deadline is not None and deadline.tzinfo is None:
-        deadline = deadline.replace(tzinfo=UTC)
+    try:
+        deadline = _in_utc(found.deadline)
+    except OverflowError:
+        problems.append(Problem("bad_batch", at_line(line, "deadline: beyond all calendars"), "A moment to come."))
+        return None
     return BatchEntry(line, found.vm, found.target, found.priority, tuple(found.after), deadline)
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _problem(line: int | None, error: Any) -> Problem:  # noqa: ANN401 - pydantic's own form

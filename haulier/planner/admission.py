@@ -20,6 +20,8 @@ AGE_S = 60.0
 SHARE_S = 1.0
 # Who is held by a limit for longer than this gets what is free of the others kept for it.
 PATIENCE_S = 600.0
+# For so many at most, the oldest: all of them are looked at each time.
+MOST_KEPT = 32
 
 
 def rank(filed_at_s: float, *, priority: int, place: int = 0) -> float:
@@ -120,6 +122,8 @@ class Room:
         self._in: Counter[str] = Counter()
         self._pair: Counter[tuple[str, str]] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
+        self._kept_out: Counter[str] = Counter()
+        self._kept_in: Counter[str] = Counter()
         for source, target in at_work:
             self.take(source, target)
 
@@ -147,14 +151,15 @@ class Room:
                 yield Hold("node", reason)
         limits, words, pair = self._limits, self._words, (source, target)
         asked = (
-            ("cluster", self._cluster, limits.cluster, words.cluster),
-            ("out", self._out[source], limits.out_of(source), words.out),
-            ("in", self._in[target], limits.into_of(target), words.into),
-            ("pair", self._pair[pair], limits.pair.get(pair, limits.usual_pair), words.pair),
+            ("cluster", self._cluster, 0, limits.cluster, words.cluster),
+            ("out", self._out[source], self._kept_out[source], limits.out_of(source), words.out),
+            ("in", self._in[target], self._kept_in[target], limits.into_of(target), words.into),
+            ("pair", self._pair[pair], 0, limits.pair.get(pair, limits.usual_pair), words.pair),
         )
-        for limit, in_use, allowed, doing in asked:
-            if allowed is not None and in_use >= allowed:
-                yield Hold(limit, f"{in_use} {doing.format(*pair)}, {allowed} may", in_use, allowed)
+        for limit, in_use, kept, allowed, doing in asked:
+            if allowed is not None and in_use + kept >= allowed:
+                rest = f", {kept} is kept for who waits for long" if in_use < allowed else ""
+                yield Hold(limit, f"{in_use} {doing.format(*pair)}, {allowed} may{rest}", in_use, allowed)
 
     def keep_for(self, wish: Wish, hold: Hold) -> None:
         """Keep for one that is held at one node what is free at the other, so that two nodes that are never free at
@@ -162,11 +167,12 @@ class Room:
 
         The cluster's limit and a pair's need no such care: what ends frees them together with a node's.
         """
-        other = {"out": (self._in, wish.target), "in": (self._out, wish.source)}.get(hold.limit)
+        other = {"out": (self._kept_in, wish.target), "in": (self._kept_out, wish.source)}.get(hold.limit)
         place = (hold.limit, wish.source if hold.limit == "out" else wish.target)
-        if other is not None and self._kept[place] < (hold.allowed or 0):
-            in_use, node = other
-            in_use[node] += 1
+        few = self._kept[place] < (hold.allowed or 0) and self._kept.total() < MOST_KEPT
+        if other is not None and few:
+            kept, node = other
+            kept[node] += 1
             self._kept[place] += 1
 
     @property
@@ -176,11 +182,11 @@ class Room:
 
     def full_sources(self) -> list[str]:
         """The nodes that nothing more can leave, of those with something at work or a limit of their own."""
-        return [*self._closed.sources, *_full(self._out, self._limits.out, self._limits.usual_out)]
+        return [*self._closed.sources, *_full(self._out + self._kept_out, self._limits.out, self._limits.usual_out)]
 
     def full_targets(self) -> list[str]:
         """The nodes that nothing more can reach, of the same."""
-        return [*self._closed.targets, *_full(self._in, self._limits.into, self._limits.usual_in)]
+        return [*self._closed.targets, *_full(self._in + self._kept_in, self._limits.into, self._limits.usual_in)]
 
     def full_pairs(self) -> list[tuple[str, str]]:
         """The pairs between which nothing more can go, of the same."""

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 
-from haulier.definition.batch_file import AUTO, MOST_PROBLEMS, BatchEntry, at_line
+from haulier.definition.batch_file import AUTO, BatchEntry, at_line
 from haulier.errors import Problem, Refused
 
 MOST_PRIORITY = 1_000_000
+# To find the name that was meant takes a while among thousands.
+_MOST_SEARCHES = 20
 _USUAL_POLICY = "all_or_nothing_checks"
 
 
@@ -53,7 +55,7 @@ def check_batch(entries: Sequence[BatchEntry], known: Known) -> list[Problem]:
     problems = list[Problem]()
     for entry in entries:
         # A name that is like another one takes long to find, and nobody reads so many.
-        problems += _entry_problems(entry, known, first, search=len(problems) < MOST_PROBLEMS)
+        problems += _entry_problems(entry, known, first, search=len(problems) < _MOST_SEARCHES)
         first.setdefault(entry.vm, entry.line)
     for entry in entries:
         problems += _after_problems(entry, first)
@@ -65,7 +67,8 @@ def _entry_problems(entry: BatchEntry, known: Known, first: Mapping[str, int], *
         return Problem(code, at_line(entry.line, words), hint)
 
     if entry.vm in first:
-        yield problem("vm_twice", f"VM {entry.vm} stands on line {first[entry.vm]} already", "Once is enough.")
+        there = f"stands on line {first[entry.vm]} already" if first[entry.vm] else "is there twice"
+        yield problem("vm_twice", f"VM {entry.vm} {there}", "Once is enough.")
     if entry.vm not in known.vms:
         hint = _near(entry.vm, known.vms if search else (), "haulier vm list")
         yield problem("unknown_vm", f"there is no VM called {entry.vm}", hint)
@@ -94,7 +97,8 @@ def _cycles(entries: Sequence[BatchEntry]) -> Iterator[Problem]:
         # Each stands after the next.
         circle: list[str] = error.args[1]
         line = next((entry.line for entry in entries if entry.vm in circle), 0)
-        yield Problem("after_cycle", at_line(line, f"these wait for each other: {' → '.join(circle)}"), "Cut it.")
+        names = " → ".join(circle if len(circle) <= _MOST_SEARCHES else [*circle[:_MOST_SEARCHES], "…"])
+        yield Problem("after_cycle", at_line(line, f"these wait for each other: {names}"), "Cut it.")
 
 
 def _near(name: str, there: Iterable[str], command: str) -> str:

@@ -10,12 +10,11 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
-from haulier.errors import Problem
-from haulier.planner.admission import PATIENCE_S, Hold, Room, Wish, decide
+from haulier.planner.admission import MOST_KEPT, PATIENCE_S, Hold, Room, Wish, decide
 from haulier.planner.refusals import PASSING, STARTED, refuse_filing
 from haulier.services.chain import release, start_attempt
 from haulier.services.context import Context, Unit
@@ -23,14 +22,13 @@ from haulier.services.filing import plan_migration, terms_of
 from haulier.services.gate import let_through
 from haulier.services.moves import move_migration, remember
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
+from haulier.services.settling import settle
 from haulier.services.transfers import file_transfers
 from haulier.services.way import ask_to_make_way
 from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
 
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
-# So many of the oldest are looked at even if their nodes are full, because room may be kept for them.
-_OLDEST = 32
 _PORTION = 64
 
 
@@ -66,8 +64,7 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
     """In one transaction. `passed` are those that something about their own VM holds. Says whether to look again."""
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
-        _settle_batches(unit)
-        begun, again = 0, False
+        begun, again = 0, settle(unit)
         for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
             match _begin(context, unit, wish):
                 case _Found.ROOM:
@@ -82,47 +79,12 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
         return again
 
 
-def _settle_batches(unit: Unit) -> None:
-    """Batches with too many failures stop, and what comes after something that failed is refused."""
-    failed = (
-        select(func.count())
-        .where(
-            Migration.batch_id == Batch.id,
-            Migration.state.in_((MigrationState.UNDONE, MigrationState.REFUSED)),
-        )
-        .scalar_subquery()
-    )
-    open_ = (Batch.state == BatchState.OPEN, Batch.stop_after.is_not(None))
-    for batch in unit.session.scalars(select(Batch).where(*open_, failed - Batch.forgiven >= Batch.stop_after)):
-        batch.state = BatchState.STOPPED
-        unit.note("batch.stopped", batch=batch.id, stop_after=batch.stop_after)
-    while behind := _behind_failed(unit.session):
-        for migration, name in behind.items():
-            words = f"{name}, which was to be moved before, was not"
-            remember(migration, (Problem("after_failed", words, "haulier migration retry, for both."),))
-            move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
-        unit.session.flush()
-
-
-def _behind_failed(session: Session) -> dict[Migration, str]:
-    """Those that wait for one that has ended and is not done, with its name."""
-    before, vm = aliased(Migration), aliased(Vm)
-    ended = (MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)
-    query = (
-        select(Migration, vm.name)
-        .join(MigrationAfter, MigrationAfter.migration_id == Migration.id)
-        .join(before, before.id == MigrationAfter.after_id)
-        .join(vm, vm.id == before.vm_id)
-        .where(WAITS, before.state.in_(ended))
-    )
-    return {row[0]: row[1] for row in session.execute(query)}
-
-
 def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
     """Those that there is room for: the oldest first, then portions without the nodes that are full by then."""
     if room.is_full:
         return
-    portion, query = _OLDEST, waiting(but=passed).where(*_may_begin())
+    # The oldest even if their nodes are full, because room may be kept for them.
+    portion, query = MOST_KEPT, waiting(but=passed).where(*_may_begin())
     while rows := session.execute(query.limit(portion)).all():
         yield from decide([wish_of(row) for row in rows], room)[0]
         if room.is_full or len(rows) < portion:
@@ -189,13 +151,9 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
     session = unit.session
     vm_id = session.scalar(select(Migration.vm_id).where(Migration.id == wish.id))
     # In the order of those who file.
-    vm = session.get_one(Vm, vm_id, with_for_update=True)
-    migration = session.get_one(Migration, wish.id, with_for_update=True)
+    vm = session.get_one(Vm, vm_id, with_for_update=True, populate_existing=True)
+    migration = session.get_one(Migration, wish.id, with_for_update=True, populate_existing=True)
     if migration.state is not MigrationState.QUEUED:
-        return _Found.CHANGED
-    if vm.node_id not in (migration.source_id, migration.target_id):
-        # It was recovered elsewhere while it waited, and is held by the limits of that node.
-        migration.source_id = vm.node_id
         return _Found.CHANGED
     if migration.batch_id is not None:
         # It may have been started or stopped since.
@@ -203,6 +161,7 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
     plan = plan_migration(context, session, vm, migration.target, terms_of(migration), but=migration.id)
     problems = refuse_filing(plan.facts)
     if lasting := tuple(problem for problem in problems if problem.code not in PASSING):
+        migration.problems = []
         remember(migration, lasting)
         move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
         return _Found.CHANGED

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +25,7 @@ from haulier.services.batches import show_batch
 from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_PRIORITY, Terms, Wanted, plan_migration, values_of
 from haulier.services.hosts import hosts_now, ram_bytes_of, storages_of
+from haulier.services.lookup import find_node
 from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, Vm
 
 # Of many, some meet what passes by itself.
@@ -55,6 +58,8 @@ def submit(
     Everything is checked first. Raises Refused with all that is wrong, each with its line; nothing is filed then.
     """
     chosen = read_policy(policy or file.policy)
+    if key is not None and not key.strip():
+        raise Refused("bad_batch", "an empty key is none", "Leave --key out, or give it a word.")
     key = key or _key_of(file)
     if (there := _find_by_key(context, key)) is not None:
         return {**show_batch(context, there), "again": True}
@@ -68,6 +73,8 @@ def submit(
     except IntegrityError as error:
         if (there := _find_by_key(context, key)) is not None:
             return {**show_batch(context, there), "again": True}
+        if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
+            raise
         words = "a migration of one of these VMs was filed in this moment"
         raise Refused("migration_open", words, "haulier queue; then submit it again.") from error
     admit(context)
@@ -75,9 +82,14 @@ def submit(
 
 
 def _key_of(file: BatchFile) -> str:
-    """What the entries say, whatever the form of the file."""
-    said = [(each.vm, each.target, each.priority, each.after, each.deadline) for each in file.entries]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+    """What the entries say, whatever the form of the file. VMs that were chosen are others the next time."""
+    if file.chosen:
+        return uuid.uuid4().hex
+    said = [
+        (each.vm, each.target, each.priority, each.after, each.deadline and each.deadline.isoformat())
+        for each in file.entries
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _find_by_key(context: Context, key: str) -> int | None:
@@ -110,11 +122,13 @@ def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, the
     if target == AUTO:
         host = choose_host(there.hosts, source=vm.node.name, ram_bytes=ram_bytes_of(vm), storages=storages_of(vm))
         if host is None:
-            others = [name for name in nodes if name != vm.node.name]
             words = f"no node has all storages of VM {vm.name} and room for its RAM"
-            # Any will do for the record of what was refused.
             problem = Problem("no_target", words, "Name one, or look at `haulier node list`.")
-            return _Planned(entry, Wanted(vm, nodes[others[0]] if others else vm.node, terms), (problem,))
+            others = [name for name in nodes if name != vm.node.name]
+            if not others:
+                raise Refused.because((replace(problem, message=at_line(entry.line, words)),))
+            # Any will do for the record of what was refused.
+            return _Planned(entry, Wanted(vm, nodes[others[0]], terms), (problem,))
         target = host.name
     plan = plan_migration(context, session, vm, nodes[target], terms)
     problems = tuple(problem for problem in refuse_filing(plan.facts) if problem.code not in PASSING)
@@ -176,6 +190,8 @@ def _event(planned: _Planned, migration_id: int, moment: datetime) -> dict[str, 
 def select_entries(context: Context, *, node: str | None, tag: str | None, target: str) -> BatchFile:
     """The batch of all VMs that are on a node and have a tag, as far as these are given."""
     with context.database.read() as session:
+        if node is not None:
+            find_node(session, node)
         vms = session.scalars(select(Vm).order_by(Vm.name)).all()
         chosen = [
             vm.name
@@ -184,4 +200,4 @@ def select_entries(context: Context, *, node: str | None, tag: str | None, targe
         ]
     if not chosen:
         raise Refused("batch_empty", "no VM is chosen by that", "haulier vm list")
-    return BatchFile(tuple(BatchEntry(0, name, target, None, (), None) for name in chosen))
+    return BatchFile(tuple(BatchEntry(0, name, target, None, (), None) for name in chosen), chosen=True)

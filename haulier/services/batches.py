@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -17,8 +17,10 @@ from haulier.services.context import Context, Unit
 from haulier.services.forecast import spans
 from haulier.services.holds import blocked_now
 from haulier.services.migrations import cancel_migration
+from haulier.services.room import ADMISSION
+from haulier.services.settling import failures
 from haulier.services.waiting import make_room
-from models import Batch, BatchState, Migration, MigrationState, Node, Vm
+from models import Batch, BatchState, Event, Migration, MigrationState, Node, Vm
 from models.transitions import AT_WORK, OPEN_MIGRATION
 
 
@@ -34,7 +36,7 @@ def list_batches(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
     """The newest batches with their counts, as contract.md shows them, without their migrations."""
     with context.database.read() as session:
         rows = session.scalars(select(Batch).order_by(Batch.id.desc()).limit(limit)).all()
-        return [_document(session, batch) for batch in rows]
+        return [{**_document(session, batch), "eta_s": None} for batch in rows]
 
 
 def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
@@ -120,45 +122,60 @@ def resume(context: Context, batch_id: int) -> dict[str, Any]:
 def _change(context: Context, batch_id: int, state: BatchState) -> dict[str, Any]:
     with context.unit() as unit:
         batch = _lock(unit, batch_id)
-        if batch.state is BatchState.CANCELLED:
-            raise Refused("batch_over", f"batch {batch_id} was cancelled", "Submit it again, with another --key.")
+        if batch.state is BatchState.CANCELLED or _is_over(_counts(unit.session, batch)):
+            raise Refused("batch_over", f"batch {batch_id} is over", "Submit it again, with another --key.")
         if batch.state is not state:
             batch.state = state
-            counts = _counts(unit.session, batch)
-            batch.forgiven = failures_in(counts) if state is BatchState.OPEN else batch.forgiven
+            if state is BatchState.OPEN:
+                batch.forgiven = unit.session.scalar(select(failures()).where(Batch.id == batch.id)) or 0
             unit.note(f"batch.{state}", batch=batch.id)
+        unit.session.flush()
         make_room(unit)
     return show_batch(context, batch_id)
 
 
-def failures_in(counts: dict[str, int]) -> int:
-    """How many have failed, by the states that people are shown."""
-    return counts.get("undone", 0) + counts.get("refused", 0)
-
-
 def _lock(unit: Unit, batch_id: int) -> Batch:
+    """The batch, with nobody else deciding who begins until the end of the transaction."""
     find_batch(unit.session, batch_id)
+    unit.context.database.exclude_others(unit.session, ADMISSION)
     return unit.session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
 
 
 def cancel(context: Context, batch_id: int, *, undo: bool) -> dict[str, Any]:
-    """End what waits; what is at work finishes, or with `undo` is undone where that can be. Safe to call twice."""
+    """End what waits; what is at work finishes, or with `undo` is undone where that can be. Safe to call twice.
+
+    Raises Refused for one that is over.
+    """
     with context.unit() as unit:
         batch = _lock(unit, batch_id)
-        batch.state = BatchState.CANCELLED
-        waits = (Migration.batch_id == batch_id, Migration.state == MigrationState.QUEUED)
-        ids = list(unit.session.scalars(select(Migration.id).where(*waits)))
-        moment = now()
-        ended = update(Migration).where(*waits).values(state=MigrationState.CANCELLED, finished_at=moment)
-        unit.session.execute(ended)
-        unit.note("batch.cancelled", batch=batch_id, waiting=len(ids))
-        for migration_id in ids:
-            unit.ring(f"migration.{migration_id}")
+        if batch.state is not BatchState.CANCELLED:
+            if _is_over(_counts(unit.session, batch)):
+                raise Refused("batch_over", f"batch {batch_id} is over", "There is nothing to cancel.")
+            batch.state = BatchState.CANCELLED
+            unit.note("batch.cancelled", batch=batch_id)
+        _end_waiting(unit, batch_id)
         at_work = (Migration.batch_id == batch_id, Migration.state.in_(OPEN_MIGRATION))
         left = list(unit.session.scalars(select(Migration.id).where(*at_work))) if undo else []
     for migration_id in left:
         _undo(context, migration_id)
     return show_batch(context, batch_id)
+
+
+def _end_waiting(unit: Unit, batch_id: int) -> None:
+    """In few statements, however many there are: whoever commits a hand-over waits for it."""
+    moment, waits = now(), (Migration.batch_id == batch_id, Migration.state == MigrationState.QUEUED)
+    query = select(Migration.id, Vm.name).join(Vm, Vm.id == Migration.vm_id).where(*waits)
+    ended = [(row[0], row[1]) for row in unit.session.execute(query)]
+    if not ended:
+        return
+    change = update(Migration).where(*waits).values(state=MigrationState.CANCELLED, finished_at=moment)
+    unit.session.execute(change.execution_options(synchronize_session=False))
+    told: list[dict[str, Any]] = [
+        {"at": moment, "kind": "migration.cancelled", "vm": vm, "node": None, "migration": number, "data": {}}
+        for number, vm in ended
+    ]
+    unit.session.execute(insert(Event), told)
+    unit.ring("events", *(f"migration.{number}" for number, _ in ended))
 
 
 def _undo(context: Context, migration_id: int) -> None:

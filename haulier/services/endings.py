@@ -13,7 +13,7 @@ from haulier.planner.placement import choose_host
 from haulier.services.context import Unit
 from haulier.services.hosts import hosts_now, ram_bytes_of, storages_of
 from haulier.services.moves import move_migration
-from models import Attempt, Migration, MigrationState, Node
+from models import Attempt, BatchState, Migration, MigrationState, Node, NodeState
 
 
 def end_failed(unit: Unit, attempt: Attempt, to: MigrationState) -> None:
@@ -26,8 +26,7 @@ def end_failed(unit: Unit, attempt: Attempt, to: MigrationState) -> None:
     attempt.finished_at = now()
     attempt.problem = migration.problems[0] if migration.problems else None
     at_fault = class_of(attempt.problem["code"]) if attempt.problem else FailureClass.LASTING
-    left = attempt.number < migration.tries and to is not MigrationState.CANCELLED
-    if not left or at_fault is FailureClass.LASTING or migration.replication_id is not None:
+    if at_fault is FailureClass.LASTING or not _has_tries_left(migration, attempt):
         move_migration(unit, migration, to, finished_at=now())
         return
     chance = random.random()  # noqa: S311 - of no secret
@@ -35,6 +34,14 @@ def end_failed(unit: Unit, attempt: Attempt, to: MigrationState) -> None:
     if at_fault is FailureClass.TARGET and migration.target_auto:
         _choose_another(unit, migration)
     move_migration(unit, migration, MigrationState.QUEUED, not_before=now() + timedelta(seconds=wait_s))
+
+
+def _has_tries_left(migration: Migration, attempt: Attempt) -> bool:
+    """Somebody who gave it up, or the batch, or the host that its VM was on, wants no other try."""
+    given_up = migration.cancel_asked or (migration.batch is not None and migration.batch.state is BatchState.CANCELLED)
+    source_lost = migration.source.state is NodeState.LOST
+    sync = migration.replication_id is not None
+    return attempt.number < migration.tries and not (given_up or source_lost or sync)
 
 
 def _choose_another(unit: Unit, migration: Migration) -> None:

@@ -88,8 +88,7 @@ def _lost(node: Node) -> Problem:
 
 def _give_up_side(unit: Unit, migration: Migration, node: Node) -> None:
     """What its side of a migration would still do is not waited for."""
-    attempt = migration.attempts[-1]
-    unit.session.get_one(Attempt, attempt.id, with_for_update=True)
+    attempt = unit.session.get_one(Attempt, migration.attempts[-1].id, with_for_update=True, populate_existing=True)
     side = Side.SOURCE if migration.source_id == node.id else Side.TARGET
     if migration.state is MigrationState.HANDED_OVER and side is Side.TARGET and migration.replication_id is None:
         # The source still has the volumes as they were in the pause, which no replica can be newer than.

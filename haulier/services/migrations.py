@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -136,20 +136,38 @@ def cancel_migration(context: Context, migration_id: int) -> dict[str, Any]:
     """
     with context.unit() as unit:
         migration = find_migration(unit.session, migration_id)
+        # Locked in the order of everybody who decides about an attempt, and read as it is then.
+        attempt = _lock_newest(unit.session, migration_id)
+        unit.session.refresh(migration)
         if migration.state in (MigrationState.HANDED_OVER, MigrationState.DONE):
             raise Refused(
                 "cancel_too_late", f"VM {migration.vm.name} is on {migration.target.name} already", "Migrate it back."
             )
-        if migration.state not in (MigrationState.QUEUED, MigrationState.RUNNING):
+        if not _can_be_cancelled(migration, attempt):
             raise Refused(
                 "migration_over", f"migration {migration_id} is {migration.state}", "There is nothing to undo."
             )
-        if not _end_or_ask(unit, migration):
+        if not _end_or_ask(unit, migration, attempt):
             raise Refused("cancel_too_late", f"migration {migration_id} has just gone on", "Look where the VM is now.")
     return show_migration(context, migration_id)
 
 
-def _end_or_ask(unit: Unit, migration: Migration) -> bool:
+def _lock_newest(session: Session, migration_id: int) -> Attempt | None:
+    newest = select(func.max(Attempt.id)).where(Attempt.migration_id == migration_id)
+    attempt_id = session.scalar(newest)
+    if attempt_id is None:
+        return None
+    return session.get_one(Attempt, attempt_id, with_for_update=True, populate_existing=True)
+
+
+def _can_be_cancelled(migration: Migration, attempt: Attempt | None) -> bool:
+    """One that is being undone would be tried again, if it has tries left."""
+    tried_again = attempt is not None and attempt.number < migration.tries
+    states = (MigrationState.QUEUED, MigrationState.RUNNING)
+    return migration.state in states or (migration.state is MigrationState.ROLLING_BACK and tried_again)
+
+
+def _end_or_ask(unit: Unit, migration: Migration, attempt: Attempt | None) -> bool:
     """By compare-and-set: False if it has gone on since it was read."""
     if migration.state is MigrationState.QUEUED:
         return move_migration(unit, migration, MigrationState.CANCELLED, finished_at=now())
@@ -160,8 +178,7 @@ def _end_or_ask(unit: Unit, migration: Migration) -> bool:
         .execution_options(synchronize_session="fetch")
     )
     unit.note("migration.cancel_asked", vm=migration.vm.name, migration=migration.id)
-    attempt = unit.session.get_one(Attempt, migration.attempts[-1].id, with_for_update=True)
-    if is_at_gate(attempt):
+    if attempt is not None and is_at_gate(attempt):
         # Nobody works at it who would notice.
         roll_back(unit, migration, attempt)
     return asked.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # an UPDATE's result has it
@@ -273,7 +290,8 @@ def _shown_state(migration: Migration) -> str:
 
 
 def _phase(step: Step, migration: Migration) -> dict[str, Any]:
-    names = {"source": migration.source.name, "target": migration.target.name, "control": None}
+    target = step.attempt.target or migration.target
+    names = {"source": migration.source.name, "target": target.name, "control": None}
     return {
         "name": step.phase,
         "state": step.state,

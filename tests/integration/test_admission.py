@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import HaulierError
-from haulier.services import chain, migrations
+from haulier.services import batch_filing, batches, chain, migrations
 from haulier.services.admission import admit
 from haulier.services.limits import LimitChange, set_limits
-from models import IS_AT_WORK, Database, LimitScope, Migration, Step, StepState
-from tests.unit.services.world import LEASE_S, World, between, neighbour, open_world
+from models import IS_AT_WORK, Database, Gate, LimitScope, Migration, Phase, Step, StepState
+from tests.unit.services.world import DIGEST, LEASE_S, World, between, neighbour, open_world
 
 ALLOWED, VMS = 3, 12
 
@@ -125,3 +126,86 @@ def test_cancelled_in_the_moment_in_which_its_turn_comes(postgres_url: str, tmp_
             admit(world.context)
         assert isinstance(theirs.exception(), HaulierError)
         assert world.state() == "running"
+
+
+@pytest.fixture
+def on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[World]:
+    """For moments that SQLite cannot have; one VM, and nobody's RAM may be moved."""
+    with open_world(Database(postgres_url), tmp_path) as world:
+        world.populate()
+        world.add_vm()
+        set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), 0, Gate.MOVE)])
+        yield world
+
+
+@pytest.mark.parametrize("statement", ["SELECT attempt.", "UPDATE migration"])
+def test_cancelled_in_the_moment_in_which_it_comes_to_the_gate(on_postgres: World, statement: str) -> None:
+    """Before the canceller has the attempt, and when it has: nobody works at one at the gate who would notice."""
+    world = on_postgres
+    world.file()
+    held = world.go(Phase.MIRROR_DISKS)
+    with (
+        neighbour(world) as other,
+        between(world, statement, lambda: chain.complete(other.context, held, notes={})) as theirs,
+    ):
+        migrations.cancel_migration(world.context, 1)
+    theirs.result()
+    assert world.state() == "rolling_back"
+    assert "u" in world.picture()
+
+
+def test_cancel_that_was_not_carried_out_is_found_at_the_gate(on_postgres: World) -> None:
+    on_postgres.file()
+    on_postgres.complete(on_postgres.go(Phase.MIRROR_DISKS))
+    on_postgres.change(Migration, cancel_asked=True)
+    on_postgres.sweep()
+    assert on_postgres.state() == "rolling_back"
+
+
+@pytest.mark.parametrize("statement", ["SELECT attempt.", "UPDATE migration"])
+def test_cancel_and_hand_over_wait_for_each_other_in_one_order(on_postgres: World, statement: str) -> None:
+    """The guest stands still in this moment: a deadlock would be told after a second, to either of them."""
+    world = on_postgres
+    set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), None, Gate.MOVE)])
+    world.file()
+    _move, hand = world.switch_over()
+    with neighbour(world) as other:
+        change = other.hand_over(hand)
+        with between(world, statement, lambda: change.commit(DIGEST)) as theirs:
+            try:
+                migrations.cancel_migration(world.context, 1)
+                cancelled = True
+            except HaulierError as error:
+                assert error.code == "cancel_too_late"
+                cancelled = False
+        assert theirs.result() is not cancelled
+
+
+def test_batch_is_paused_while_somebody_decides(on_postgres: World) -> None:
+    """What is told as waiting does wait."""
+    world = on_postgres
+    allow(world, 0)
+    batch_filing.submit(world.context, BatchFile((BatchEntry(1, "web", "beta", None, (), None),)))
+    allow(world, 1)
+    with neighbour(world) as other, between(world, "SELECT vm.", lambda: batches.pause(other.context, 1)) as theirs:
+        admit(world.context)
+    assert theirs.result()["counts"] == {"running": 1} == batches.show_batch(world.context, 1)["counts"]
+
+
+def test_batch_is_cancelled_while_some_of_it_begin(on_postgres: World) -> None:
+    """The two take the rows in different orders, and so one after the other."""
+    world = on_postgres
+    allow(world, 0)
+    names = [f"vm{number}" for number in range(4)]
+    for name in names:
+        world.add_vm(name)
+    # The last of the file goes first.
+    entries = (BatchEntry(1, name, "beta", number, (), None) for number, name in enumerate(names))
+    batch_filing.submit(world.context, BatchFile(tuple(entries)))
+    allow(world, 4)
+    with neighbour(world) as other:
+        with between(
+            world, "UPDATE migration", lambda: batches.cancel(other.context, 1, undo=False), parameter="running"
+        ) as theirs:
+            admit(world.context)
+        assert theirs.result()["counts"] == {"running": 4}

@@ -71,6 +71,18 @@ WRONG = [
     ("jsonl", "3", "line 1"),
     ("jsonl", '{"vm": "a", "deadline": "soon"}', "line 1: deadline"),
     ("jsonl", '{"vm": "a"}\n{"vm": 3}', "line 2: vm"),
+    ("jsonl", "[" * 100_000, "line 1: no JSON"),
+    ("jsonl", '{"vm": "a", "priority": true}', "line 1: priority"),
+    ("jsonl", '{"vm": "a", "priority": 1.5}', "line 1: priority"),
+    ("jsonl", '{"vm": "a", "priority": 1' + "0" * 400 + "}", "line 1: priority"),
+    ("jsonl", '{"vm": "a", "deadline": 1900000000}', "line 1: deadline"),
+    ("jsonl", '{"vm": "a", "deadline": "9999-12-31T23:59:59-12:00"}', "line 1: deadline: beyond"),
+    ("jsonl", '{"vm": "a\\u0000b"}', "line 1: vm"),
+    ("csv", "vm\n" + "a" * 200_000, "no CSV"),
+    ("csv", "vm,vm\na,b\n", "line 1: a column is named twice"),
+    ("toml", "a = 1" + "0" * 5000, "no TOML"),
+    ("toml", "a = " + "[" * 5000, "no TOML"),
+    ("toml", 'name = "a\\u0000b"\n[[migration]]\nvm = "a"', "name"),
     ("xml", "<a/>", "'xml' is no form"),
 ]
 
@@ -94,3 +106,10 @@ def test_too_many_lines() -> None:
     with pytest.raises(Refused) as caught:
         read_batch("vm\n" + "web\n" * (MOST_ENTRIES + 1), form="csv")
     assert caught.value.code == "batch_too_long"
+
+
+def test_what_is_not_said_is_the_usual() -> None:
+    csv, jsonl = "vm,target,after\nweb\n", '{"vm": "web", "after": null, "priority": null}'
+    for form, text in (("csv", csv), ("jsonl", jsonl)):
+        (entry,) = read_batch(text, form=form).entries
+        assert (entry.target, entry.priority, entry.after) == ("auto", None, ())

@@ -136,6 +136,15 @@ def test_two_nodes_that_are_never_free_together_hold_nobody_for_ever() -> None:
     assert _turns(overdue=True) is not None
 
 
+def test_what_is_kept_is_not_told_as_in_use() -> None:
+    room = Room(Limits(usual_out=1, into={"b": 1, "c": 1}), [("x", "b")])
+    decide([Wish(1, "a", "b", overdue=True)], room)
+    hold = room.hold("a", "c")
+    assert hold is not None
+    assert (hold.limit, hold.in_use, hold.text) == ("out", 0, "0 leave a, 1 may, 1 is kept for who waits for long")
+    assert set(room.full_sources()) == {"x", "a"}
+
+
 def test_no_more_is_kept_than_the_limit_lets_through() -> None:
     """Five that wait for b from five nodes: two of the nodes are kept, the others are not."""
     overdue = [Wish(number, f"n{number}", "b", overdue=True) for number in range(5)]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from haulier.definition.batch_file import MOST_PROBLEMS, BatchEntry
+from haulier.definition.batch_file import BatchEntry
 from haulier.errors import Refused
 from haulier.planner.batches import Known, Policy, check_batch, read_policy
 from haulier.planner.placement import Host, choose_host
@@ -68,7 +68,7 @@ def test_thousands_of_unknown_names_are_told_in_no_time() -> None:
     known = Known({f"vm{number}": "alpha" for number in range(5000)}, KNOWN.nodes, NOW)
     problems = check_batch([entry(number, f"wm{number}") for number in range(5000)], known)
     assert len(problems) == 5000
-    assert [problem.hint.startswith("Did you mean") for problem in problems].count(True) == MOST_PROBLEMS
+    assert [problem.hint.startswith("Did you mean") for problem in problems].count(True) == 20
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from haulier.services.admission import admit
 from haulier.services.context import CONTROL_QUEUE, Message
 from haulier.services.filing import Terms
 from haulier.services.limits import LimitChange, set_limits, show_limits
+from haulier.services.lost_nodes import declare_lost
 from haulier.services.nodes import NodeChange, change_node, register_node, show_node
 from haulier.services.operations import end_operation, file_operation, take_operation
 from haulier.services.queue import list_queue, set_priority
@@ -373,6 +374,29 @@ def test_vm_that_was_recovered_elsewhere(world: World) -> None:
     assert (world.state(), world.migration().epoch) == ("running", 4)
     assert {transfer.source_storage for transfer in world.view().transfers} == {"local"}
     assert world.view().source.name == "gamma"
+
+
+@pytest.mark.parametrize("on", ["alpha", "beta", "gamma"])
+def test_source_is_lost_while_it_waits(world: World, on: str) -> None:
+    """The VM is lost with it, was recovered on its target, or on a third node, from where it goes on."""
+    add_node(world, "gamma")
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, "web")
+    limit(world, LimitScope.CLUSTER, allowed=None)
+    world.silence("alpha")
+    declare_lost(world.context, "alpha", is_off=True)
+    if on != "alpha":
+        with world.context.database.write() as session:
+            vm = session.scalars(select(Vm)).one()
+            vm.node, vm.state = session.scalars(select(Node).where(Node.name == on)).one(), VmState.RUNNING
+            for volume in vm.volumes:
+                volume.storage = vm.node.storages[0]
+    admit(world.context)
+    document = migrations.show_migration(world.context, 1)
+    code = {"alpha": "node_lost", "beta": "already_there", "gamma": None}[on]
+    assert (document["state"], document["error"] and document["error"]["code"]) == (
+        "refused" if code else "running", code,
+    )  # fmt: skip
 
 
 def test_vm_that_came_there_by_itself(world: World) -> None:

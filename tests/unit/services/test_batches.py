@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from haulier.clock import now
-from haulier.definition.batch_file import BatchEntry, BatchFile
+from haulier.definition.batch_file import BatchEntry, BatchFile, read_batch
 from haulier.errors import HaulierError, Refused
 from haulier.services import batch_filing, batches, migrations
 from haulier.services.admission import admit
@@ -97,6 +101,33 @@ def test_same_batch_twice_at_one_moment_is_one(world: World) -> None:
         submit(world, "web")
     assert theirs.result()["id"] == 1
     assert (world.count(Batch), world.count(Migration)) == (1, 1)
+
+
+def test_same_moment_in_another_zone_is_the_same_batch(world: World) -> None:
+    texts = ("2027-01-01T04:00:00Z", "2027-01-01T05:00:00+01:00", "2027-01-01T04:00:00")
+    files = [read_batch(f'{{"vm": "web", "target": "beta", "deadline": "{text}"}}', form="jsonl") for text in texts]
+    assert [batch_filing.submit(world.context, file)["id"] for file in files] == [1, 1, 1]
+
+
+def test_vms_that_are_chosen_again_are_another_batch(world: World) -> None:
+    chosen = batch_filing.select_entries(world.context, node="alpha", tag=None, target="beta")
+    first = batch_filing.submit(world.context, chosen)
+    batches.cancel(world.context, int(first["id"]), undo=False)
+    assert batch_filing.submit(world.context, chosen)["id"] == 2
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_empty_key(world: World, key: str) -> None:
+    assert refusals(world, file_of("web"), key=key)[0][0] == "bad_batch"
+
+
+def test_only_node_there_is(world: World) -> None:
+    with world.context.database.write() as session:
+        alpha, beta = session.scalars(select(Node).order_by(Node.name))
+        session.delete(beta.storages[0])
+        session.delete(beta)
+    assert refusals(world, file_of("web", target="auto", policy="go_on"))[0][0] == "no_target"
+    del alpha
 
 
 def test_key_of_ones_own(world: World) -> None:
@@ -191,9 +222,10 @@ def test_selectors(world: World) -> None:
 
     assert chosen("alpha", None) == ["ci", "db", "log", "mail", "web"]
     assert chosen(None, "rack7") == chosen("alpha", "rack7") == ["ci", "db"]
-    with pytest.raises(HaulierError) as caught:
-        chosen("beta", "rack7")
-    assert caught.value.code == "batch_empty"
+    for node, code in (("beta", "batch_empty"), ("nope", "unknown_node")):
+        with pytest.raises(HaulierError) as caught:
+            chosen(node, "rack7")
+        assert caught.value.code == code
 
 
 # -- order and failures -----------------------------------------------------------------------------------------------
@@ -239,6 +271,46 @@ def test_too_many_failures_stop_it(world: World) -> None:
     assert world.kinds("batch.") == ["submitted", "stopped", "open"]
 
 
+def test_what_comes_after_a_failure_is_no_failure_of_its_own(world: World) -> None:
+    room(world, 1)
+    submit(world, "web", "db", "ci", "log", policy="stop_after: 2", db=("web",), ci=("web",))
+    end(world, "web", well=False)
+    assert states(world) == {"web": "undone", "db": "refused", "ci": "refused", "log": "running"}
+    assert batches.show_batch(world.context, 1)["state"] == "open"
+
+
+def test_long_chain_is_refused_some_at_a_time(world: World) -> None:
+    names = [f"n{number}" for number in range(60)]
+    for name in names:
+        world.add_vm(name)
+    submit(world, *names, **{name: (before,) for before, name in itertools.pairwise(names)})
+    migrations.cancel_migration(world.context, 1)
+    with refused_a_commit(world) as ended:
+        admit(world.context)
+    assert (sum(ended), max(ended)) == (59, 25)
+    assert set(states(world).values()) == {"cancelled", "refused"}
+
+
+@contextmanager
+def refused_a_commit(world: World) -> Iterator[list[int]]:
+    """How many migrations each transaction has refused."""
+    engine, written, found = world.context.database.engine, Counter[str](), list[int]()
+
+    def look(_c: object, _cursor: object, sql: str, parameters: object, *_: object) -> None:
+        written["now"] += sql.startswith("UPDATE migration") and "refused" in str(parameters)
+
+    def commit(_: object) -> None:
+        found.append(written.pop("now", 0))
+
+    event.listen(engine, "before_cursor_execute", look)
+    event.listen(engine, "commit", commit)
+    try:
+        yield found
+    finally:
+        event.remove(engine, "before_cursor_execute", look)
+        event.remove(engine, "commit", commit)
+
+
 # -- pause, resume, cancel --------------------------------------------------------------------------------------------
 
 
@@ -267,6 +339,7 @@ def test_cancel(world: World, *, undo: bool) -> None:
     document = batches.cancel(world.context, 1, undo=undo)
     assert (document["state"], document["counts"]) == ("cancelled", {"running": 1, "cancelled": 1})
     assert world.migration(1).cancel_asked is undo
+    assert world.kinds()[3:] == ["cancelled"] + ["cancel_asked"] * undo
     assert batches.cancel(world.context, 1, undo=undo)["counts"] == document["counts"], "twice is once"
     for change in (batches.pause, batches.resume):
         with pytest.raises(HaulierError) as caught:
@@ -278,6 +351,11 @@ def test_all_is_done(world: World) -> None:
     room(world, None)
     submit(world, "web")
     end(world, "web", well=True)
+    assert batches.show_batch(world.context, 1)["state"] == "done"
+    for change in (batches.pause, batches.resume, lambda *of: batches.cancel(*of, undo=False)):
+        with pytest.raises(HaulierError) as caught:
+            change(world.context, 1)
+        assert caught.value.code == "batch_over"
     assert batches.show_batch(world.context, 1)["state"] == "done"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
+from haulier.clock import now
 from haulier.services import chain, migrations
 from haulier.services.admission import admit
 from haulier.services.context import Message
@@ -149,6 +152,19 @@ def test_time_is_over_at_the_gate(world: World) -> None:
     world.sweep()
     assert world.state() == "rolling_back"
     assert world.undo_all()
+
+
+def test_waiting_at_the_gate_takes_nothing_of_its_time(world: World) -> None:
+    allow(world, 0)
+    prepare(world, "web")
+    hour = timedelta(hours=1)
+    world.change(Migration, timeout_s=60.0)
+    world.change(Attempt, started_at=now() - hour, at_gate_since=now() - hour)
+    world.sweep()
+    assert world.state() == "running"
+    world.change(Attempt, moving_at=now() - hour / 2, at_gate_since=now() - hour)
+    world.sweep()
+    assert world.state() == "rolling_back", "half an hour of it was work"
 
 
 def test_node_is_lost_at_the_gate(world: World) -> None:

@@ -7,12 +7,14 @@ from datetime import timedelta
 import pytest
 
 from haulier.clock import now
+from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import Problem, Refused
-from haulier.services import chain, migrations
+from haulier.services import batch_filing, batches, chain, migrations
 from haulier.services.admission import admit
 from haulier.services.filing import Terms
+from haulier.services.lost_nodes import declare_lost
 from haulier.services.queue import list_queue
-from models import Migration, Node, Phase, Storage
+from models import Batch, Migration, Node, Phase, Storage, Vm
 from tests.unit.services.world import World
 
 PASSING = Problem("mirror_failed", "the mirror of virtio0 broke", "QEMU's words.")
@@ -29,6 +31,10 @@ def fail(world: World, problem: Problem, *, phase: Phase = Phase.RESERVE) -> Non
     """The newest attempt fails in a phase and is undone."""
     held = world.go(phase)
     chain.fail(world.context, held, (problem,))
+    undo_all(world)
+
+
+def undo_all(world: World) -> None:
     while world.sent:
         message = world.sent.pop(0)
         if message.task != "haulier.admit" and (undo := world.claim(message)):
@@ -200,3 +206,64 @@ def test_tries_that_are_none(tries: int) -> None:
     with pytest.raises(Refused) as caught:
         Terms(tries=tries)
     assert caught.value.code == "bad_tries"
+
+
+# -- nobody wants another try -----------------------------------------------------------------------------------------
+
+
+def test_cancelled_while_its_check_is_refused(world: World) -> None:
+    file(world, tries=9)
+    held = world.take()
+    world.change(Migration, cancel_asked=True)
+    chain.fail(world.context, held, (Problem("node_silent", "w", "h"),), outcome=chain.Outcome.REFUSED)
+    assert world.state() == "refused"
+
+
+def test_cancelled_while_it_is_undone_to_be_tried_again(world: World) -> None:
+    file(world, tries=9)
+    chain.fail(world.context, world.go(Phase.RESERVE), (PASSING,))
+    assert world.state() == "rolling_back"
+    migrations.cancel_migration(world.context, 1)
+    world.undo_all()
+    assert world.state() == "cancelled"
+
+
+def test_last_try_that_is_undone_is_not_cancelled(world: World) -> None:
+    file(world, tries=1)
+    chain.fail(world.context, world.go(Phase.RESERVE), (PASSING,))
+    with pytest.raises(Refused) as caught:
+        migrations.cancel_migration(world.context, 1)
+    assert caught.value.code == "migration_over"
+
+
+def test_source_is_lost(world: World) -> None:
+    file(world, tries=9)
+    world.go(Phase.RESERVE)
+    world.silence("alpha")
+    declare_lost(world.context, "alpha", is_off=True)
+    world.settle()
+    assert world.state() == "undone"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_its_batch_is_cancelled(world: World, *, late: bool) -> None:
+    """Before it has failed; or in the same moment, so that neither saw the other."""
+    batch_filing.submit(world.context, BatchFile((BatchEntry(1, "web", "beta", None, (), None),)))
+    held = world.go(Phase.RESERVE)
+    if not late:
+        batches.cancel(world.context, 1, undo=False)
+    chain.fail(world.context, held, (PASSING,))
+    undo_all(world)
+    if late:
+        world.change(Batch, state="cancelled")
+        admit(world.context)
+    assert world.state() == ("cancelled" if late else "undone")
+    assert list_queue(world.context) == []
+
+
+def test_reason_of_the_last_try_is_none_of_a_later_refusal(world: World) -> None:
+    file(world, tries=9)
+    fail(world, PASSING)
+    world.change(Vm, state="stopped")
+    let_delay_pass(world)
+    assert [each["code"] for each in migrations.show_migration(world.context, 1)["errors"]] == ["vm_not_running"]
