@@ -22,6 +22,7 @@ from models.journal import Event, TpmLedger
 from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, SYNC_CHAIN, Phase, PhaseRule, Side, chain_of
 from models.session import Database, make_engine
 from models.work import (
+    IS_AT_GATE,
     IS_AT_WORK,
     WAITS,
     Allocation,
@@ -36,6 +37,7 @@ from models.work import (
 )
 
 __all__ = [
+    "IS_AT_GATE",
     "IS_AT_WORK",
     "LIVE_CHAIN",
     "OFFLINE_CHAIN",

@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, false, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, and_, false, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
@@ -192,6 +192,10 @@ class Attempt(Base):
     steps: Mapped[list[Step]] = relationship(back_populates="attempt", order_by="Step.position")
     transfers: Mapped[list[VolumeTransfer]] = relationship(back_populates="attempt", order_by="VolumeTransfer.id")
     allocations: Mapped[list[Allocation]] = relationship(back_populates="attempt", order_by="Allocation.id")
+
+
+# It is prepared, and waits before its guest's RAM is moved.
+IS_AT_GATE = and_(Attempt.finished_at.is_(None), Attempt.at_gate_since.is_not(None), Attempt.moving_at.is_(None))
 
 
 class Step(Base):

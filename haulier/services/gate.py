@@ -16,7 +16,7 @@ from haulier.planner.admission import PATIENCE_S, Wish, decide
 from haulier.services.context import Context, Unit
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
 from haulier.services.waiting import make_room
-from models import Attempt, Gate, Migration, MigrationState
+from models import IS_AT_GATE, Attempt, Gate, Migration, MigrationState
 
 
 def may_pass(unit: Unit, attempt: Attempt) -> bool:
@@ -54,7 +54,6 @@ def let_through(context: Context, session: Session) -> list[Wish]:
 
 def at_gate() -> Select[*tuple[Any, ...]]:
     """The attempts at the gate, in the queue's order: id, filed_at, at_gate_since, source and target."""
-    waits = (Attempt.finished_at.is_(None), Attempt.at_gate_since.is_not(None), Attempt.moving_at.is_(None))
     going_on = (
         Migration.state == MigrationState.RUNNING,
         Migration.cancel_asked.is_(False),
@@ -72,7 +71,7 @@ def at_gate() -> Select[*tuple[Any, ...]]:
         .join(Migration, Attempt.migration_id == Migration.id)
         .join(source_node, Migration.source_id == source_node.id)
         .join(target_node, Migration.target_id == target_node.id)
-        .where(*waits, *going_on)
+        .where(IS_AT_GATE, *going_on)
         .order_by(Migration.rank, Migration.id)
     )
 

@@ -20,7 +20,7 @@ from haulier.services.gate import is_at_gate
 from haulier.services.liveness import silent_s
 from haulier.services.moves import remember
 from haulier.services.steps import LOST, advance_undo, finish_if_done, forget_side, locked_step, message_for, roll_back
-from models import Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
+from models import IS_AT_GATE, Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
 
 # Taking a step counts it up, and so does losing it.
 _FENCE_AFTER_TWO_LOSSES = 4
@@ -82,10 +82,9 @@ def _overdue(context: Context, moment: datetime) -> list[int]:
 
 def _cancelled_at_gate(context: Context) -> list[int]:
     """Nobody works at these who would notice, and whoever cancelled one may have died before it was undone."""
-    at_gate = (Attempt.finished_at.is_(None), Attempt.at_gate_since.is_not(None), Attempt.moving_at.is_(None))
     wanted = (Migration.state == MigrationState.RUNNING, Migration.cancel_asked.is_(True))
     with context.database.read() as session:
-        return list(session.scalars(select(Attempt.id).join(Attempt.migration).where(*at_gate, *wanted)))
+        return list(session.scalars(select(Attempt.id).join(Attempt.migration).where(IS_AT_GATE, *wanted)))
 
 
 def _step_ids(context: Context, *conditions: ColumnElement[bool]) -> list[int]:

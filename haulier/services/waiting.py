@@ -5,15 +5,14 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from haulier.services.context import CONTROL_QUEUE, Message, Unit
-from models import WAITS, Attempt, Migration
+from models import IS_AT_GATE, WAITS, Attempt, Migration
 
 
 def make_room(unit: Unit) -> None:
     """Have those that wait looked at after the commit, if there are any. Beat makes up for a message that is lost."""
     first = unit.session.scalar(select(Migration.id).where(WAITS).limit(1))
     if first is None:
-        at_gate = (Attempt.finished_at.is_(None), Attempt.at_gate_since.is_not(None), Attempt.moving_at.is_(None))
-        first = unit.session.scalar(select(Attempt.migration_id).where(*at_gate).limit(1))
+        first = unit.session.scalar(select(Attempt.migration_id).where(IS_AT_GATE).limit(1))
     if first is None:
         return
     message = Message("haulier.admit", CONTROL_QUEUE, first)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import HaulierError
@@ -37,7 +34,7 @@ from models import (
     VmState,
     VolumeTransfer,
 )
-from tests.unit.services.world import World, between, neighbour
+from tests.unit.services.world import World, between, neighbour, per_commit
 
 CONTRACT = {"id", "vm", "priority", "position", "waiting_for"}
 
@@ -175,7 +172,7 @@ def test_many_are_begun_some_at_a_time(world: World) -> None:
         limit(world, scope, node, allowed=100)
     queue_up(world, *(f"vm{number}" for number in range(11)))
     limit(world, LimitScope.CLUSTER, allowed=10)
-    with attempts_a_commit(world) as begun:
+    with per_commit(world, lambda sql, _: sql.startswith("INSERT INTO attempt ")) as begun:
         admit(world.context)
     assert (sum(begun), max(begun)) == (10, 4)
     assert states(world) == ["running"] * 10 + ["queued"]
@@ -494,23 +491,3 @@ def add_node(world: World, name: str) -> None:
         node = Node(name=name, address="10.0.0.7", port_first=1, port_last=9, heartbeat_at=now(), facts={})
         node.storages.append(Storage(name="local", kind="folder", path=f"/{name}/images"))
         session.add(node)
-
-
-@contextmanager
-def attempts_a_commit(world: World) -> Iterator[list[int]]:
-    """How many attempts each transaction has written, as they are committed."""
-    engine, written, found = world.context.database.engine, Counter[str](), list[int]()
-
-    def look(_c: object, _cursor: object, sql: str, *_: object) -> None:
-        written["now"] += sql.startswith("INSERT INTO attempt ")
-
-    def commit(_: object) -> None:
-        found.append(written.pop("now", 0))
-
-    event.listen(engine, "before_cursor_execute", look)
-    event.listen(engine, "commit", commit)
-    try:
-        yield found
-    finally:
-        event.remove(engine, "before_cursor_execute", look)
-        event.remove(engine, "commit", commit)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.definition.batch_file import BatchEntry, BatchFile, read_batch
@@ -19,7 +16,7 @@ from haulier.services.admission import admit
 from haulier.services.limits import LimitChange, set_limits
 from haulier.services.queue import list_queue
 from models import Attempt, Batch, LimitScope, Migration, Node, Storage, Vm, VmState
-from tests.unit.services.world import World, between, neighbour
+from tests.unit.services.world import World, between, neighbour, per_commit
 
 CONTRACT = {"id", "state", "counts", "migrations"}
 
@@ -285,30 +282,10 @@ def test_long_chain_is_refused_some_at_a_time(world: World) -> None:
         world.add_vm(name)
     submit(world, *names, **{name: (before,) for before, name in itertools.pairwise(names)})
     migrations.cancel_migration(world.context, 1)
-    with refused_a_commit(world) as ended:
+    with per_commit(world, lambda sql, said: sql.startswith("UPDATE migration") and "refused" in said) as ended:
         admit(world.context)
     assert (sum(ended), max(ended)) == (59, 25)
     assert set(states(world).values()) == {"cancelled", "refused"}
-
-
-@contextmanager
-def refused_a_commit(world: World) -> Iterator[list[int]]:
-    """How many migrations each transaction has refused."""
-    engine, written, found = world.context.database.engine, Counter[str](), list[int]()
-
-    def look(_c: object, _cursor: object, sql: str, parameters: object, *_: object) -> None:
-        written["now"] += sql.startswith("UPDATE migration") and "refused" in str(parameters)
-
-    def commit(_: object) -> None:
-        found.append(written.pop("now", 0))
-
-    event.listen(engine, "before_cursor_execute", look)
-    event.listen(engine, "commit", commit)
-    try:
-        yield found
-    finally:
-        event.remove(engine, "before_cursor_execute", look)
-        event.remove(engine, "commit", commit)
 
 
 # -- pause, resume, cancel --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ order of events can be played. `picture` shows an attempt's eleven steps with a 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -351,6 +352,26 @@ def between(world: World, statement: str, action: Callable[[], Any], *, paramete
         finally:
             event.remove(world.context.database.engine, "before_cursor_execute", interrupt)
     assert once.locked(), f"no statement began with {statement!r}"
+
+
+@contextmanager
+def per_commit(world: World, counts: Callable[[str, str], bool]) -> Iterator[list[int]]:
+    """How many statements that `counts` (by their text and their parameters) each transaction has had, as committed."""
+    engine, written, found = world.context.database.engine, Counter[str](), list[int]()
+
+    def look(_c: object, _cursor: object, sql: str, parameters: object, *_: object) -> None:
+        written["now"] += counts(sql, str(parameters))
+
+    def commit(_: object) -> None:
+        found.append(written.pop("now", 0))
+
+    event.listen(engine, "before_cursor_execute", look)
+    event.listen(engine, "commit", commit)
+    try:
+        yield found
+    finally:
+        event.remove(engine, "before_cursor_execute", look)
+        event.remove(engine, "commit", commit)
 
 
 def _pass_on(to: Future[Any]) -> Callable[[Future[Any]], None]:
