@@ -154,7 +154,7 @@ class Stack:
     def table(self, name: str, /, **wanted: object) -> list[dict[str, Any]]:
         """All rows of a table that have these values, in the order of their keys."""
         columns = Base.metadata.tables[name]
-        query = select(columns).filter_by(**wanted).order_by(columns.c.id)
+        query = select(columns).filter_by(**wanted).order_by(*columns.primary_key.columns)
         with self.database.read() as session:
             return [dict(row) for row in session.execute(query).mappings()]
 
