@@ -78,8 +78,8 @@ def submit(
     else:
         wanted = batch_filing.select_entries(around, node=node, tag=tag, target=to)
     document = batch_filing.submit(around, wanted, key=key, policy=policy, tries=tries)
-    again = "is there already: " if document["again"] else ""
-    show(document, f"batch {document['id']} {again}{_counts(document)}")
+    again = " is there already (with --key it would be another one)" if document["again"] else ""
+    show(document, f"batch {document['id']}{again}: {_counts(document)}")
 
 
 def _counts(document: dict[str, Any]) -> str:

@@ -76,7 +76,8 @@ class Wishes:
 
 
 def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishes()) -> int:
-    """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked.
+    """Migrate a VM. Without --wait the command returns when everything that could be refused has been checked, or when
+    the migration waits for its turn (`haulier queue`).
 
     Parameters
     ----------
@@ -146,12 +147,14 @@ def show_one(migration_id: int, /) -> None:
     document = migrations.show_migration(context(), migration_id)
     show(document, _text(document))
     phases = [{**phase, "seconds": _took(phase["seconds"])} for phase in document["phases"]]
-    show_text(table(phases, {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
+    if phases:
+        show_text(table(phases, {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
     volumes = [
         {**volume, "bytes": size(volume["bytes"]), "seconds": _took(volume["seconds"])}
         for volume in document["volumes"]
     ]
-    show_text(table(volumes, {name: name for name in ("device", "role", "method", "bytes", "seconds")}))
+    if volumes:
+        show_text(table(volumes, {name: name for name in ("device", "role", "method", "bytes", "seconds")}))
     _complain(document)
 
 

@@ -131,7 +131,8 @@ def set_(
     document = nodes.change_node(context(), name, change)
     left_out = f"; left out: {', '.join(document['left_out'])}" if document["left_out"] else ""
     names = ", ".join(each["name"] for each in document["storages"])
-    show(document, f"changed {name}; its storages: {names}{left_out}")
+    at_once = ", ".join(f"{key.replace('_', ' ')} {document[key]}" for key in document if key.startswith("max_"))
+    show(document, f"changed {name}; its storages: {names}{left_out}; {at_once}")
 
 
 @app.command

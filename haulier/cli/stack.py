@@ -12,15 +12,17 @@ from haulier.stack import local
 from haulier.stack.doctor import examine
 
 
-def up(*, nodes: str = "alpha,beta") -> None:
+def up(*, nodes: str | None = None) -> None:
     """Start the local stack in the background and return when all of it answers.
 
     Parameters
     ----------
     nodes
-        Names of this machine's nodes, separated by commas.
+        Names of this machine's nodes, separated by commas. Not given: those of the last time, alpha and beta at first.
     """
-    document = local.up(bare_context(), [name.strip() for name in nodes.split(",") if name.strip()])
+    around = bare_context()
+    names = local.last_nodes(around.settings) if nodes is None else nodes.split(",")
+    document = local.up(around, [name.strip() for name in names if name.strip()])
     went_on = _open(document, "was left open and goes on, or is undone")
     show(document, f"up: nodes {', '.join(document['nodes'])}; state in {bare_context().settings.state}{went_on}")
 

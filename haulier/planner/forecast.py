@@ -6,10 +6,11 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from haulier.planner.admission import Limits, Room, Wish
+from haulier.planner.admission import Closed, Limits, Room, Wish
 
 # So many of those that wait are looked at for each that ends; farther down the guess is worth little anyway.
 _WINDOW = 64
+_NONE_CLOSED = Closed()
 # Beyond this place in the queue nothing is said.
 MOST = 2000
 
@@ -40,14 +41,16 @@ class Span:
     end_s: float
 
 
-def forecast(waiting: Sequence[Waiting], running: Iterable[Running], limits: Limits) -> dict[int, Span]:
+def forecast(
+    waiting: Sequence[Waiting], running: Iterable[Running], limits: Limits, *, closed: Closed = _NONE_CLOSED
+) -> dict[int, Span]:
     """The spans of those at work and of those that wait, given in the queue's order, by their numbers.
 
-    One that is blocked, or that no end of another will let in, is not among them.
+    One that is blocked, whose node is closed, or that no end of another will let in, is not among them.
     """
     at_work = [(each.left_s, each.id, each.source, each.target) for each in running]
     spans = {each_id: Span(0.0, left_s) for left_s, each_id, _, _ in at_work}
-    room = Room(limits, [(source, target) for _, _, source, target in at_work])
+    room = Room(limits, [(source, target) for _, _, source, target in at_work], closed=closed)
     heapq.heapify(at_work)
     left = [each for each in waiting[:MOST] if each.wish.blocked is None]
     moment = 0.0

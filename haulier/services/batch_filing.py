@@ -188,7 +188,10 @@ def _event(planned: _Planned, migration_id: int, moment: datetime) -> dict[str, 
 
 
 def select_entries(context: Context, *, node: str | None, tag: str | None, target: str) -> BatchFile:
-    """The batch of all VMs that are on a node and have a tag, as far as these are given."""
+    """The batch of all VMs that are on a node and have a tag, as far as these are given, and not there already.
+
+    Raises Refused if there is none.
+    """
     with context.database.read() as session:
         if node is not None:
             find_node(session, node)
@@ -196,8 +199,10 @@ def select_entries(context: Context, *, node: str | None, tag: str | None, targe
         chosen = [
             vm.name
             for vm in vms
-            if (node is None or vm.node.name == node) and (tag is None or tag in vm.definition.get("tags", ()))
+            if (node is None or vm.node.name == node)
+            and (tag is None or tag in vm.definition.get("tags", ()))
+            and vm.node.name != target
         ]
     if not chosen:
-        raise Refused("batch_empty", "no VM is chosen by that", "haulier vm list")
+        raise Refused("batch_empty", "no VM is chosen by that, or all are there already", "haulier vm list")
     return BatchFile(tuple(BatchEntry(0, name, target, None, (), None) for name in chosen), chosen=True)

@@ -14,7 +14,7 @@ from haulier.planner.admission import Hold
 from haulier.planner.forecast import MOST, Running, Span, Waiting, forecast
 from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
-from haulier.services.room import load_limits, source_node, target_node
+from haulier.services.room import closed_nodes, load_limits, source_node, target_node
 from models import IS_AT_WORK, Gate, Migration, MigrationState
 
 # So many of the newest tell how fast it goes.
@@ -86,7 +86,8 @@ def spans(context: Context, session: Session, *, blocked: Mapping[int, Hold]) ->
         )
         for row in session.execute(sizes)
     ]
-    return forecast(queued, running, load_limits(context, session, Gate.PREPARE))
+    closed = closed_nodes(context, session)
+    return forecast(queued, running, load_limits(context, session, Gate.PREPARE), closed=closed)
 
 
 def _left_s(rates: Rates, migration: Migration, moment: datetime) -> float:

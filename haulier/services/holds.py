@@ -63,7 +63,10 @@ def _behind_others(session: Session, among: ColumnElement[bool]) -> dict[int, Ho
         .join(vm, vm.id == before.vm_id)
         .where(WAITS, among, before.state != MigrationState.DONE)
     )
-    return {row.id: Hold("after", f"{row.name} is to be moved before") for row in session.execute(query)}
+    names: dict[int, list[str]] = {}
+    for row in session.execute(query.order_by(vm.name)):
+        names.setdefault(row.id, []).append(row.name)
+    return {number: Hold("after", f"to be moved before: {', '.join(before)}") for number, before in names.items()}
 
 
 def busy_with(session: Session, ids: Collection[int]) -> dict[int, Hold]:

@@ -38,7 +38,7 @@ from models import (
     VolumeTransfer,
     chain_of,
 )
-from models.transitions import OPEN_MIGRATION
+from models.transitions import AT_WORK, OPEN_MIGRATION
 
 # The states of contract.md: the two that decide ownership are inner ones.
 _SHOWN_AS = {MigrationState.HANDED_OVER: "running", MigrationState.ROLLING_BACK: "running"}
@@ -184,10 +184,12 @@ def _end_or_ask(unit: Unit, migration: Migration, attempt: Attempt | None) -> bo
     return asked.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # an UPDATE's result has it
 
 
-def open_migrations(context: Context) -> list[int]:
-    """The ids of all that have not ended, oldest first; the ones that wait for an operator are among them."""
+def open_migrations(context: Context, *, waiting: bool = True) -> list[int]:
+    """The ids of all that have not ended, oldest first; the ones that wait for an operator are among them, and with
+    `waiting` those that have not begun.
+    """
     with context.database.read() as session:
-        still_open = Migration.state.in_(OPEN_MIGRATION)
+        still_open = Migration.state.in_(OPEN_MIGRATION if waiting else AT_WORK)
         return list(session.scalars(select(Migration.id).where(still_open).order_by(Migration.id)))
 
 

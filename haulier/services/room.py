@@ -27,7 +27,7 @@ def load_room(context: Context, session: Session, gate: Gate) -> Room:
     if gate is Gate.MOVE:
         # A node that is silent holds nobody back here: who is let through is undone then, which frees the rest.
         return Room(limits, _pairs(session, _moving()), words=MOVE_WORDS)
-    return Room(limits, _pairs(session, _at_work()), closed=_closed(context, session))
+    return Room(limits, _pairs(session, _at_work()), closed=closed_nodes(context, session))
 
 
 def _pairs(session: Session, query: Select[str, str]) -> list[tuple[str, str]]:
@@ -74,7 +74,7 @@ def usual_limits(settings: Settings, gate: Gate) -> Limits:
     return Limits(settings.max_running, settings.max_out, settings.max_in, settings.max_pair)
 
 
-def _closed(context: Context, session: Session) -> Closed:
+def closed_nodes(context: Context, session: Session) -> Closed:
     """The nodes that cannot take part now. What goes to one that was declared lost is refused, and does not wait."""
     limit_s = context.settings.node_silent_after_s
     late = Node.heartbeat_at < now() - timedelta(seconds=limit_s)

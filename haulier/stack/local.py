@@ -31,6 +31,7 @@ from migrations.chain import upgrade
 from tasks.celery import app
 
 _READY_S = 60.0
+_FIRST_NODES = ("alpha", "beta")
 # A migration that nobody undoes in this time has lost a worker; its processes are ended all the same.
 _UNDO_S = 30.0
 
@@ -76,6 +77,14 @@ def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
     run_programs(settings, names)
     _wait_until_ready(context, names)
     return {"web": None, "nodes": names, "open": found}
+
+
+def last_nodes(settings: Settings) -> list[str]:
+    """The nodes that the stack had the last time, and at first those of the examples."""
+    try:
+        return (settings.state / "nodes.list").read_text().split() or list(_FIRST_NODES)
+    except FileNotFoundError:
+        return list(_FIRST_NODES)
 
 
 def _nodes_of(settings: Settings) -> list[str]:
@@ -139,7 +148,7 @@ def down(context: Context, *, vms: bool) -> dict[str, Any]:
 def _left_open(context: Context) -> list[int]:
     """The migrations that nobody works at as long as the stack is down."""
     with suppress(SQLAlchemyError):
-        return open_migrations(context) if _has_database(context.settings) else []
+        return open_migrations(context, waiting=False) if _has_database(context.settings) else []
     return []
 
 

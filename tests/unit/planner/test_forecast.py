@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.planner.admission import Hold, Limits, Wish
+from haulier.planner.admission import Closed, Hold, Limits, Wish
 from haulier.planner.forecast import Running, Span, Waiting, forecast
 
 NODES = ("a", "b", "c")
@@ -31,6 +31,11 @@ def test_side_by_side_as_far_as_the_limits_go() -> None:
 
 def test_nobody_can_say_of_one_that_is_held() -> None:
     assert forecast([wait(1, held="paused"), wait(2)], [], Limits(cluster=1)) == {2: Span(0, 10)}
+
+
+def test_nobody_can_say_when_a_node_will_be_back() -> None:
+    spans = forecast([wait(1), wait(2, "a", "c")], [], Limits(), closed=Closed(targets={"b": "in maintenance"}))
+    assert spans == {2: Span(0, 10)}
 
 
 @pytest.mark.parametrize("limits", [Limits(cluster=0), Limits(out={"a": 0}), Limits(usual_pair=0)])

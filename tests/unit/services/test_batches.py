@@ -219,6 +219,9 @@ def test_selectors(world: World) -> None:
 
     assert chosen("alpha", None) == ["ci", "db", "log", "mail", "web"]
     assert chosen(None, "rack7") == chosen("alpha", "rack7") == ["ci", "db"]
+    assert chosen(None, None) == ["ci", "db", "log", "mail", "web"]
+    world.change(Vm, Vm.name == "ci", node_id=select(Node.id).where(Node.name == "beta").scalar_subquery())
+    assert chosen(None, "rack7") == ["db"], "the other one is on beta already"
     for node, code in (("beta", "batch_empty"), ("nope", "unknown_node")):
         with pytest.raises(HaulierError) as caught:
             chosen(node, "rack7")
@@ -234,7 +237,8 @@ def test_after(world: World) -> None:
     admit(world.context)
     assert states(world) == {"web": "queued", "db": "queued", "ci": "running"}
     held = {each["vm"]: each["waiting_for"] for each in list_queue(world.context)}
-    assert held["db"] == {"limit": "after", "text": "ci is to be moved before", "in_use": None, "allowed": None}
+    assert held["db"] == {"limit": "after", "text": "to be moved before: ci", "in_use": None, "allowed": None}
+    assert held["web"]["text"] == "to be moved before: ci, db"
     end(world, "ci", well=True)
     assert states(world)["db"] == "running"
     end(world, "db", well=True)
