@@ -17,8 +17,9 @@ import pytest
 from haulier.errors import Refused
 from haulier.services import chain
 from haulier.services.allocations import take_port
+from haulier.services.limits import LimitChange, set_limits
 from haulier.services.migrations import cancel_migration
-from models import Allocation, Database, Migration, Phase
+from models import Allocation, Database, LimitScope, Migration, Phase
 from tests.unit.services.world import LEASE_S, World, between, neighbour, open_world
 
 ROUNDS = 12
@@ -176,6 +177,8 @@ def test_step_taken_while_it_is_being_called_back(on_postgres: World) -> None:
 
 
 def test_step_is_taken_once(world: World) -> None:
+    places = ((LimitScope.OUT, "alpha"), (LimitScope.IN, "beta"))
+    set_limits(world.context, [LimitChange(scope, (node,), ROUNDS) for scope, node in places])
     for number in range(ROUNDS):
         world.add_vm(f"vm{number}")
         world.file(f"vm{number}")
