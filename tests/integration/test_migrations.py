@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -28,6 +29,7 @@ from migrations import chain as history
 from migrations.connection import UpgradeLocked, open_engine, revision_connection
 from models import Base, make_engine
 from tests.fixtures.postgres import Cluster
+from tests.integration.rows import NOW, store, store_world
 from tests.integration.schema import Schema, read_schema, table_parts
 
 ROOT = Path(migrations.__file__).parent.parent
@@ -444,6 +446,43 @@ def test_first_revision_can_be_written_from_the_models_alone(
     assert "models" not in file.read_text().split("from __future__")[1]
     command.upgrade(config, "head")
     assert schema_of(empty_database_url) == schema_of(modelled_url)
+
+
+def test_what_waits_does_not_come_back_by_an_older_version(database_url: str) -> None:
+    """Which would neither begin it nor let its VM go."""
+    with connected(database_url) as connection:
+        store_world(connection)
+        store(connection, "migration", id=7, vm_id=3, state="queued")
+    history.downgrade(database_url, "0006")
+    with connected(database_url) as connection:
+        assert connection.scalar(text("SELECT state FROM migration WHERE id = 7")) == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("hand_over", "gate", "older", "newer"),
+    [
+        # One waits at the gate; an older version lets it through, and it is past it from then on.
+        ("waiting", NOW, "ready", True),
+        # One has not come there yet.
+        ("waiting", None, "waiting", False),
+        ("running", NOW, "running", True),
+    ],
+)
+def test_gate_is_left_and_found_again(
+    database_url: str, hand_over: str, gate: datetime | None, older: str, newer: bool
+) -> None:
+    moving = NOW if hand_over == "running" else None
+    with connected(database_url) as connection:
+        store_world(connection)
+        store(connection, "migration", id=7, vm_id=3, state="running")
+        store(connection, "attempt", id=7, migration_id=7, at_gate_since=gate, moving_at=moving)
+        store(connection, "step", id=7, attempt_id=7, phase="hand_over", side="target", state=hand_over)
+    history.downgrade(database_url, "0007")
+    with connected(database_url) as connection:
+        assert connection.scalar(text("SELECT state FROM step WHERE id = 7")) == older
+    history.upgrade(database_url)
+    with connected(database_url) as connection:
+        assert (connection.scalar(text("SELECT moving_at FROM attempt WHERE id = 7")) is not None) is newer
 
 
 def test_sql_can_be_written_for_an_administrator(capsys: pytest.CaptureFixture[str]) -> None:
