@@ -49,7 +49,6 @@ OPERATION: Mapping[OperationState, frozenset[OperationState]] = {
 OPEN_OPERATION: tuple[OperationState, ...] = (O.READY, O.RUNNING)
 # Somebody works on the VM, or will before anybody else may.
 AT_WORK: tuple[MigrationState, ...] = (M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK)
-ENDED_MIGRATION: tuple[MigrationState, ...] = (M.DONE, M.UNDONE, M.REFUSED, M.CANCELLED)
 OPEN_MIGRATION: tuple[MigrationState, ...] = (M.QUEUED, *AT_WORK)
 
 

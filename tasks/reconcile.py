@@ -16,16 +16,11 @@ def reconcile() -> None:
     sweep(context())
     sweep_operations(context())
     sweep_replications(context())
-    admit_waiting()
+    admission.admit(context())
 
 
 @app.task(name="haulier.admit")
 def admit(migration_id: int) -> None:
     """Somebody made room, or allowed more: begin who may begin of those that wait, of whom this is one."""
     del migration_id
-    admit_waiting()
-
-
-def admit_waiting() -> None:
-    """Begin who may begin. Safe to call at any time."""
     admission.admit(context())

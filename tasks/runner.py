@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
+from haulier.errors import HaulierError, NeedsOperator, Refused
 from haulier.fault_points import fault_point
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.nbd import NbdServer
@@ -28,6 +28,7 @@ from haulier.services import chain
 from haulier.services.allocations import take_port
 from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step
 from haulier.services.context import Context
+from haulier.services.defects import problems_of
 from tasks.lease import Lease
 from tasks.surroundings import ThisNode, context, this_node
 
@@ -154,26 +155,16 @@ def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> No
         notes = asyncio.run(work.lease().hold_for(_from_point_to_point(work, act))) if act else None
     except HaulierError as error:
         bound.warning("step.failed", code=error.code, message=error.problem.message)
-        problems = error.problems if isinstance(error, Refused) else (error.problem,)
-        chain.fail(around, held, problems, outcome=_outcome_of(error))
+        chain.fail(around, held, problems_of(error), outcome=_outcome_of(error))
     except Exception as error:  # noqa: BLE001 - the task's boundary: whatever it is, the row must say so
         bound.exception("step.broken")
-        chain.fail(around, held, (Problem("unexpected", in_words(error), "See the worker's log."),))
+        chain.fail(around, held, problems_of(error))
     else:
         if held.undo:
             chain.complete_undo(around, held)
         else:
             chain.complete(around, held, notes=notes or {}, marks=work.marks)
         bound.info("step.end")
-
-
-def in_words(error: Exception) -> str:
-    """An unexpected error for a row.
-
-    A database's own error, without the statement: that carries what it would store.
-    """
-    text = error.orig if isinstance(error, DBAPIError) else error
-    return f"{type(error).__name__}: {text}"
 
 
 def _outcome_of(error: HaulierError) -> chain.Outcome:

@@ -24,13 +24,13 @@ from haulier.hypervisor.swtpm import manufacture, stop_swtpm
 from haulier.hypervisor.tpm_identity import read_identity
 from haulier.hypervisor.tpm_state import read_state
 from haulier.planner.guest_ram import guest_ram_kib
+from haulier.services.defects import problems_of
 from haulier.services.ledger import TpmCopy, record_active, recorded_identity
 from haulier.services.operations import Order, end_operation, is_hurried, take_operation
 from haulier.services.vm_rows import VmView, VolumeView, forget_vm, load_vm, record_sizes, record_state
 from models import OperationKind, OperationState, VmState, VolumeRole
 from tasks.celery import app
 from tasks.guest import DiskFiles, launch_guest, machine_spec
-from tasks.runner import in_words
 from tasks.surroundings import context, this_node, this_swtpm
 
 log = structlog.get_logger()
@@ -49,13 +49,12 @@ def carry_out(operation_id: int, work: Callable[[Order, VmView], None]) -> None:
     try:
         work(order, load_vm(around, order.vm_id))
     except Refused as error:
-        state, problems = OperationState.REFUSED, error.problems
+        state, problems = OperationState.REFUSED, problems_of(error)
     except HaulierError as error:
-        state, problems = OperationState.FAILED, (error.problem,)
+        state, problems = OperationState.FAILED, problems_of(error)
     except Exception as error:
         log.exception("operation.broken", operation=operation_id)
-        state = OperationState.FAILED
-        problems = (Problem("unexpected", in_words(error), "See the worker's log."),)
+        state, problems = OperationState.FAILED, problems_of(error)
     with around.unit() as unit:
         end_operation(unit, operation_id, state, problems)
 

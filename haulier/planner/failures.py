@@ -5,9 +5,11 @@ A code that stands in no class ends its migration: the guest, its TPM or a perso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from haulier.errors import Problem
 
 _FIRST_S = 10.0
 # Many that failed for one reason must not all come back at one moment.
@@ -51,6 +53,11 @@ CLASSES: Mapping[FailureClass, ClassRule] = {
 def class_of(code: str) -> FailureClass:
     """The class of a failure's first reason, which is the most telling one."""
     return next((name for name, rule in CLASSES.items() if code in rule.codes), FailureClass.LASTING)
+
+
+def lasting(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Those of them that do not pass by themselves; for the others a migration that waits goes on waiting."""
+    return tuple(problem for problem in problems if class_of(problem.code) is not FailureClass.PASSING)
 
 
 def delay_s(failures: int, *, at_most_s: float, chance: float) -> float:

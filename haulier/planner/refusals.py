@@ -17,8 +17,6 @@ from haulier.planner.methods import Choice
 # A guest that gets all of a host's free RAM leaves none for QEMU itself and for the page cache of its disks.
 _RAM_HEADROOM = 64 << 20
 _DISK_HEADROOM = 16 << 20
-# What keeps a migration that waits in the queue waiting; whatever else is refused does not pass by itself.
-PASSING = frozenset({"operation_open", "node_silent", "node_in_maintenance"})
 # Of a VM in one of these states a QEMU has the volumes open.
 STARTED = ("running", "paused")
 

@@ -10,23 +10,28 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, tuple_
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
 from haulier.planner.admission import MOST_KEPT, PATIENCE_S, Hold, Room, Wish, decide
-from haulier.planner.refusals import PASSING, STARTED, refuse_filing
+from haulier.planner.failures import lasting
+from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.chain import release, start_attempt
 from haulier.services.context import Context, Unit
+from haulier.services.defects import problems_of
 from haulier.services.filing import plan_migration, terms_of
 from haulier.services.gate import let_through
-from haulier.services.moves import move_migration, remember
+from haulier.services.moves import end_waiting
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
 from haulier.services.settling import settle
 from haulier.services.transfers import file_transfers
 from haulier.services.way import ask_to_make_way
 from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
 
+log = structlog.get_logger()
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
 _PORTION = 64
@@ -66,7 +71,7 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
         context.database.exclude_others(unit.session, ADMISSION)
         begun, again = 0, settle(unit)
         for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
-            match _begin(context, unit, wish):
+            match _begin_or_refuse(context, unit, wish):
                 case _Found.ROOM:
                     begun += 1
                 case _Found.HELD:
@@ -147,6 +152,22 @@ class _Found(Enum):
     CHANGED = auto()
 
 
+def _begin_or_refuse(context: Context, unit: Unit, wish: Wish) -> _Found:
+    """One that cannot even be planned, by a defect or a row that was spoilt, must not hold all others for ever."""
+    sent = len(unit.messages)
+    try:
+        with unit.session.begin_nested():
+            return _begin(context, unit, wish)
+    except DBAPIError:
+        # The database's own: nothing can be said about this one.
+        raise
+    except Exception as error:
+        log.exception("admission.broken", migration=wish.id)
+        del unit.messages[sent:]
+        end_waiting(unit, unit.session.get_one(Migration, wish.id), problems_of(error))
+        return _Found.CHANGED
+
+
 def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
     session = unit.session
     vm_id = session.scalar(select(Migration.vm_id).where(Migration.id == wish.id))
@@ -160,10 +181,8 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
         migration.offline = vm.state not in STARTED
     plan = plan_migration(context, session, vm, migration.target, terms_of(migration), but=migration.id)
     problems = refuse_filing(plan.facts)
-    if lasting := tuple(problem for problem in problems if problem.code not in PASSING):
-        migration.problems = []
-        remember(migration, lasting)
-        move_migration(unit, migration, MigrationState.REFUSED, finished_at=now())
+    if for_good := lasting(problems):
+        end_waiting(unit, migration, for_good)
         return _Found.CHANGED
     if problems or ask_to_make_way(unit, vm) is not None:
         return _Found.HELD

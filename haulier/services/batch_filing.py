@@ -18,8 +18,9 @@ from haulier.clock import now
 from haulier.definition.batch_file import AUTO, BatchEntry, BatchFile, at_line, refused
 from haulier.errors import Problem, Refused
 from haulier.planner.batches import Known, Policy, check_batch, read_policy
+from haulier.planner.failures import lasting
 from haulier.planner.placement import Host, choose_host
-from haulier.planner.refusals import PASSING, STARTED, refuse_filing
+from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import admit
 from haulier.services.batches import show_batch
 from haulier.services.context import Context, Unit
@@ -131,7 +132,7 @@ def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, the
             return _Planned(entry, Wanted(vm, nodes[others[0]], terms), (problem,))
         target = host.name
     plan = plan_migration(context, session, vm, nodes[target], terms)
-    problems = tuple(problem for problem in refuse_filing(plan.facts) if problem.code not in PASSING)
+    problems = lasting(refuse_filing(plan.facts))
     return _Planned(entry, Wanted(vm, nodes[target], terms, plan.bytes), problems)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
+from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import Unit
 from haulier.services.waiting import make_room
@@ -33,6 +34,16 @@ def move_migration(unit: Unit, migration: Migration, to: MigrationState, **value
     if to not in AT_WORK:
         make_room(unit)
     return True
+
+
+def end_waiting(unit: Unit, migration: Migration, problems: tuple[Problem, ...] = ()) -> None:
+    """End one that waits: it is refused for these reasons, or without any cancelled. What an earlier try came to is not
+    the reason.
+    """
+    state = MigrationState.REFUSED if problems else MigrationState.CANCELLED
+    migration.problems = []
+    remember(migration, problems)
+    move_migration(unit, migration, state, finished_at=now())
 
 
 def remember(migration: Migration, problems: tuple[Problem, ...]) -> None:

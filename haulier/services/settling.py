@@ -7,10 +7,9 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, ScalarSelect, and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import Unit
-from haulier.services.moves import move_migration, remember
+from haulier.services.moves import end_waiting
 from models import WAITS, Batch, BatchState, Migration, MigrationAfter, MigrationState, Node, NodeState, Vm
 
 # Whoever commits a hand-over waits for this transaction: the rest is for the next one.
@@ -28,18 +27,10 @@ def settle(unit: Unit) -> bool:
     left = _AT_A_TIME
     while left > 0 and (ends := _to_be_ended(unit.session, left)):
         for migration, end in ends.items():
-            _end(unit, migration, end)
+            end_waiting(unit, migration, (end,) if end else ())
         unit.session.flush()
         left -= len(ends)
     return left <= 0
-
-
-def _end(unit: Unit, migration: Migration, problem: Problem | None) -> None:
-    """Refused for a reason, or cancelled without one."""
-    state = MigrationState.REFUSED if problem else MigrationState.CANCELLED
-    migration.problems = []
-    remember(migration, (problem,) if problem else ())
-    move_migration(unit, migration, state, finished_at=now())
 
 
 def _to_be_ended(session: Session, most: int) -> dict[Migration, Problem | None]:

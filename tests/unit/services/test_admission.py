@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import select
 
 from haulier.clock import now
-from haulier.errors import HaulierError
+from haulier.errors import HaulierError, Refused
 from haulier.planner.admission import AGE_S
-from haulier.services import migrations
+from haulier.services import admission, migrations
 from haulier.services.admission import admit
 from haulier.services.context import CONTROL_QUEUE, Message
 from haulier.services.filing import Terms
@@ -34,6 +34,7 @@ from models import (
     VmState,
     VolumeTransfer,
 )
+from tasks import reconcile
 from tests.unit.services.world import World, between, neighbour, per_commit
 
 CONTRACT = {"id", "vm", "priority", "position", "waiting_for"}
@@ -117,6 +118,17 @@ def test_end_of_one_makes_room_for_the_next(world: World) -> None:
     assert states(world) == ["undone", "running", "queued"]
     assert world.picture(2) == "r.........."
     assert world.kinds() == ["queued"] + ["running"] + ["queued"] * 2 + ["rolling_back", "undone", "running"]
+
+
+def test_beat_begins_what_nobody_was_told_of(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever filed it died after the commit, or the message of who made room was lost."""
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, "web")
+    limit(world, LimitScope.CLUSTER, allowed=None)
+    world.sent.clear()
+    monkeypatch.setattr(reconcile, "context", lambda: world.context)
+    reconcile.reconcile()
+    assert states(world) == ["running"]
 
 
 def test_nobody_is_told_when_nothing_waits(world: World) -> None:
@@ -262,6 +274,33 @@ def test_stopped_while_it_waits(world: World) -> None:
     assert states(world) == ["refused", "running"]
     assert migrations.show_migration(world.context, 1)["error"]["code"] == "vm_not_running"
     assert world.migration(1).finished_at is not None
+
+
+def test_one_that_cannot_even_be_planned_holds_nobody(world: World) -> None:
+    """A defect, or a row that somebody has spoilt, at the head of the queue."""
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, "web", "db")
+    world.change(Vm, Vm.name == "web", definition={})
+    limit(world, LimitScope.CLUSTER, allowed=None)
+    admit(world.context)
+    assert states(world) == ["refused", "running"]
+    error = migrations.show_migration(world.context, 1)["error"]
+    assert (error["code"], error["message"][:8]) == ("unexpected", "KeyError")
+
+
+def test_one_that_breaks_when_it_has_begun_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, "web")
+    limit(world, LimitScope.CLUSTER, allowed=None)
+    world.sent.clear()
+
+    def broken(*_: object) -> None:
+        raise Refused("storage_missing", "gone in this moment", "Look.")
+
+    monkeypatch.setattr(admission, "file_transfers", broken)
+    admit(world.context)
+    assert (states(world), world.count(Attempt), world.sent) == (["refused"], 0, [])
+    assert migrations.show_migration(world.context, 1)["error"]["code"] == "storage_missing"
 
 
 def test_storage_that_is_gone_when_its_turn_comes(world: World) -> None:
