@@ -13,6 +13,8 @@ This module knows no other; everybody may import it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -27,6 +29,12 @@ class Problem:
     def as_dict(self) -> dict[str, str]:
         """The form in which JSON output, rows and events carry it."""
         return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+def meant(name: str, there: Iterable[str]) -> str | None:
+    """The question whether that name among these was meant which is most like it; None if none is."""
+    near = difflib.get_close_matches(name, list(there), n=1)
+    return f"Did you mean {near[0]}?" if near else None
 
 
 class HaulierError(Exception):

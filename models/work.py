@@ -158,9 +158,6 @@ class QueueLimit(Base):
     peer_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
     allowed: Mapped[int]
 
-    node: Mapped[Node | None] = relationship(foreign_keys=[node_id])
-    peer: Mapped[Node | None] = relationship(foreign_keys=[peer_id])
-
 
 class Attempt(Base):
     """One try of a migration, from `check` to its end;

@@ -37,8 +37,8 @@ SETTINGS: Mapping[str, str] = {
     "volume, in bytes per second; 0 is none. The TPM's few bytes do not count.",
     "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s, for a "
     "guest that dirties RAM faster than it can be sent.",
-    "migration_timeout_s": "How long a migration may take until the hand-over, in seconds, unless `haulier migrate "
-    "--timeout-s` says otherwise; then it is undone. 0 is no limit.",
+    "migration_timeout_s": "How long a try of a migration may take until the hand-over, in seconds, unless "
+    "`haulier migrate --timeout-s` says otherwise; then it is undone. 0 is no limit.",
     "stall_timeout_s": "How long a phase may show no progress, in seconds, unless `haulier migrate --stall-timeout-s` "
     "says otherwise; then the migration is undone. 0 is no limit. While the guest is paused, it is "
     "HAULIER_PAUSE_LEASE_S instead.",

@@ -20,6 +20,8 @@ AGE_S = 60.0
 SHARE_S = 1.0
 # Who is held by a limit for longer than this gets what is free of the others kept for it.
 PATIENCE_S = 600.0
+# Beyond this, either way, a number is a mistake.
+MOST_PRIORITY = 1_000_000
 # For so many at most, the oldest: all of them are looked at each time.
 MOST_KEPT = 32
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 
 from haulier.definition.batch_file import AUTO, BatchEntry, at_line
-from haulier.errors import Problem, Refused
+from haulier.errors import Problem, Refused, meant
+from haulier.planner.admission import MOST_PRIORITY
 
-MOST_PRIORITY = 1_000_000
 # To find the name that was meant takes a while among thousands.
 _MOST_SEARCHES = 20
 _USUAL_POLICY = "all_or_nothing_checks"
@@ -102,5 +101,4 @@ def _cycles(entries: Sequence[BatchEntry]) -> Iterator[Problem]:
 
 
 def _near(name: str, there: Iterable[str], command: str) -> str:
-    near = difflib.get_close_matches(name, list(there), n=1)
-    return f"Did you mean {near[0]}?" if near else f"See `{command}`."
+    return meant(name, there) or f"See `{command}`."

@@ -16,12 +16,12 @@ from haulier.services.admission import admit
 from haulier.services.context import Context, Unit
 from haulier.services.forecast import spans
 from haulier.services.holds import blocked_now
-from haulier.services.migrations import cancel_migration
+from haulier.services.migrations import cancel_migration, shown_state
 from haulier.services.room import ADMISSION
 from haulier.services.settling import failures
 from haulier.services.waiting import make_room
 from models import Batch, BatchState, Event, Migration, MigrationState, Node, Vm
-from models.transitions import AT_WORK, OPEN_MIGRATION
+from models.transitions import OPEN_MIGRATION
 
 
 def find_batch(session: Session, batch_id: int) -> Batch:
@@ -54,7 +54,7 @@ def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
                 "target": names[migration.target_id],
                 "priority": migration.priority,
                 "deadline": migration.deadline and migration.deadline.isoformat(),
-                "state": _shown(migration.state, needs_operator=migration.needs_operator),
+                "state": shown_state(migration.state, needs_operator=migration.needs_operator),
                 "error": migration.problems[0] if migration.problems else None,
             }
             for migration, vm in rows
@@ -97,14 +97,8 @@ def _counts(session: Session, batch: Batch) -> dict[str, int]:
     )
     counts = Counter[str]()
     for state, needs_operator, number in session.execute(query):
-        counts[_shown(state, needs_operator=needs_operator)] += number
+        counts[shown_state(state, needs_operator=needs_operator)] += number
     return dict(counts)
-
-
-def _shown(state: MigrationState, *, needs_operator: bool) -> str:
-    if needs_operator:
-        return "needs_operator"
-    return "running" if state in AT_WORK else state.value
 
 
 def pause(context: Context, batch_id: int) -> dict[str, Any]:

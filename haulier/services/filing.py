@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.planner.admission import rank
+from haulier.planner.admission import MOST_PRIORITY, rank
 from haulier.planner.refusals import FilingFacts, MissingStorage
 from haulier.services.context import Context, Unit
 from haulier.services.liveness import silent_s
@@ -23,7 +23,6 @@ from models import Migration, MigrationState, Node, Operation, Replication, Vm
 from models.transitions import AT_WORK, OPEN_MIGRATION, OPEN_OPERATION
 
 USUAL_PRIORITY = 50
-MOST_PRIORITY = 1_000_000
 MOST_TRIES = 100
 
 
@@ -39,7 +38,7 @@ class Terms:
     """How a VM is to be migrated.
 
     `storage_map` names the target's storage for one of the source's; volumes on others go to the one of the same name.
-    `timeout_s` is how long all of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
+    `timeout_s` is how long a try of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
     limit, None is what the settings say. Raises Refused for what is neither and no time to wait. Of two that wait, the
     one of the higher `priority` goes first, if the other was not filed much earlier. It is begun `tries` times at most,
     if its failures are of a kind that another try may help.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from haulier.planner.placement import Host
 from haulier.planner.refusals import STARTED
@@ -21,7 +21,9 @@ def hosts_now(context: Context, session: Session) -> list[Host]:
             int(node.facts.get("ram_free_bytes") or 0),
             frozenset(storage.name for storage in node.storages),
         )
-        for node in session.scalars(select(Node).where(Node.state == NodeState.ONLINE))
+        for node in session.scalars(
+            select(Node).where(Node.state == NodeState.ONLINE).options(selectinload(Node.storages))
+        )
         if silent_s(node, limit_s=limit_s) is None
     ]
 

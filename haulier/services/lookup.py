@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from haulier.errors import Refused
+from haulier.errors import Refused, meant
 from models import Migration, Node, Vm
 
 _FEW = 8
@@ -46,10 +45,9 @@ def _there_are(names: Sequence[str]) -> str:
 
 
 def _unknown(kind: str, name: str, names: Sequence[str], hint: str) -> Refused:
-    near = difflib.get_close_matches(name, names, n=1)
     label = {"vm": "VM"}.get(kind, kind)
     return Refused(
         f"unknown_{kind}",
         f"there is no {label} called {name}",
-        f"Did you mean {near[0]}?" if near else _there_are(names) or f"See `{hint}`.",
+        meant(name, names) or _there_are(names) or f"See `{hint}`.",
     )

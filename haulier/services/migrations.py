@@ -247,7 +247,7 @@ def _document(migration: Migration, held: Mapping[int, dict[str, Any]]) -> dict[
         "vm": migration.vm.name,
         "source": migration.source.name,
         "target": migration.target.name,
-        "state": _shown_state(migration),
+        "state": shown_state(migration.state, needs_operator=migration.needs_operator),
         "priority": migration.priority,
         "waiting_for": held.get(migration.id),
         "phases": [_phase(step, migration) for step in steps],
@@ -287,8 +287,9 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _shown_state(migration: Migration) -> str:
-    return "needs_operator" if migration.needs_operator else _SHOWN_AS.get(migration.state, migration.state.value)
+def shown_state(state: MigrationState, *, needs_operator: bool) -> str:
+    """The word of contract.md for where a migration stands."""
+    return "needs_operator" if needs_operator else _SHOWN_AS.get(state, state.value)
 
 
 def _phase(step: Step, migration: Migration) -> dict[str, Any]:

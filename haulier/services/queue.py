@@ -46,10 +46,9 @@ class Place:
         return asdict(self.hold)
 
 
-def places_before_begin(context: Context, session: Session) -> list[Place]:
+def _places_before_begin(context: Context, session: Session, blocked: Mapping[int, Hold]) -> list[Place]:
     """All that have not begun, in the queue's order. What holds them is decided by what decides who begins."""
     rows = session.execute(_with_vm(waiting())).all()
-    blocked = blocked_now(session)
     wishes = [wish_of(row, blocked=blocked.get(row.id)) for row in rows]
     granted, held = decide(wishes, load_room(context, session, Gate.PREPARE))
     busy = busy_with(session, [wish.id for wish in granted])
@@ -103,7 +102,8 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
     """All that wait as contract.md shows them, each gate's in the queue's order; those that are prepared come first."""
     moment = now()
     with context.database.read() as session:
-        begins = spans(context, session, blocked=blocked_now(session))
+        blocked = blocked_now(session)
+        begins = spans(context, session, blocked=blocked)
         return [
             {
                 "id": place.id,
@@ -117,7 +117,7 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
                 "starts_in_s": _starts_in_s(place, begins),
                 "waiting_for": place.waiting_for,
             }
-            for place in (*places_at_gate(context, session), *places_before_begin(context, session))
+            for place in (*places_at_gate(context, session), *_places_before_begin(context, session, blocked))
         ]
 
 

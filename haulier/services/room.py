@@ -53,17 +53,22 @@ def load_limits(context: Context, session: Session, gate: Gate) -> Limits:
     """The limits of the settings, and the ones that the cluster, nodes and pairs have of their own."""
     usual = usual_limits(context.settings, gate)
     cluster, out, into, pair = usual.cluster, dict[str, int](), dict[str, int](), dict[tuple[str, str], int]()
-    for row in session.scalars(select(QueueLimit).where(QueueLimit.gate == gate)):
-        node, peer = row.node.name if row.node else "", row.peer.name if row.peer else ""
-        match row.scope:
+    own = (
+        select(QueueLimit.scope, QueueLimit.allowed, source_node.name, target_node.name)
+        .outerjoin(source_node, QueueLimit.node_id == source_node.id)
+        .outerjoin(target_node, QueueLimit.peer_id == target_node.id)
+        .where(QueueLimit.gate == gate)
+    )
+    for scope, allowed, node, peer in session.execute(own):
+        match scope:
             case LimitScope.CLUSTER:
-                cluster = row.allowed
+                cluster = allowed
             case LimitScope.OUT:
-                out[node] = row.allowed
+                out[node] = allowed
             case LimitScope.IN:
-                into[node] = row.allowed
+                into[node] = allowed
             case LimitScope.PAIR:
-                pair[node, peer] = row.allowed
+                pair[node, peer] = allowed
     return Limits(cluster, usual.usual_out, usual.usual_in, usual.usual_pair, out, into, pair)
 
 
