@@ -44,6 +44,8 @@ class Settings(BaseSettings):
 
     tls: bool = True
     max_bandwidth_bytes_per_s: int = Field(default=0, ge=0)
+    bandwidth_out_bytes_per_s: int = Field(default=0, ge=0)
+    bandwidth_in_bytes_per_s: int = Field(default=0, ge=0)
     downtime_limit_ms: int = Field(default=30, ge=1, le=60_000)
     migration_timeout_s: float = Field(default=0.0, ge=0, le=LONGEST_S)
     stall_timeout_s: float = Field(default=120.0, ge=0, le=LONGEST_S)

@@ -71,10 +71,13 @@ class MigrationState(StrEnum):
 
 
 class Gate(StrEnum):
-    """Where a migration waits for room: before it is begun at all, and before its guest's RAM is moved."""
+    """What a limit of the queue is a limit of. A migration waits for room at two gates: before it is begun at all, and
+    before its guest's RAM is moved. The bandwidth of all that crosses holds nobody back: it is shared.
+    """
 
     PREPARE = "prepare"
     MOVE = "move"
+    BANDWIDTH = "bandwidth"
 
 
 class BatchState(StrEnum):

@@ -137,6 +137,7 @@ class MigrationAfter(Base):
 
 class QueueLimit(Base):
     """How many migrations may be past a gate at once, where it is not the usual number of the settings; 0 is a pause.
+    Of bandwidth, how many bytes per second may cross.
 
     `node_id` is the node of the scopes `out` and `in`; of a pair it is the source, and `peer_id` the target.
     """
@@ -144,6 +145,8 @@ class QueueLimit(Base):
     __tablename__ = "queue_limit"
     __table_args__ = (
         CheckConstraint("allowed >= 0", name="allowed"),
+        # Nothing that crosses could be told to use nothing.
+        CheckConstraint("gate <> 'bandwidth' OR allowed > 0", name="some_bandwidth"),
         CheckConstraint("(scope = 'cluster') = (node_id IS NULL)", name="scope_has_node"),
         CheckConstraint("(scope = 'pair') = (peer_id IS NOT NULL)", name="pair_has_peer"),
         only_where("uq_queue_limit_cluster", "gate", where="scope = 'cluster'"),
@@ -229,6 +232,24 @@ class Step(Base):
     problem: Mapped[dict[str, Any] | None]
 
     attempt: Mapped[Attempt] = relationship(back_populates="steps")
+    bandwidth: Mapped[BandwidthShare | None] = relationship(viewonly=True)
+
+
+class BandwidthShare(Base):
+    """What a step that carries bytes may use of the budgets that it crosses, and what its tools may be using still.
+
+    None is no limit. Where no budget is set there are no rows.
+    """
+
+    __tablename__ = "bandwidth_share"
+    __table_args__ = (
+        CheckConstraint("share_bytes_per_s >= 0", name="share"),
+        CheckConstraint("using_bytes_per_s >= 0", name="using"),
+    )
+
+    step_id: Mapped[int] = mapped_column(ForeignKey("step.id"), primary_key=True, autoincrement=False)
+    share_bytes_per_s: Mapped[int | None]
+    using_bytes_per_s: Mapped[int | None]
 
 
 class VolumeTransfer(Base):

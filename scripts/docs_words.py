@@ -34,7 +34,11 @@ SETTINGS: Mapping[str, str] = {
     "ports": "Ports that migrations may listen on at this node, both ends included.",
     "tls": "Whether the stream, the mirrors and the copies are encrypted.",
     "max_bandwidth_bytes_per_s": "Limit for the stream of RAM, for each mirror, and for each copy of a "
-    "volume, in bytes per second; 0 is none. The TPM's few bytes do not count.",
+    "volume, in bytes per second; 0 is none. The TPM's few bytes do not count, nor what crosses while a guest is "
+    "paused, or is written while its mirrors are ready.",
+    "bandwidth_out_bytes_per_s": "The budget that all that leaves one node shares, in bytes per second, unless "
+    "`haulier node set NODE --bandwidth-out` says otherwise; 0 is none (docs/queue.md).",
+    "bandwidth_in_bytes_per_s": "The same for all that goes to one node, unless `--bandwidth-in` says otherwise.",
     "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s, for a "
     "guest that dirties RAM faster than it can be sent.",
     "migration_timeout_s": "How long a try of a migration may take until the hand-over, in seconds, unless "

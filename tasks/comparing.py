@@ -76,7 +76,7 @@ async def mark_what_differs(work: StepRun, monitor: Monitor) -> None:
         await fetch_file(
             RemoteExport(server, _export(disk), work.keys()),
             theirs,
-            max_bytes_per_s=work.context.settings.max_bandwidth_bytes_per_s,
+            max_bytes_per_s=await work.allowance.pace(),
             report=work.meter(f"{disk.device}.digests", digests_bytes(disk.size_bytes)),
         )
         await fault_point("comparing.fetched")

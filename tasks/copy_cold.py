@@ -32,7 +32,7 @@ async def run(work: StepRun) -> Notes:
 
 async def copy_volumes(work: StepRun) -> None:
     """Copy what is to be copied of an attempt into the target's carrier. Raises StepFailed with qemu-img's words."""
-    view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
+    view = work.view
     for volume in view.copied:
         driver_of(volume.source_at).require(volume.source_path)
         begun, length = time.monotonic(), view.file_bytes(volume)
@@ -41,7 +41,7 @@ async def copy_volumes(work: StepRun) -> None:
         await send_file(
             volume.sent,
             export,
-            max_bytes_per_s=at_most,
+            max_bytes_per_s=await work.allowance.pace(),
             onto_zeroes=volume.target_at.facts.is_zeroed,
             report=work.meter(volume.device, length),
         )

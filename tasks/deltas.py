@@ -39,12 +39,13 @@ from haulier.services.allocations import free_allocations
 from haulier.services.attempts import TransferView
 from models import AllocationKind, Phase, Side, TransferMethod
 from tasks.backups import bitmap_of, usable_bitmaps
-from tasks.jobs import report_jobs
+from tasks.jobs import report_jobs, watch_jobs
 from tasks.merging import merge_into
 from tasks.runner import StepRun, reporting
 
 _ROUND = f"{PREFIX}round-"
 _ROUNDS = 6
+# So much may be sent with the guest standing still: it takes some milliseconds.
 _LITTLE_BYTES = 4 << 20
 
 
@@ -54,7 +55,7 @@ async def send_all(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]) -
 
     Raises StepFailed with QEMU's words. The guest runs on; if our process dies, `undo_deltas` sees to that.
     """
-    at_most = work.context.settings.max_bandwidth_bytes_per_s
+    at_most = await work.allowance.pace(jobs=len(mirrors))
     backups = await _backups(work, monitor)
     known = {each.device for each in backups}
     for mirror in mirrors:
@@ -68,13 +69,13 @@ async def send_all(work: StepRun, monitor: Monitor, mirrors: Sequence[Mirror]) -
     rounds = _Rounds(work, monitor, backups)
     for _ in range(_ROUNDS):
         await rounds.send()
-        if await rounds.left_bytes() <= _little_bytes(work):
+        if await rounds.left_bytes() <= _LITTLE_BYTES:
             break
     await fault_point("mirror_disks.rounds_sent")
     async with _standing(work, monitor):
-        await rounds.send()
+        await rounds.send(hurry=True)
         for mirror in following:
-            await follow_writes(monitor, mirror, max_bytes_per_s=at_most)
+            await follow_writes(monitor, mirror)
         await fault_point("mirror_disks.standing")
         if await rounds.left_bytes():
             # It was paused when we came, and somebody has let it run: between round and mirror a write would be lost.
@@ -108,13 +109,6 @@ async def _standing(work: StepRun, monitor: Monitor) -> AsyncIterator[None]:
         work.note(we_stopped=False, stood_ms=round((time.monotonic() - begun) * 1000, 1))
 
 
-def _little_bytes(work: StepRun) -> int:
-    """So much may be sent with the guest standing still: it takes some milliseconds, or half of what it may take."""
-    settings = work.context.settings
-    slowly = settings.max_bandwidth_bytes_per_s * settings.pause_lease_s / 2
-    return min(_LITTLE_BYTES, int(slowly)) if slowly else _LITTLE_BYTES
-
-
 async def _backups(work: StepRun, monitor: Monitor) -> list[DiskBackup]:
     deltas = work.view.by_method(TransferMethod.DELTA)
     usable = await usable_bitmaps(monitor, deltas)
@@ -135,16 +129,17 @@ class _Rounds:
         self._number = 0
         self.sent: dict[str, int] = {}
 
-    async def send(self) -> None:
-        """One round."""
+    async def send(self, *, hurry: bool = False) -> None:
+        """One round. In a `hurry` a guest stands still for it: its few bytes are not held back."""
         before, self._number = self._number, self._number + 1
         name = f"{_ROUND}{self._number}"
-        at_most = self._work.context.settings.max_bandwidth_bytes_per_s
+        at_most = 0 if hurry else await self._work.allowance.pace(jobs=len(self._work.view.mirrored))
         backups = self._backups if before == 0 else [replace(each, since=f"{_ROUND}{before}") for each in self._backups]
         jobs = await begin_generation(
             self._monitor, backups, bitmap=name, number=self._number, max_bytes_per_s=at_most, lasting=False
         )
-        async with reporting(lambda: report_jobs(self._work, self._monitor, before=self.sent)):
+        look = report_jobs if hurry else watch_jobs
+        async with reporting(lambda: look(self._work, self._monitor, before=self.sent)):
             done = await wait_until_done(self._monitor, jobs)
         for device, length in done.items():
             self.sent[device] = self.sent.get(device, 0) + length

@@ -23,7 +23,7 @@ from haulier.services.attempts import update_transfer
 from models import Phase, Side, TransferMethod
 from tasks.backups import backups_to_carrier
 from tasks.comparing import mark_what_differs
-from tasks.jobs import report_jobs
+from tasks.jobs import watch_jobs
 from tasks.runner import StepRun, reporting
 
 _LATER = f"{PREFIX}last-sync"
@@ -36,15 +36,16 @@ async def send_differences(work: StepRun) -> None:
     view, disks = work.view, work.view.by_method(TransferMethod.DELTA)
     if not disks:
         return
-    begun, at_most = time.monotonic(), work.context.settings.max_bandwidth_bytes_per_s
+    begun = time.monotonic()
     server = NbdServer(view.target.address, view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"])
     opened = [ReadDisk(disk.device, disk.source_image) for disk in disks]
     async with open_reader(work.place, opened, keys=work.keys()) as monitor:
         await mark_what_differs(work, monitor)
         backups = await backups_to_carrier(monitor, disks)
         await connect_backups(monitor, backups, server=server, tls=work.tls)
+        at_most = await work.allowance.pace(jobs=len(backups))
         jobs = await begin_generation(monitor, backups, bitmap=_LATER, max_bytes_per_s=at_most, lasting=False)
-        async with reporting(lambda: report_jobs(work, monitor)):
+        async with reporting(lambda: watch_jobs(work, monitor)):
             sent = await wait_until_done(monitor, jobs)
     took = time.monotonic() - begun
     for disk in disks:

@@ -1,14 +1,24 @@
-"""How far QEMU's jobs are is written down: for people, and so that one that stands still is seen."""
+"""How far QEMU's jobs are is written down: for people, and so that one that stands still is seen. And each is told how
+fast it may go from now on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from haulier.hypervisor.disks import read_progress
+from haulier.hypervisor.disks import read_progress, set_speeds
 from haulier.hypervisor.monitor import Monitor
 from haulier.services.attempts import update_transfer
 from tasks.runner import StepRun
+
+
+async def watch_jobs(work: StepRun, monitor: Monitor, *, before: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Look once, and have the jobs share what the step may use now."""
+    share = work.allowance.share
+    await set_speeds(monitor, work.allowance.of_each)
+    work.allowance.using = share
+    await report_jobs(work, monitor, before=before)
 
 
 async def report_jobs(work: StepRun, monitor: Monitor, *, before: Mapping[str, int] = MappingProxyType({})) -> None:

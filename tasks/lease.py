@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,12 +19,11 @@ from haulier.errors import StepFailed
 from haulier.services import chain
 from haulier.services.context import Context
 from models import Phase
+from tasks.bandwidth import CARRYING, Allowance
 
 log = structlog.get_logger()
 
 Result = TypeVar("Result")
-# They carry bytes and report how many, so that one that stands still is seen.
-_CARRYING = (Phase.SYNC_TPM, Phase.COPY_COLD, Phase.MIRROR_DISKS, Phase.MOVE_MEMORY, Phase.SEND_GENERATION)
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class Lease:
 
     context: Context
     claim: chain.Claim
+    allowance: Allowance
     progress: dict[str, Any]
     marks: dict[str, float]
     stall_s: float
@@ -64,9 +65,11 @@ class Lease:
         settings = self.context.settings
         renewed = moved = time.monotonic()
         seen = self._picture()
+        with suppress(SQLAlchemyError):
+            await self.allowance.refresh()
         while time.monotonic() - renewed < settings.lease_s:
             await asyncio.sleep(min(settings.lease_s / 3, 1.0))
-            if (picture := self._picture()) != seen:
+            if (picture := self._picture()) != seen or self.allowance.waits:
                 seen, moved = picture, time.monotonic()
             if (limit_s := self._limit_s()) and time.monotonic() - moved > limit_s:
                 return _stalled(self.claim.phase, limit_s)
@@ -78,6 +81,7 @@ class Lease:
                     lease_s=settings.lease_s,
                     progress=dict(self.progress) or None,
                 )
+                await self.allowance.refresh()
             except SQLAlchemyError as error:
                 # A database that is away for a moment ends nothing as long as the lease lasts.
                 log.warning("lease.not_renewed", step=self.claim.step_id, error=str(error).splitlines()[0])
@@ -92,7 +96,7 @@ class Lease:
 
     def _limit_s(self) -> float:
         """For how long the phase may stand still now; 0 is for ever."""
-        if self.claim.undo or self.claim.phase not in _CARRYING:
+        if self.claim.undo or self.claim.phase not in CARRYING:
             return 0.0
         return self.context.settings.pause_lease_s if "paused" in self.marks else self.stall_s
 

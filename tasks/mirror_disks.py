@@ -1,7 +1,8 @@
 """Phase 6, mirror_disks (source): every disk that QEMU writes is mirrored onto the target, side by side, until all are
 ready.
 
-A mirror that is ready sends each later write to both sides; it is finished in the pause, by the next phase.
+A mirror that is ready sends each later write to both sides, as fast as the guest writes; it is finished in the pause,
+by the next phase.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from haulier.services.attempts import AttemptView, update_transfer
 from models import Phase, Side
 from tasks.celery import app
 from tasks.deltas import send_all, undo_deltas
-from tasks.jobs import report_jobs
+from tasks.jobs import watch_jobs
 from tasks.runner import Notes, StepRun, execute, reporting
 
 
@@ -36,9 +37,9 @@ async def run(work: StepRun) -> Notes:
         if keys := work.keys():
             await ensure_key(monitor, keys, server=False)
         sent = await send_all(work, monitor, mirrors)
-        async with reporting(lambda: report_jobs(work, monitor, before=sent)):
+        async with reporting(lambda: watch_jobs(work, monitor, before=sent)):
             await wait_until_ready(monitor, mirrors)
-        await report_jobs(work, monitor, before=sent)
+        await watch_jobs(work, monitor, before=sent)
     for volume in work.view.mirrored:
         update_transfer(work.context, volume.id, seconds=time.monotonic() - begun)
     return {}

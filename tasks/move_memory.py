@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,6 +30,7 @@ from haulier.services.attempts import migration_state, note_source_done, note_tp
 from haulier.services.chain import begin_pause
 from haulier.services.ownership import taken_topic
 from models import MigrationState, Phase, Side
+from tasks.bandwidth import Allowance
 from tasks.celery import app
 from tasks.mirror_disks import mirrors_of
 from tasks.runner import Notes, StepRun, beside, execute, patiently, reporting
@@ -51,8 +52,9 @@ async def run(work: StepRun) -> Notes:
         _let_go_of_tpm(work)
         return {}
     port = view.notes[Phase.HAND_OVER, Side.TARGET]["stream_port"]
-    at_most = settings.max_bandwidth_bytes_per_s or stream.UNLIMITED_BYTES_PER_S
-    pacer = Pacer(at_most=at_most, first_ms=settings.downtime_limit_ms)
+    await work.allowance.pace()
+    pacer = Pacer(work.allowance, first_ms=settings.downtime_limit_ms)
+    pacer.told = replace(FIRST_PACE, bytes_per_s=min(pacer.at_most, FIRST_PACE.bytes_per_s))
     async with (
         work.context.signals.listen_async(taken_topic(view.attempt_id)) as bell,
         open_monitor(work.place.control) as monitor,
@@ -65,8 +67,8 @@ async def run(work: StepRun) -> Notes:
             monitor,
             server=NbdServer(view.target.address, port),
             key=work.greeting_key(),
-            max_bandwidth_bytes_per_s=min(at_most, FIRST_PACE.bytes_per_s),
-            downtime_limit_ms=FIRST_PACE.downtime_limit_ms,
+            max_bandwidth_bytes_per_s=pacer.told.bytes_per_s,
+            downtime_limit_ms=pacer.told.downtime_limit_ms,
         )
         async with contextlib.AsyncExitStack() as pause:
             async with cut_on_failure(monitor), reporting(lambda: _report(work, monitor)):
@@ -132,11 +134,16 @@ async def _wait_for_pause(work: StepRun, monitor: Monitor, pacer: Pacer) -> None
 class Pacer:
     """Holds the pace that QEMU was told last, and whether the guest runs: somebody may pause it meanwhile."""
 
-    at_most: int
+    allowance: Allowance
     first_ms: int
     told: Pace = FIRST_PACE
     guest_runs: bool = True
     stopped: bool = False
+
+    @property
+    def at_most(self) -> int:
+        """The step's share of the bandwidth as it is now."""
+        return self.allowance.of_each() or stream.UNLIMITED_BYTES_PER_S
 
     async def look(self, monitor: Monitor) -> None:
         """Look how the stream goes and change the pace if need be."""
@@ -146,11 +153,14 @@ class Pacer:
             self.guest_runs = self.guest_runs if word == "finish-migrate" else word == "running"
         seen = await stream.read_stream(monitor)
         facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes)
+        share = self.allowance.share
         pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms)
         # Before the stream has begun nothing is known of what is left.
         if seen.status == "active" and seen.total and pace != self.told:
             await stream.set_pace(monitor, bytes_per_s=pace.bytes_per_s, downtime_limit_ms=pace.downtime_limit_ms)
             self.told = pace
+        if self.told.bytes_per_s <= pace.bytes_per_s:
+            self.allowance.using = share
 
 
 async def _switch_over(work: StepRun, monitor: Monitor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from haulier.services import admission
+from haulier.services.bandwidth import divide_anew
 from haulier.services.operations import sweep_operations
 from haulier.services.recovery import sweep
 from haulier.services.replications import sweep_replications
@@ -16,6 +17,7 @@ def reconcile() -> None:
     sweep(context())
     sweep_operations(context())
     sweep_replications(context())
+    divide_anew(context())
     admission.admit(context())
 
 

@@ -29,6 +29,7 @@ from haulier.services.allocations import take_port
 from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step
 from haulier.services.context import Context
 from haulier.services.defects import problems_of
+from tasks.bandwidth import Allowance
 from tasks.lease import Lease
 from tasks.surroundings import ThisNode, context, this_node
 
@@ -48,6 +49,7 @@ class StepRun:
     context: Context
     claim: chain.Claim
     view: AttemptView
+    allowance: Allowance
     progress: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, float] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class StepRun:
 
     def lease(self) -> Lease:
         """What keeps the step ours while it works."""
-        return Lease(self.context, self.claim, self.progress, self.marks, self.view.stall_s)
+        return Lease(self.context, self.claim, self.allowance, self.progress, self.marks, self.view.stall_s)
 
     def listen_on(self, node: NodeView, purpose: str, *, avoid: frozenset[int] = frozenset()) -> NbdServer:
         """A port of this node that no other migration has."""
@@ -150,8 +152,9 @@ def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> No
     act = run if not held.undo else undo
     bound = log.bind(action=held.phase, side=held.side, migration=held.migration_id, undo=held.undo)
     bound.info("step.begin")
+    allowance = Allowance(around, held)
     try:
-        work = StepRun(around, held, load_view(around, held.attempt_id))
+        work = StepRun(around, held, load_view(around, held.attempt_id), allowance)
         notes = asyncio.run(work.lease().hold_for(_from_point_to_point(work, act))) if act else None
     except HaulierError as error:
         bound.warning("step.failed", code=error.code, message=error.problem.message)
@@ -165,6 +168,7 @@ def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> No
         else:
             chain.complete(around, held, notes=notes or {}, marks=work.marks)
         bound.info("step.end")
+    allowance.end()
 
 
 def _outcome_of(error: HaulierError) -> chain.Outcome:

@@ -34,7 +34,7 @@ from tasks.backups import backups_to_carrier
 from tasks.celery import app
 from tasks.comparing import mark_what_differs
 from tasks.copy_cold import copy_volumes
-from tasks.jobs import report_jobs
+from tasks.jobs import watch_jobs
 from tasks.runner import Notes, StepRun, execute, reporting
 from tasks.sync_tpm import forget_copies, recognise, send_state
 
@@ -55,7 +55,7 @@ async def run(work: StepRun) -> Notes:
         jobs, at, state = await _take_moment(work, monitor, backups)
         await fault_point("send_generation.begun")
         begun = time.monotonic()
-        async with reporting(lambda: report_jobs(work, monitor)):
+        async with reporting(lambda: watch_jobs(work, monitor)):
             sent = await wait_until_done(monitor, jobs)
     for volume in view.by_method(TransferMethod.DELTA):
         update_transfer(work.context, volume.id, bytes=sent[volume.device], seconds=time.monotonic() - begun)
@@ -106,7 +106,7 @@ async def _take_moment(
     work: StepRun, monitor: Monitor, backups: Sequence[DiskBackup]
 ) -> tuple[list[str], float, TpmState | None]:
     """Begin to send. Returns the jobs, the moment in seconds since 1970, and the TPM's state of that moment."""
-    view, at_most = work.view, work.context.settings.max_bandwidth_bytes_per_s
+    view, at_most = work.view, await work.allowance.pace(jobs=len(backups))
     bitmap = bitmap_name(require_sync(view), view.generation)
     for number in range(_TRIES):
         before = read_state(view.tpm.source_path) if view.tpm else None

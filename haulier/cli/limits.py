@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from haulier.definition.values import size_in_bytes
 from haulier.errors import Refused
 from haulier.services.limits import LimitChange
 from models import Gate, LimitScope
@@ -21,20 +22,33 @@ def read_limit(word: str) -> int | None:
         raise Refused("bad_limit", f"{word!r} is no limit", f"A number, 0 to begin none, or `{USUAL}`.") from error
 
 
-def read_pairs(words: Iterable[str]) -> list[LimitChange]:
+def read_rate(word: str) -> int | None:
+    """The bytes per second of a word such as `500M`; None for the usual ones. Raises Refused for other words."""
+    if word == USUAL:
+        return None
+    try:
+        return size_in_bytes(word)
+    except Refused as error:
+        hint = f"Bytes per second, for example 500M, or `{USUAL}`."
+        raise Refused("bad_limit", f"{word!r} is no bandwidth", hint) from error
+
+
+def read_pairs(words: Iterable[str], gate: Gate = Gate.PREPARE) -> list[LimitChange]:
     """Limits of pairs, of words such as `alpha:beta=2`. Raises Refused for other words."""
-    found = []
+    found, example = [], "100M" if gate is Gate.BANDWIDTH else "2"
     for word in words:
         nodes, equals, limit = word.partition("=")
         source, colon, target = nodes.partition(":")
         if not (equals and colon and source and target) or ":" in target or source == target:
-            raise Refused(
-                "bad_limit", f"{word!r} names no pair and limit", "SOURCE:TARGET=N, for example alpha:beta=2."
-            )
-        found.append(LimitChange(LimitScope.PAIR, (source, target), read_limit(limit)))
+            raise Refused("bad_limit", f"{word!r} names no pair and limit", f"For example alpha:beta={example}.")
+        found.append(LimitChange(LimitScope.PAIR, (source, target), _read(gate, limit), gate))
     return found
 
 
 def read_limits(given: Iterable[tuple[Gate, LimitScope, str | None]], *nodes: str) -> list[LimitChange]:
     """The limits that were given, of the cluster or of one node."""
-    return [LimitChange(scope, nodes, read_limit(word), gate) for gate, scope, word in given if word is not None]
+    return [LimitChange(scope, nodes, _read(gate, word), gate) for gate, scope, word in given if word is not None]
+
+
+def _read(gate: Gate, word: str) -> int | None:
+    return read_rate(word) if gate is Gate.BANDWIDTH else read_limit(word)

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from haulier.cli.around import context
 from haulier.cli.output import complain, show, show_text, size, table
-from haulier.cli.progress import live_migration
+from haulier.cli.progress import live_migration, share
 from haulier.errors import Problem
 from haulier.services import migrations, queue
 from haulier.services.filing import USUAL_PRIORITY, Terms
@@ -146,7 +146,10 @@ def show_one(migration_id: int, /) -> None:
     """One migration with its phases and volumes."""
     document = migrations.show_migration(context(), migration_id)
     show(document, _text(document))
-    phases = [{**phase, "seconds": _took(phase["seconds"])} for phase in document["phases"]]
+    phases = [
+        {**phase, "state": f"{phase['state']}{share(phase)}", "seconds": _took(phase["seconds"])}
+        for phase in document["phases"]
+    ]
     if phases:
         show_text(table(phases, {"phase": "name", "node": "node", "state": "state", "seconds": "seconds"}))
     volumes = [

@@ -11,7 +11,7 @@ from cyclopts import App, ArgumentCollection, Group, Parameter
 from haulier.cli.around import context
 from haulier.cli.limits import read_limits
 from haulier.cli.moments import interval
-from haulier.cli.output import show, show_text, size, table
+from haulier.cli.output import rate, show, show_text, size, table
 from haulier.services import lost_nodes, nodes
 from haulier.services.limits import LimitChange
 from models import Gate, LimitScope
@@ -62,6 +62,9 @@ def _text(document: dict[str, Any]) -> str:
     shown = {**document, "state": _seen_as(document)}
     for key in ("ram_bytes", "ram_free_bytes"):
         shown[key.removesuffix("_bytes")] = size(shown.pop(key))
+    for key in ("bandwidth_out_bytes_per_s", "bandwidth_in_bytes_per_s"):
+        shown[key.removesuffix("_bytes_per_s")] = "no limit" if shown[key] is None else rate(shown[key])
+        del shown[key]
     shown["storages"] = ", ".join(f"{each['name']} ({each['path']})" for each in document["storages"])
     hidden = ("worker", "heartbeat_age_s")
     return "\n".join(
@@ -77,7 +80,8 @@ _Limit = Annotated[str | None, Parameter(group=_CHANGES)]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class NodeLimits:
-    """How many migrations it takes part in at once: a number, 0 to begin none, or `usual` for that of the settings.
+    """How many migrations it takes part in at once: a number, 0 to begin none, or `usual` for that of the settings;
+    and the bandwidth of its link.
 
     Parameters
     ----------
@@ -89,12 +93,18 @@ class NodeLimits:
         Of how many guests the RAM may be moved out of it at once; the others wait, prepared.
     max_moves_in
         Of how many it may be moved into it at once.
+    bandwidth_out
+        What all that leaves it shares, in bytes per second, for example 1G, or `usual` for that of the settings.
+    bandwidth_in
+        What all that goes to it shares.
     """
 
     max_out: _Limit = None
     max_in: _Limit = None
     max_moves_out: _Limit = None
     max_moves_in: _Limit = None
+    bandwidth_out: _Limit = None
+    bandwidth_in: _Limit = None
 
     def changes(self, node: str) -> tuple[LimitChange, ...]:
         """What is to be changed of the limits of this node."""
@@ -103,6 +113,8 @@ class NodeLimits:
             (Gate.PREPARE, LimitScope.IN, self.max_in),
             (Gate.MOVE, LimitScope.OUT, self.max_moves_out),
             (Gate.MOVE, LimitScope.IN, self.max_moves_in),
+            (Gate.BANDWIDTH, LimitScope.OUT, self.bandwidth_out),
+            (Gate.BANDWIDTH, LimitScope.IN, self.bandwidth_in),
         )
         return tuple(read_limits(given, node))
 
@@ -131,8 +143,13 @@ def set_(
     document = nodes.change_node(context(), name, change)
     left_out = f"; left out: {', '.join(document['left_out'])}" if document["left_out"] else ""
     names = ", ".join(each["name"] for each in document["storages"])
-    at_once = ", ".join(f"{key.replace('_', ' ')} {document[key]}" for key in document if key.startswith("max_"))
-    show(document, f"changed {name}; its storages: {names}{left_out}; {at_once}")
+    at_once = [f"{key.replace('_', ' ')} {document[key]}" for key in document if key.startswith("max_")]
+    budgets = [
+        f"bandwidth {way} {rate(allowed)}"
+        for way in ("out", "in")
+        if (allowed := document[f"bandwidth_{way}_bytes_per_s"]) is not None
+    ]
+    show(document, f"changed {name}; its storages: {names}{left_out}; {', '.join([*at_once, *budgets])}")
 
 
 @app.command

@@ -85,3 +85,8 @@ def size(number: int | float | None) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def rate(bytes_per_s: int | float | None) -> str:
+    """Bytes per second for people."""
+    return f"{size(bytes_per_s)}/s"

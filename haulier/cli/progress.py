@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from haulier.cli.output import Mode, size, stderr
+from haulier.cli.output import Mode, rate, size, stderr
 
 _SIGNS = {
     "waiting": ("·", "dim"),
@@ -56,6 +56,12 @@ def _tell(document: dict[str, Any], seen: set[tuple[str, str, str]]) -> None:
             stderr.print(f"  {phase['name']:16}{where:10}{phase['state']:8}{took}")
 
 
+def share(phase: dict[str, Any]) -> str:
+    """What a phase may use of the bandwidth, if that is limited."""
+    bytes_per_s = phase["share_bytes_per_s"]
+    return "" if bytes_per_s is None else f", at most {rate(bytes_per_s)}"
+
+
 def draw(document: dict[str, Any]) -> RenderableType:
     """The whole migration as one picture."""
     phases = Table.grid(padding=(0, 1))
@@ -63,7 +69,7 @@ def draw(document: dict[str, Any]) -> RenderableType:
         sign, style = _SIGNS[phase["state"]]
         took = f"{phase['seconds']:.2f} s" if phase["seconds"] is not None and phase["state"] != "waiting" else ""
         where = Text(phase["node"] or "control", "dim")
-        phases.add_row(Text(sign, style), Text(phase["name"], style), where, Text(took, "dim"))
+        phases.add_row(Text(sign, style), Text(phase["name"], style), where, Text(f"{took}{share(phase)}", "dim"))
     volumes = Table.grid(padding=(0, 1))
     for volume in document["volumes"]:
         bar = _bar(volume["device"], volume["method"], volume["bytes"], volume["bytes_total"])

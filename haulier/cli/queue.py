@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -9,7 +10,7 @@ from cyclopts import App, Parameter
 from haulier.cli.around import context
 from haulier.cli.limits import read_limits, read_pairs
 from haulier.cli.moments import interval
-from haulier.cli.output import show, table
+from haulier.cli.output import rate, show, table
 from haulier.errors import Refused
 from haulier.services import limits, queue
 from models import Gate, LimitScope
@@ -54,8 +55,10 @@ def set_(
     max_running: str | None = None,
     max_moves: str | None = None,
     pair: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    bandwidth: str | None = None,
+    link: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
 ) -> None:
-    """Change how many may be at work at once. What is at work goes on.
+    """Change how many may be at work at once, and the bandwidth that they share. What is at work goes on.
 
     Parameters
     ----------
@@ -65,28 +68,45 @@ def set_(
         Those of them whose guests' RAM is moved.
     pair
         SOURCE:TARGET=N, migrations from one node to another; may be given more than once.
+    bandwidth
+        What all that crosses in the cluster shares, in bytes per second, for example 2G, or `usual`.
+    link
+        SOURCE:TARGET=BANDWIDTH, the same of what goes from one node to another; may be given more than once.
     """
-    cluster = ((Gate.PREPARE, LimitScope.CLUSTER, max_running), (Gate.MOVE, LimitScope.CLUSTER, max_moves))
-    changes = [*read_limits(cluster), *read_pairs(pair)]
+    cluster = (
+        (Gate.PREPARE, LimitScope.CLUSTER, max_running),
+        (Gate.MOVE, LimitScope.CLUSTER, max_moves),
+        (Gate.BANDWIDTH, LimitScope.CLUSTER, bandwidth),
+    )
+    changes = [*read_limits(cluster), *read_pairs(pair), *read_pairs(link, Gate.BANDWIDTH)]
     if not changes:
-        raise Refused("nothing_to_set", "no limit is named", "--max-running, --max-moves, or --pair SOURCE:TARGET=N.")
+        hint = "--max-running, --max-moves, --pair SOURCE:TARGET=N, --bandwidth, or --link SOURCE:TARGET=BANDWIDTH."
+        raise Refused("nothing_to_set", "no limit is named", hint)
     document = limits.set_limits(context(), changes)
     show(document, _text(document))
 
 
 def _text(document: dict[str, Any]) -> str:
-    return "\n".join([*_lines("at work", document["prepare"]), "", *_lines("moving RAM", document["move"])])
+    parts = (
+        _lines("at work, at once", document[Gate.PREPARE], str),
+        _lines("moving RAM, at once", document[Gate.MOVE], str),
+        _lines("bandwidth, shared by all that crosses", document[Gate.BANDWIDTH], rate),
+    )
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def _lines(what: str, limits: dict[str, Any]) -> list[str]:
-    usual = {place: "no limit" if allowed is None else allowed for place, allowed in limits["usual"].items()}
+def _lines(what: str, limits: dict[str, Any], shown: Callable[[int], str]) -> list[str]:
+    def word(allowed: int | None) -> str:
+        return "no limit" if allowed is None else shown(allowed)
+
+    usual = limits["usual"]
     return [
-        f"{what}, at once:",
-        f"  in the cluster     {limits['cluster']}",
-        f"  out of a node      {usual['out']}",
-        *(f"    out of {node}: {allowed}" for node, allowed in sorted(limits["out"].items())),
-        f"  into a node        {usual['in']}",
-        *(f"    into {node}: {allowed}" for node, allowed in sorted(limits["in"].items())),
-        f"  between two nodes  {usual['pair']}",
-        *(f"    {each['source']} → {each['target']}: {each['max']}" for each in limits["pair"]),
+        f"{what}:",
+        f"  in the cluster     {word(limits['cluster'])}",
+        f"  out of a node      {word(usual['out'])}",
+        *(f"    out of {node}: {word(allowed)}" for node, allowed in sorted(limits["out"].items())),
+        f"  into a node        {word(usual['in'])}",
+        *(f"    into {node}: {word(allowed)}" for node, allowed in sorted(limits["in"].items())),
+        f"  between two nodes  {word(usual['pair'])}",
+        *(f"    {each['source']} → {each['target']}: {word(each['max'])}" for each in limits["pair"]),
     ]

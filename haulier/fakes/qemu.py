@@ -57,6 +57,7 @@ class FakeMirror:
 
     disk: FakeVolume
     node: str
+    speed: int = 0
     ready: bool = False
 
 
@@ -198,11 +199,19 @@ class FakeQemu(FakeProcess):
         del flat
         return [{"node-name": name} for name in (*self.nodes, *(f"drive-{device}" for device in self.disks))]
 
-    def _blockdev_mirror(self, job_id: str, device: str, target: str, **_: object) -> None:
-        self.mirrors[job_id] = FakeMirror(self.disks[device.removeprefix("drive-")], target)
+    def _blockdev_mirror(self, job_id: str, device: str, target: str, speed: int, **_: object) -> None:
+        self.mirrors[job_id] = FakeMirror(self.disks[device.removeprefix("drive-")], target, speed)
 
     def _query_block_jobs(self) -> list[dict[str, Any]]:
-        return [{"device": job, "ready": each.ready, "offset": 0, "len": 1} for job, each in self.mirrors.items()]
+        return [
+            {"device": job, "ready": each.ready, "speed": each.speed, "offset": 0, "len": 1}
+            for job, each in self.mirrors.items()
+        ]
+
+    def _block_job_set_speed(self, device: str, speed: int) -> None:
+        if device not in self.mirrors:
+            raise self._refuse("block-job-set-speed", f"Block job '{device}' not found")
+        self.mirrors[device].speed = speed
 
     def _block_job_cancel(self, device: str, force: bool = False) -> None:
         """A ready mirror that is not forced brings the last writes over."""

@@ -6,7 +6,7 @@ it).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +168,20 @@ async def read_progress(monitor: Monitor) -> tuple[MirrorProgress, ...]:
 def _device_of(job: str) -> str:
     """A backup that was begun again has a number behind its device."""
     return job.removeprefix(PREFIX).partition(".")[0]
+
+
+async def set_speeds(monitor: Monitor, of_each: Callable[[int], int]) -> None:
+    """On the source: tell the jobs that still carry how fast each of so many may go, in bytes/s; 0 is as fast as it
+    goes. A mirror that is ready follows the guest, and has no limit: the guest would wait for it in its pause.
+
+    Raises StepFailed when a job ends meanwhile.
+    """
+    jobs = await _jobs(monitor)
+    each = of_each(sum(not job["ready"] for job in jobs))
+    for job in jobs:
+        speed = 0 if job["ready"] else each
+        if job["speed"] != speed:
+            await monitor.execute("block-job-set-speed", device=job["device"], speed=speed)
 
 
 async def finish_mirrors(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:

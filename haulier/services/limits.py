@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +10,24 @@ from sqlalchemy import select
 
 from haulier.errors import Refused
 from haulier.planner.admission import Limits
+from haulier.services.bandwidth import divide
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node
 from haulier.services.room import ADMISSION, load_limits
 from haulier.services.waiting import make_room
 from models import Gate, LimitScope, QueueLimit
 
-# Any number that a person could mean.
+# Any number that a person could mean, of migrations and of bytes per second.
 MOST = 1_000_000
+LEAST_BYTES_PER_S, MOST_BYTES_PER_S = 1 << 20, 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
 class LimitChange:
     """One limit: of a node for the scopes `out` and `in`, of source and target for `pair`, of none for the cluster.
 
-    `gate` is what it is a limit of: migrations at work, or guests whose RAM is moved. `allowed` None goes back to the
-    usual number. Raises Refused for what is no number of migrations.
+    `gate` is what it is a limit of: migrations at work, guests whose RAM is moved, or bytes per second. `allowed` None
+    goes back to the usual number. Raises Refused for what is no number of those.
     """
 
     scope: LimitScope
@@ -34,17 +36,24 @@ class LimitChange:
     gate: Gate = Gate.PREPARE
 
     def __post_init__(self) -> None:
-        if self.allowed is not None and not 0 <= self.allowed <= MOST:
+        if self.allowed is None:
+            return
+        if self.gate is Gate.BANDWIDTH and not LEAST_BYTES_PER_S <= self.allowed <= MOST_BYTES_PER_S:
+            hint = "1M or more, or `usual`; `haulier queue set --max-moves 0` begins no more."
+            raise Refused("bad_limit", f"nothing can share {self.allowed} bytes/s", hint)
+        if self.gate is not Gate.BANDWIDTH and not 0 <= self.allowed <= MOST:
             hint = f"0 (nothing begins) to {MOST}, or `usual`."
             raise Refused("bad_limit", f"a limit of {self.allowed} is none", hint)
 
 
-def change_limits(context: Context, unit: Unit, changes: Iterable[LimitChange]) -> None:
+def change_limits(context: Context, unit: Unit, changes: Collection[LimitChange]) -> None:
     """Write limits. What is at work goes on, also when it is more than that. Raises Refused for unknown nodes."""
     context.database.exclude_others(unit.session, ADMISSION)
     for change in changes:
         _change(unit, change)
     unit.session.flush()
+    if any(change.gate is Gate.BANDWIDTH for change in changes):
+        divide(unit)
     make_room(unit)
 
 

@@ -295,6 +295,7 @@ def shown_state(state: MigrationState, *, needs_operator: bool) -> str:
 def _phase(step: Step, migration: Migration) -> dict[str, Any]:
     target = step.attempt.target or migration.target
     names = {"source": migration.source.name, "target": target.name, "control": None}
+    share = step.bandwidth if step.state is StepState.RUNNING else None
     return {
         "name": step.phase,
         "state": step.state,
@@ -302,6 +303,7 @@ def _phase(step: Step, migration: Migration) -> dict[str, Any]:
         "node": names[step.side],
         "seconds": _seconds(step.started_at, step.finished_at),
         "progress": step.progress,
+        "share_bytes_per_s": share.share_bytes_per_s if share else None,
     }
 
 

@@ -181,7 +181,7 @@ def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]
 
 
 def _load_limits(context: Context, session: Session) -> tuple[Limits, ...]:
-    return tuple(load_limits(context, session, gate) for gate in (Gate.PREPARE, Gate.MOVE))
+    return tuple(load_limits(context, session, gate) for gate in Gate)
 
 
 def show_node(context: Context, name: str) -> dict[str, Any]:
@@ -213,6 +213,8 @@ def _document(session: Session, node: Node, context: Context, limits: tuple[Limi
         "max_in": limits[0].into_of(node.name),
         "max_moves_out": limits[1].out_of(node.name),
         "max_moves_in": limits[1].into_of(node.name),
+        "bandwidth_out_bytes_per_s": limits[2].out_of(node.name),
+        "bandwidth_in_bytes_per_s": limits[2].into_of(node.name),
         "vms": vms,
         "ram_bytes": node.facts.get("ram_bytes"),
         "ram_free_bytes": node.facts.get("ram_free_bytes"),

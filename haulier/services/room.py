@@ -74,6 +74,9 @@ def load_limits(context: Context, session: Session, gate: Gate) -> Limits:
 
 def usual_limits(settings: Settings, gate: Gate) -> Limits:
     """The limits of the settings."""
+    if gate is Gate.BANDWIDTH:
+        out, into = settings.bandwidth_out_bytes_per_s, settings.bandwidth_in_bytes_per_s
+        return Limits(usual_out=out or None, usual_in=into or None)
     if gate is Gate.MOVE:
         return Limits(settings.max_moves, settings.max_moves_out, settings.max_moves_in)
     return Limits(settings.max_running, settings.max_out, settings.max_in, settings.max_pair)

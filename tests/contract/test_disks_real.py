@@ -106,6 +106,27 @@ async def monitor_jobs(monitor: Monitor) -> list[Any]:
     return jobs
 
 
+def test_speed_is_changed_in_flight(make_place: Callable[[str], VmPlace]) -> None:
+    """One that is ready has none: it follows the guest."""
+
+    async def work() -> None:
+        async with pair(make_place, os.urandom(1 << 20)) as (source, _, mirror):
+            await disks.start_mirror(source, mirror, max_bytes_per_s=1 << 10)
+            await disks.set_speeds(source, lambda jobs: (1 << 12) // jobs)
+            (job,) = await monitor_jobs(source)
+            assert (job["speed"], job["ready"]) == (1 << 12, False)
+            # At that speed it would take four minutes.
+            await disks.set_speeds(source, lambda jobs: 1 << 30)
+            async with asyncio.timeout(20):
+                await disks.wait_until_ready(source, [mirror])
+            await disks.set_speeds(source, lambda jobs: 1 << 12)
+            (job,) = await monitor_jobs(source)
+            assert (job["speed"], job["ready"]) == (0, True)
+            await disks.finish_mirrors(source, [mirror])
+
+    run(work())
+
+
 def test_mirror_whose_target_dies(make_place: Callable[[str], VmPlace]) -> None:
     """The guest's disk goes on; the mirror's end is told, not waited for."""
 

@@ -292,6 +292,17 @@ def test_mirror_ends_well_or_is_dropped(hosts: Hosts) -> None:
     hosts.run(work())
 
 
+def test_mirror_is_told_its_speed(hosts: Hosts) -> None:
+    async def work() -> None:
+        async with mirroring(hosts) as (both, mirror):
+            await both.source.execute("block-job-set-speed", device=mirror.job, speed=1 << 20)
+            await disks.set_speeds(both.source, lambda jobs: 1 << 10)
+            assert [job["speed"] for job in await both.source.execute("query-block-jobs")] == [0]
+            assert await refused(both.source, "block-job-set-speed", device="none", speed=1)
+
+    hosts.run(work())
+
+
 def test_mirror_whose_target_dies(hosts: Hosts) -> None:
     async def work() -> None:
         async with mirroring(hosts) as (both, mirror):

@@ -127,6 +127,27 @@ NEVER = (
     Never("a migration that is never tried", "migration", "ck_migration_tries", {"tries": 0}, (({}, {"tries": 1}),)),
     Never("a limit below 0", "queue_limit", "ck_queue_limit_allowed", {"allowed": -1}, (({}, {"allowed": 0}),)),
     Never(
+        "a budget of nothing",
+        "queue_limit",
+        "ck_queue_limit_some_bandwidth",
+        {"gate": "bandwidth", "allowed": 0},
+        (({}, {"allowed": 1}), ({}, {"gate": "move"})),
+    ),
+    Never(
+        "a share below 0",
+        "bandwidth_share",
+        "ck_bandwidth_share_share",
+        {"share_bytes_per_s": -1},
+        (({}, {"share_bytes_per_s": None}),),
+    ),
+    Never(
+        "a use below 0",
+        "bandwidth_share",
+        "ck_bandwidth_share_using",
+        {"using_bytes_per_s": -1},
+        (({}, {"using_bytes_per_s": None}),),
+    ),
+    Never(
         "a limit of the cluster that names a node",
         "queue_limit",
         "ck_queue_limit_scope_has_node",

@@ -42,6 +42,7 @@ EXAMPLES: dict[str, Row] = {
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
     "step": {"attempt_id": 1, "position": 0, "phase": "check", "side": "control", "queue": "control"}
     | {"state": "waiting", "fence": 0, "marks": {}, "notes": {}, "progress": {}},
+    "bandwidth_share": {"step_id": 1, "share_bytes_per_s": 0, "using_bytes_per_s": 0},
     "volume_transfer": {"attempt_id": 1, "volume_id": 1, "role": "disk", "method": "mirror", "reason": "live"}
     | {"source_storage_id": 1, "source_name": "f", "target_storage_id": 2, "target_name": "f"}
     | {"target_format": "raw", "bytes": 0, "bytes_total": 4096},
@@ -66,7 +67,7 @@ def store(connection: Connection, table: str, **changes: object) -> None:
 
 def store_world(connection: Connection) -> None:
     """Two nodes with a storage each; two VMs with a disk and a closed migration each; a closed attempt of the first
-    migration; a replication of the first VM; a third VM with a volume of every other role.
+    migration with a step; a replication of the first VM; a third VM with a volume of every other role.
     """
     for node in (1, 2):
         store(connection, "node", id=node, name=f"node{node}", address=f"10.0.0.{node}")
@@ -77,6 +78,7 @@ def store_world(connection: Connection) -> None:
         store(connection, "migration", id=vm, vm_id=vm, state="done")
     store(connection, "replication", id=1, vm_id=1)
     store(connection, "attempt", id=1, number=1, finished_at=NOW)
+    store(connection, "step", id=1, phase="reserve", side="target", state="done")
     store(connection, "vm", id=3, name="vm3")
     for role, volume in VOLUME_OF.items():
         if role != "disk":
@@ -86,5 +88,5 @@ def store_world(connection: Connection) -> None:
 
 
 def _count_on_after_given_keys(connection: Connection) -> None:
-    for table in ("node", "storage", "vm", "volume", "migration", "replication", "attempt"):
+    for table in ("node", "storage", "vm", "volume", "migration", "replication", "attempt", "step"):
         connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 100)")

@@ -9,7 +9,15 @@ from rich.console import Console
 
 from haulier.cli.progress import draw
 
-PHASE = {"name": "reserve", "state": "running", "side": "target", "node": "beta", "seconds": 2.0, "progress": {}}
+PHASE: dict[str, Any] = {
+    "name": "reserve",
+    "state": "running",
+    "side": "target",
+    "node": "beta",
+    "seconds": 2.0,
+    "progress": {},
+}
+PHASE |= {"share_bytes_per_s": None}
 DOCUMENT: dict[str, Any] = {
     "id": 7, "vm": "web1", "source": "alpha", "target": "beta", "state": "running", "phases": [PHASE],
     "waiting_for": None,
@@ -39,3 +47,10 @@ def test_other_progress_is_none_of_it() -> None:
     assert "compare" not in drawn(
         {"scsi0.digests": {"bytes": 1, "bytes_total": 2}, "ram": {"bytes": 1, "bytes_total": 2}}
     )
+
+
+def test_what_a_phase_may_use_is_told() -> None:
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(draw({**DOCUMENT, "phases": [{**PHASE, "share_bytes_per_s": 5 << 20}]}))
+    assert "2.00 s, at most 5.0 MiB/s" in captured.get()

@@ -38,7 +38,8 @@ def test_new_node(world: World) -> None:
     assert document["heartbeat_age_s"] < 60
     assert document | {"heartbeat_age_s": 0} == {
         "name": "gamma", "state": "online", "worker": "alive", "address": "10.0.0.9", "ports": "7000-7009",
-        "network": "isolated", "max_out": 4, "max_in": 4, "max_moves_out": 2, "max_moves_in": 2, "vms": 0,
+        "network": "isolated", "max_out": 4, "max_in": 4, "max_moves_out": 2, "max_moves_in": 2,
+        "bandwidth_out_bytes_per_s": None, "bandwidth_in_bytes_per_s": None, "vms": 0,
         "ram_bytes": 8, "ram_free_bytes": 4, "heartbeat_age_s": 0,
         "qemu_version": "7.2.22", "accel": "tcg", "swtpm_version": None, "libtpms_version": None,
         "storages": [{"name": "local", "kind": "folder", "path": "/gamma/images", "pool": None, "shared": False}],

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from haulier.errors import StepFailed
+from haulier.services.bandwidth import take_share
 from haulier.services.chain import Claim
 from models import Migration, Phase, StepState
 from tasks import lease as module
+from tasks.bandwidth import Allowance
 from tasks.lease import Lease
 from tests.unit.services.world import World
 
@@ -49,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, world: World) -> Clock:
 
 
 def lease(world: World, held: Claim, *, stall_s: float = STALL_S, **marks: float) -> Lease:
-    return Lease(world.context, held, {}, dict(marks), stall_s)
+    return Lease(world.context, held, Allowance(world.context, held), {}, dict(marks), stall_s)
 
 
 async def forever() -> None:
@@ -85,6 +87,37 @@ def test_phase_that_moves_goes_on(world: World, clock: Clock) -> None:
         return "arrived"
 
     assert asyncio.run(it.hold_for(crawl(it.progress))) == "arrived"
+
+
+def test_one_that_waits_for_its_share_has_not_stalled(world: World, clock: Clock) -> None:
+    """Nothing is carried until the other has given."""
+    world.context.settings.bandwidth_out_bytes_per_s = 2 << 20
+    world.file()
+    other = world.go(Phase.MIRROR_DISKS)
+    assert take_share(world.context, other, using=0) == 2 << 20
+    world.add_vm("db")
+    world.sent.clear()
+    world.file("db")
+    it = lease(world, world.go(Phase.MIRROR_DISKS))
+
+    async def begin() -> tuple[int, int]:
+        for _ in range(3):
+            await clock.move(STALL_S * 1.1)
+        assert it.allowance.waits
+        take_share(world.context, other, using=2 << 20)
+        take_share(world.context, other, using=1 << 20)
+        return await it.allowance.pace(), await it.allowance.pace(jobs=4)
+
+    assert asyncio.run(it.hold_for(begin())) == (1 << 20, 1 << 18)
+
+
+def test_usual_limit_of_a_job_holds_beside_the_share(world: World) -> None:
+    world.context.settings.max_bandwidth_bytes_per_s = 100
+    world.file()
+    it = lease(world, world.go(Phase.MIRROR_DISKS)).allowance
+    for share, jobs, each in ((None, 2, 100), (1000, 2, 100), (100, 2, 50), (1, 4, 1)):
+        it.share = share
+        assert it.of_each(jobs) == each
 
 
 def test_in_the_pause_patience_is_short_whatever_was_asked_for(world: World, clock: Clock) -> None:

@@ -12,6 +12,7 @@ from haulier.hypervisor.layout import NodeLayout
 from haulier.hypervisor.storage import folder
 from models import Allocation, LedgerRole, Phase, Storage, TpmLedger
 from tasks import reserve
+from tasks.bandwidth import Allowance
 from tasks.runner import StepRun
 from tasks.surroundings import ThisNode
 from tests.unit.services.world import World
@@ -37,7 +38,8 @@ def test_worker_that_dies(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     layout.prepare()
     world.change(Storage, path=str(layout.images))
     world.file()
-    work = Work(world.context, world.go(Phase.RESERVE), world.view())
+    held = world.go(Phase.RESERVE)
+    work = Work(world.context, held, world.view(), Allowance(world.context, held))
     work.layout = layout
     assert work.view.tpm
     room = folder if place == "create_image" else reserve

@@ -17,6 +17,7 @@ from haulier.services.allocations import allocated_volumes, take_volume
 from haulier.services.vm_rows import load_vm
 from models import LedgerRole, Phase, Storage, TpmLedger, Volume, VolumeTransfer
 from tasks import copy_cold, open_target, quarantine, reserve, retire_source, sync_tpm, vm
+from tasks.bandwidth import Allowance
 from tasks.runner import StepRun
 from tasks.surroundings import ThisNode
 from tasks.volume_files import source_problems
@@ -51,7 +52,7 @@ class Scene:
 
     def work(self) -> Work:
         held = self.world.go(Phase.RESERVE)
-        work = Work(self.world.context, held, self.world.view())
+        work = Work(self.world.context, held, self.world.view(), Allowance(self.world.context, held))
         work.layout = self.layout
         return work
 
@@ -143,7 +144,8 @@ def test_scratch_copies_of_a_killed_worker_are_destroyed(world: World, tmp_path:
     (tmp_path / "secret").touch(mode=0o600)
     (tmp_path / "secret").write_text("s" * 32)
     world.file()
-    work = Work(world.context, world.go(Phase.RESERVE), world.view())
+    held = world.go(Phase.RESERVE)
+    work = Work(world.context, held, world.view(), Allowance(world.context, held))
     work.layout = layout
     run_folder = work.place.run
     (run_folder / "identity-x").mkdir()
@@ -163,7 +165,8 @@ def test_file_that_came_meanwhile_is_left_alone(world: World, tmp_path: Path) ->
     layout.prepare()
     world.change(Storage, path=str(layout.images))
     world.file()
-    work = Work(world.context, world.go(Phase.RESERVE), world.view())
+    held = world.go(Phase.RESERVE)
+    work = Work(world.context, held, world.view(), Allowance(world.context, held))
     work.layout = layout
     assert work.view.tpm
     theirs = work.view.tpm.target_path
