@@ -24,6 +24,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 LONGEST_S = 31_536_000.0
 
 
+# What a few dozen can share, and any number that a person could mean, in bytes per second.
+LEAST_BUDGET, MOST_BUDGET = 1 << 20, 1 << 50
+
+
 class Settings(BaseSettings):
     """All settings with their defaults; units stand in the names."""
 
@@ -71,6 +75,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("bandwidth_out_bytes_per_s", "bandwidth_in_bytes_per_s")
+    @classmethod
+    def _budget(cls, value: int) -> int:
+        if value and not LEAST_BUDGET <= value <= MOST_BUDGET:
+            raise ValueError(f"a budget is 0 for none, or {LEAST_BUDGET} to {MOST_BUDGET} bytes per second")
+        return value
 
     @field_validator("ports")
     @classmethod

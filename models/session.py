@@ -68,12 +68,15 @@ class Database:
         """A transaction that sees one state of the database and changes nothing."""
         return self._read()
 
-    def exclude_others(self, session: Session, what: int) -> None:
+    def exclude_others(self, session: Session, what: int, *, patience_s: float | None = None) -> None:
         """Until the end of this writing transaction nobody else goes past here with the same number.
 
-        In SQLite one that writes excludes all others anyway.
+        In SQLite one that writes excludes all others anyway. Raises OperationalError when they take longer than
+        `patience_s`, of this and of any other lock of the transaction.
         """
         if self.engine.dialect.name == "postgresql":
+            if patience_s is not None:
+                session.execute(select(func.set_config("lock_timeout", f"{patience_s * 1000:.0f}ms", True)))
             session.execute(select(func.pg_advisory_xact_lock(what)))
 
     def close(self) -> None:

@@ -238,7 +238,7 @@ class Step(Base):
 class BandwidthShare(Base):
     """What a step that carries bytes may use of the budgets that it crosses, and what its tools may be using still.
 
-    None is no limit. Where no budget is set there are no rows.
+    None is no limit. One that is `fixed` keeps what it uses. Where no budget is set there are no rows.
     """
 
     __tablename__ = "bandwidth_share"
@@ -250,6 +250,7 @@ class BandwidthShare(Base):
     step_id: Mapped[int] = mapped_column(ForeignKey("step.id"), primary_key=True, autoincrement=False)
     share_bytes_per_s: Mapped[int | None]
     using_bytes_per_s: Mapped[int | None]
+    fixed: Mapped[bool] = mapped_column(default=False)
 
 
 class VolumeTransfer(Base):

@@ -73,12 +73,13 @@ async def mark_what_differs(work: StepRun, monitor: Monitor) -> None:
         server = NbdServer(view.target.address, noted["carrier_port"])
         await require_answer(server)
         theirs = work.place.digests(disk.export)
-        await fetch_file(
-            RemoteExport(server, _export(disk), work.keys()),
-            theirs,
-            max_bytes_per_s=await work.allowance.pace(),
-            report=work.meter(f"{disk.device}.digests", digests_bytes(disk.size_bytes)),
-        )
+        async with work.allowance.copying() as at_most:
+            await fetch_file(
+                RemoteExport(server, _export(disk), work.keys()),
+                theirs,
+                max_bytes_per_s=at_most,
+                report=work.meter(f"{disk.device}.digests", digests_bytes(disk.size_bytes)),
+            )
         await fault_point("comparing.fetched")
         await _mark(work, monitor, disk, theirs, key=bytes.fromhex(noted[_KEY]))
         theirs.unlink()

@@ -38,13 +38,14 @@ async def copy_volumes(work: StepRun) -> None:
         begun, length = time.monotonic(), view.file_bytes(volume)
         port = view.notes[Phase.RESERVE, Side.TARGET]["carrier_port"]
         export = RemoteExport(NbdServer(view.target.address, port), volume.export, work.keys())
-        await send_file(
-            volume.sent,
-            export,
-            max_bytes_per_s=await work.allowance.pace(),
-            onto_zeroes=volume.target_at.facts.is_zeroed,
-            report=work.meter(volume.device, length),
-        )
+        async with work.allowance.copying() as at_most:
+            await send_file(
+                volume.sent,
+                export,
+                max_bytes_per_s=at_most,
+                onto_zeroes=volume.target_at.facts.is_zeroed,
+                report=work.meter(volume.device, length),
+            )
         took = time.monotonic() - begun
         update_transfer(work.context, volume.id, bytes=length, bytes_total=length, seconds=took)
 

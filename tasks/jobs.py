@@ -15,9 +15,7 @@ from tasks.runner import StepRun
 
 async def watch_jobs(work: StepRun, monitor: Monitor, *, before: Mapping[str, int] = MappingProxyType({})) -> None:
     """Look once, and have the jobs share what the step may use now."""
-    share = work.allowance.share
-    await set_speeds(monitor, work.allowance.of_each)
-    work.allowance.using = share
+    work.allowance.has_told(await set_speeds(monitor, work.allowance.of_each))
     await report_jobs(work, monitor, before=before)
 
 

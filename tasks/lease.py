@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,6 +47,7 @@ class Lease:
         Raises what the work raises, or StepFailed `given_up` or `stalled` after it was cancelled.
         """
         phase, keeper = asyncio.create_task(work), asyncio.create_task(self._keep())
+        asking = asyncio.create_task(self.allowance.keep_asking())
         try:
             await asyncio.wait({phase, keeper}, return_when=asyncio.FIRST_COMPLETED)
             if not phase.done():
@@ -59,14 +59,13 @@ class Lease:
             return phase.result()
         finally:
             keeper.cancel()
+            asking.cancel()
 
     async def _keep(self) -> StepFailed:
         """Prolong the lease until the step is to be given up; returns why."""
         settings = self.context.settings
         renewed = moved = time.monotonic()
         seen = self._picture()
-        with suppress(SQLAlchemyError):
-            await self.allowance.refresh()
         while time.monotonic() - renewed < settings.lease_s:
             await asyncio.sleep(min(settings.lease_s / 3, 1.0))
             if (picture := self._picture()) != seen or self.allowance.waits:
@@ -81,7 +80,6 @@ class Lease:
                     lease_s=settings.lease_s,
                     progress=dict(self.progress) or None,
                 )
-                await self.allowance.refresh()
             except SQLAlchemyError as error:
                 # A database that is away for a moment ends nothing as long as the lease lasts.
                 log.warning("lease.not_renewed", step=self.claim.step_id, error=str(error).splitlines()[0])
@@ -98,7 +96,9 @@ class Lease:
         """For how long the phase may stand still now; 0 is for ever."""
         if self.claim.undo or self.claim.phase not in CARRYING:
             return 0.0
-        return self.context.settings.pause_lease_s if "paused" in self.marks else self.stall_s
+        if "paused" in self.marks:
+            return self.context.settings.pause_lease_s
+        return self.stall_s and max(self.stall_s, self.allowance.longest_standstill_s)
 
 
 def _stalled(phase: Phase, limit_s: float) -> StepFailed:

@@ -153,14 +153,13 @@ class Pacer:
             self.guest_runs = self.guest_runs if word == "finish-migrate" else word == "running"
         seen = await stream.read_stream(monitor)
         facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes)
-        share = self.allowance.share
         pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms)
         # Before the stream has begun nothing is known of what is left.
         if seen.status == "active" and seen.total and pace != self.told:
             await stream.set_pace(monitor, bytes_per_s=pace.bytes_per_s, downtime_limit_ms=pace.downtime_limit_ms)
             self.told = pace
-        if self.told.bytes_per_s <= pace.bytes_per_s:
-            self.allowance.using = share
+        if self.told == pace:
+            self.allowance.has_told()
 
 
 async def _switch_over(work: StepRun, monitor: Monitor) -> None:

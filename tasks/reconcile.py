@@ -17,8 +17,8 @@ def reconcile() -> None:
     sweep(context())
     sweep_operations(context())
     sweep_replications(context())
-    divide_anew(context())
     admission.admit(context())
+    divide_anew(context())
 
 
 @app.task(name="haulier.admit")

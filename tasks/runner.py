@@ -152,7 +152,7 @@ def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> No
     act = run if not held.undo else undo
     bound = log.bind(action=held.phase, side=held.side, migration=held.migration_id, undo=held.undo)
     bound.info("step.begin")
-    allowance = Allowance(around, held)
+    allowance, done = Allowance(around, held), False
     try:
         work = StepRun(around, held, load_view(around, held.attempt_id), allowance)
         notes = asyncio.run(work.lease().hold_for(_from_point_to_point(work, act))) if act else None
@@ -166,9 +166,9 @@ def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> No
         if held.undo:
             chain.complete_undo(around, held)
         else:
-            chain.complete(around, held, notes=notes or {}, marks=work.marks)
+            done = chain.complete(around, held, notes=notes or {}, marks=work.marks)
         bound.info("step.end")
-    allowance.end()
+    allowance.end(done=done)
 
 
 def _outcome_of(error: HaulierError) -> chain.Outcome:

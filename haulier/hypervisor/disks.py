@@ -170,18 +170,20 @@ def _device_of(job: str) -> str:
     return job.removeprefix(PREFIX).partition(".")[0]
 
 
-async def set_speeds(monitor: Monitor, of_each: Callable[[int], int]) -> None:
+async def set_speeds(monitor: Monitor, of_each: Callable[[int], int]) -> int:
     """On the source: tell the jobs that still carry how fast each of so many may go, in bytes/s; 0 is as fast as it
     goes. A mirror that is ready follows the guest, and has no limit: the guest would wait for it in its pause.
 
-    Raises StepFailed when a job ends meanwhile.
+    Returns how many carry. Raises StepFailed when a job ends meanwhile.
     """
     jobs = await _jobs(monitor)
-    each = of_each(sum(not job["ready"] for job in jobs))
+    carrying = sum(not job["ready"] for job in jobs)
+    each = of_each(carrying)
     for job in jobs:
         speed = 0 if job["ready"] else each
         if job["speed"] != speed:
             await monitor.execute("block-job-set-speed", device=job["device"], speed=speed)
+    return carrying
 
 
 async def finish_mirrors(monitor: Monitor, mirrors: Sequence[Mirror]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,16 @@ from sqlalchemy import select
 
 from haulier.errors import Refused
 from haulier.planner.admission import Limits
-from haulier.services.bandwidth import divide
+from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_node
 from haulier.services.room import ADMISSION, load_limits
 from haulier.services.waiting import make_room
+from haulier.settings import LEAST_BUDGET, MOST_BUDGET
 from models import Gate, LimitScope, QueueLimit
 
-# Any number that a person could mean, of migrations and of bytes per second.
+# Any number that a person could mean.
 MOST = 1_000_000
-LEAST_BYTES_PER_S, MOST_BYTES_PER_S = 1 << 20, 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class LimitChange:
     def __post_init__(self) -> None:
         if self.allowed is None:
             return
-        if self.gate is Gate.BANDWIDTH and not LEAST_BYTES_PER_S <= self.allowed <= MOST_BYTES_PER_S:
+        if self.gate is Gate.BANDWIDTH and not LEAST_BUDGET <= self.allowed <= MOST_BUDGET:
             hint = "1M or more, or `usual`; `haulier queue set --max-moves 0` begins no more."
             raise Refused("bad_limit", f"nothing can share {self.allowed} bytes/s", hint)
         if self.gate is not Gate.BANDWIDTH and not 0 <= self.allowed <= MOST:
@@ -46,14 +46,12 @@ class LimitChange:
             raise Refused("bad_limit", f"a limit of {self.allowed} is none", hint)
 
 
-def change_limits(context: Context, unit: Unit, changes: Collection[LimitChange]) -> None:
+def change_limits(context: Context, unit: Unit, changes: Iterable[LimitChange]) -> None:
     """Write limits. What is at work goes on, also when it is more than that. Raises Refused for unknown nodes."""
     context.database.exclude_others(unit.session, ADMISSION)
     for change in changes:
         _change(unit, change)
     unit.session.flush()
-    if any(change.gate is Gate.BANDWIDTH for change in changes):
-        divide(unit)
     make_room(unit)
 
 
@@ -76,6 +74,7 @@ def set_limits(context: Context, changes: Sequence[LimitChange]) -> dict[str, An
     """Change limits of the cluster and of pairs. Returns all limits; raises Refused, and nothing is changed then."""
     with context.unit() as unit:
         change_limits(context, unit, changes)
+    divide_anew(context)
     return show_limits(context)
 
 

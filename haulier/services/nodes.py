@@ -18,6 +18,7 @@ from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.admission import Limits
+from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
 from haulier.services.limits import LimitChange, change_limits
 from haulier.services.liveness import silent_s
@@ -163,6 +164,8 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
             unit.note("node.maintenance", node=name, on=change.maintenance)
             unit.session.flush()
             make_room(unit)
+    if change.limits:
+        divide_anew(context)
     return {**show_node(context, name), "left_out": left_out}
 
 

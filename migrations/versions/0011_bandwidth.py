@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("step_id", _KEY, autoincrement=False, nullable=False),
         sa.Column("share_bytes_per_s", sa.BigInteger(), nullable=True),
         sa.Column("using_bytes_per_s", sa.BigInteger(), nullable=True),
+        sa.Column("fixed", sa.Boolean(), nullable=False),
         sa.CheckConstraint("share_bytes_per_s >= 0", name=op.f("ck_bandwidth_share_share")),
         sa.CheckConstraint("using_bytes_per_s >= 0", name=op.f("ck_bandwidth_share_using")),
         sa.ForeignKeyConstraint(["step_id"], ["step.id"], name=op.f("fk_bandwidth_share_step_id_step")),

@@ -42,7 +42,7 @@ EXAMPLES: dict[str, Row] = {
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
     "step": {"attempt_id": 1, "position": 0, "phase": "check", "side": "control", "queue": "control"}
     | {"state": "waiting", "fence": 0, "marks": {}, "notes": {}, "progress": {}},
-    "bandwidth_share": {"step_id": 1, "share_bytes_per_s": 0, "using_bytes_per_s": 0},
+    "bandwidth_share": {"step_id": 1, "share_bytes_per_s": 0, "using_bytes_per_s": 0, "fixed": False},
     "volume_transfer": {"attempt_id": 1, "volume_id": 1, "role": "disk", "method": "mirror", "reason": "live"}
     | {"source_storage_id": 1, "source_name": "f", "target_storage_id": 2, "target_name": "f"}
     | {"target_format": "raw", "bytes": 0, "bytes_total": 4096},

@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -28,7 +26,7 @@ import haulier.clock
 import models.session
 from haulier.fakes.calls import CALLS
 from haulier.fakes.effects import effect, look, played_by
-from haulier.fakes.files import FakePath
+from haulier.fakes.places import places_of
 from haulier.hypervisor.swtpm import SwtpmFacts
 from haulier.services.context import Context
 from haulier.signals import Signals
@@ -166,21 +164,7 @@ def in_place(clock: Clock) -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with pytest.MonkeyPatch.context() as patch, played_by(on_effect):
         patch.setattr(asyncio, "run", run)
-        for name, module in list(sys.modules.items()):
-            if name.startswith(_KNOW_THE_FAKES) and not name.startswith("haulier.fakes"):
-                _replace(patch, module, stands_for)
-            if name.startswith(("haulier.services", "tasks.")):
-                _replace(patch, module, {Path: FakePath})
+        for module, name, stand_in in places_of(stands_for, _KNOW_THE_FAKES):
+            patch.setattr(module, name, stand_in)
         yield
     structlog.reset_defaults()
-
-
-def _replace(patch: pytest.MonkeyPatch, module: ModuleType, stands_for: dict[object, object]) -> None:
-    """Whatever name a module gave them."""
-    for name, value in list(vars(module).items()):
-        try:
-            found = stands_for.get(value)
-        except TypeError:  # cannot be a key, so it is none
-            continue
-        if found is not None:
-            patch.setattr(module, name, found)

@@ -94,6 +94,24 @@ def test_a_share_that_was_taken_back_too_early_may_be_given_again() -> None:
     assert next_shares([Flow(0, "a", "b", share=50, using=100)], Limits(usual_out=100)) == {0: 100}
 
 
+def test_one_that_begins_fixed_leaves_half_of_what_is_free() -> None:
+    copy = Flow(0, "a", "b", fixed=True)
+    assert next_shares([copy], Limits(usual_out=100)) == {0: 50}
+    assert next_shares([Flow(1, "a", "b", share=40, using=40), copy], Limits(usual_out=100)) == {0: 30, 1: 50}
+
+
+def test_one_that_is_fixed_is_gone_round() -> None:
+    copy = Flow(0, "a", "b", share=50, using=50, fixed=True)
+    others = [Flow(1, "a", "b"), Flow(2, "a", "b")]
+    assert next_shares([copy, *others], Limits(usual_out=100)) == {0: 50, 1: 25, 2: 25}
+    assert next_shares([copy, *others], Limits(usual_out=30)) == {0: 50, 1: 0, 2: 0}
+
+
+def test_one_that_cannot_be_told_of_a_budget_holds_nobody() -> None:
+    copy = Flow(0, "a", "b", share=None, using=None, fixed=True)
+    assert next_shares([copy, Flow(1, "a", "b")], Limits(usual_out=100)) == {0: 50, 1: 50}
+
+
 @given(st.lists(st.sampled_from(PAIRS), min_size=1, max_size=8), BUDGETS)
 def test_shares_are_max_min_fair(pairs: list[tuple[str, str]], budgets: Limits) -> None:
     """No budget is exceeded, and whoever wants more crosses one that is used up and in which nobody has more."""

@@ -454,6 +454,13 @@ def test_limits_are_shown_and_go_back_to_the_usual(world: World) -> None:
     assert usual == {
         "prepare": {"cluster": 64, "usual": {"out": 4, "in": 4, "pair": 64}, "out": {}, "in": {}, "pair": []},
         "move": {"cluster": 16, "usual": {"out": 2, "in": 2, "pair": None}, "out": {}, "in": {}, "pair": []},
+        "bandwidth": {
+            "cluster": None,
+            "usual": {"out": None, "in": None, "pair": None},
+            "out": {},
+            "in": {},
+            "pair": [],
+        },
     }
     limit(world, LimitScope.CLUSTER, allowed=3)
     limit(world, LimitScope.OUT, "alpha", allowed=2)

@@ -74,7 +74,8 @@ def test_what_one_gives_back_is_the_others(world: World) -> None:
     assert ask(world, second, 0) == 10 * MIB
 
 
-def test_what_a_dead_worker_had_is_the_others(world: World) -> None:
+def test_what_a_dead_worker_had_is_the_others_when_it_has_been_undone(world: World) -> None:
+    """Its QEMU goes on, at the speed that it was told last."""
     allow(world, 10 * MIB)
     first, second = mirroring(world, "web"), mirroring(world, "db")
     ask(world, first, 0)
@@ -82,8 +83,35 @@ def test_what_a_dead_worker_had_is_the_others(world: World) -> None:
     with world.context.database.write() as session:
         session.get_one(Step, first.step_id).state = StepState.FAILED
     divide_anew(world.context)
+    assert ask(world, second, 0) == 0
+    with world.context.database.write() as session:
+        session.get_one(Step, first.step_id).state = StepState.UNDONE
+    divide_anew(world.context)
     assert ask(world, second, 0) == 10 * MIB
     assert rows(world) == 1
+
+
+def test_one_that_takes_no_new_limit_leaves_something_for_others(world: World) -> None:
+    allow(world, 10 * MIB)
+    first, second = mirroring(world, "web"), mirroring(world, "db")
+    assert take_share(world.context, first, using=0, fixed=True) == 5 * MIB
+    assert ask(world, second, 0) == 5 * MIB
+    # It is no faster than it was told to be, by a limit of its own.
+    assert take_share(world.context, first, using=MIB, fixed=True) == MIB
+    assert ask(world, second, 5 * MIB) == 9 * MIB
+    # The copy is over.
+    assert ask(world, first, 0) == MIB
+    assert ask(world, second, 9 * MIB) == 5 * MIB
+
+
+def test_budget_that_comes_again_knows_that_none_was_there(world: World) -> None:
+    allow(world, 4 * MIB)
+    first, second = mirroring(world, "web"), mirroring(world, "db")
+    assert ask(world, first, 0) == 4 * MIB
+    allow(world, None)
+    assert ask(world, first, 4 * MIB) is None
+    allow(world, 10 * MIB)
+    assert ask(world, second, 0) == 0, "the first may be using all that there is"
 
 
 def test_one_whose_step_is_not_its_own_any_more_gets_nothing_new(world: World) -> None:

@@ -101,23 +101,47 @@ def test_one_that_waits_for_its_share_has_not_stalled(world: World, clock: Clock
     it = lease(world, world.go(Phase.MIRROR_DISKS))
 
     async def begin() -> tuple[int, int]:
+        pace = asyncio.create_task(it.allowance.pace())
         for _ in range(3):
             await clock.move(STALL_S * 1.1)
         assert it.allowance.waits
         take_share(world.context, other, using=2 << 20)
         take_share(world.context, other, using=1 << 20)
-        return await it.allowance.pace(), await it.allowance.pace(jobs=4)
+        return await pace, await it.allowance.pace(jobs=4)
 
     assert asyncio.run(it.hold_for(begin())) == (1 << 20, 1 << 18)
 
 
+def test_one_that_does_something_else_has_stalled_whatever_its_share(world: World, clock: Clock) -> None:
+    world.file()
+    it = lease(world, world.go(Phase.MIRROR_DISKS))
+    it.allowance.share = 0
+    assert end_of(it, clock) == "stalled"
+
+
+def test_low_limit_is_no_stall(world: World, clock: Clock) -> None:
+    """A mirror sends sixteen MiB at once, and then nothing for as long as its limit says."""
+    world.context.settings.bandwidth_out_bytes_per_s = 1 << 20
+    world.file()
+    it = lease(world, world.go(Phase.MIRROR_DISKS))
+
+    async def send_slowly() -> str:
+        assert await it.allowance.pace(jobs=8) == 1 << 17
+        await clock.move(STALL_S * 1.1)
+        return "sent"
+
+    assert asyncio.run(it.hold_for(send_slowly())) == "sent"
+
+
 def test_usual_limit_of_a_job_holds_beside_the_share(world: World) -> None:
-    world.context.settings.max_bandwidth_bytes_per_s = 100
+    world.context.settings.max_bandwidth_bytes_per_s = 100 << 10
     world.file()
     it = lease(world, world.go(Phase.MIRROR_DISKS)).allowance
     for share, jobs, each in ((None, 2, 100), (1000, 2, 100), (100, 2, 50), (1, 4, 1)):
-        it.share = share
-        assert it.of_each(jobs) == each
+        it.share = share and share << 10
+        assert it.of_each(jobs) == each << 10
+    it.has_told(4)
+    assert it.using == 4 << 10
 
 
 def test_in_the_pause_patience_is_short_whatever_was_asked_for(world: World, clock: Clock) -> None:
