@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from celery import Celery
 
+from tasks.wake_up import WakeUp
+
 app = Celery(
     "haulier",
     include=[
@@ -27,3 +29,4 @@ app = Celery(
 )
 
 app.config_from_object("tasks.config")
+app.steps["consumer"].add(WakeUp)

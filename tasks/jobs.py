@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from haulier.hypervisor.disks import read_progress, set_speeds
 from haulier.hypervisor.monitor import Monitor
-from haulier.services.attempts import update_transfer
+from haulier.services.attempts import update_transfers
 from tasks.runner import StepRun
 
 
@@ -21,10 +21,10 @@ async def watch_jobs(work: StepRun, monitor: Monitor, *, before: Mapping[str, in
 
 async def report_jobs(work: StepRun, monitor: Monitor, *, before: Mapping[str, int] = MappingProxyType({})) -> None:
     """Look once. `before` is what earlier jobs have sent of each device, in bytes."""
-    ids = {volume.device: volume.id for volume in work.view.transfers}
+    ids, found = {volume.device: volume.id for volume in work.view.transfers}, {}
     for each in await read_progress(monitor):
         if each.device in ids:
             sent = before.get(each.device, 0)
-            done, total = sent + each.done, sent + each.total
-            update_transfer(work.context, ids[each.device], bytes=done, bytes_total=total)
-            work.progress[each.device] = {"bytes": done, "bytes_total": total}
+            found[ids[each.device]] = seen = {"bytes": sent + each.done, "bytes_total": sent + each.total}
+            work.progress[each.device] = seen
+    update_transfers(work.context, found)

@@ -13,7 +13,7 @@ from haulier.hypervisor.disks import Mirror, drop_jobs, wait_until_ready
 from haulier.hypervisor.monitor import open_monitor
 from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.stream import drop_key, ensure_key
-from haulier.services.attempts import AttemptView, update_transfer
+from haulier.services.attempts import AttemptView, update_transfers
 from models import Phase, Side
 from tasks.celery import app
 from tasks.deltas import send_all, undo_deltas
@@ -40,8 +40,8 @@ async def run(work: StepRun) -> Notes:
         async with reporting(lambda: watch_jobs(work, monitor, before=sent)):
             await wait_until_ready(monitor, mirrors)
         await watch_jobs(work, monitor, before=sent)
-    for volume in work.view.mirrored:
-        update_transfer(work.context, volume.id, seconds=time.monotonic() - begun)
+    took = time.monotonic() - begun
+    update_transfers(work.context, {volume.id: {"seconds": took} for volume in work.view.mirrored})
     return {}
 
 

@@ -8,7 +8,11 @@ from haulier.services.operations import sweep_operations
 from haulier.services.recovery import sweep
 from haulier.services.replications import sweep_replications
 from tasks.celery import app
+from tasks.coalescing import Coalesced
 from tasks.surroundings import context
+
+# Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
+_admit = Coalesced(lambda: admission.admit(context()))
 
 
 @app.task(name="haulier.reconcile")
@@ -17,7 +21,7 @@ def reconcile() -> None:
     sweep(context())
     sweep_operations(context())
     sweep_replications(context())
-    admission.admit(context())
+    _admit()
     divide_anew(context())
 
 
@@ -25,4 +29,4 @@ def reconcile() -> None:
 def admit(migration_id: int) -> None:
     """Somebody made room, or allowed more: begin who may begin of those that wait, of whom this is one."""
     del migration_id
-    admission.admit(context())
+    _admit()

@@ -31,7 +31,7 @@ class FakeVolume:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FakeVolume:
-        identity, _, written = data.rstrip(b"\0").decode().partition(":")
+        identity, _, written = data.partition(b"\0")[0].decode().partition(":")
         return cls(int(written or 0), identity or None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from haulier.definition import VmDefinition
 from haulier.definition.storage import Image, StoragePlace, can_be_one_file
@@ -32,6 +32,7 @@ from models import (
     TpmLedger,
     TransferMethod,
     VmState,
+    Volume,
     VolumeRole,
     VolumeTransfer,
 )
@@ -257,10 +258,25 @@ class SourceNote:
     paused_at: float | None
 
 
+_WHOLE = (
+    joinedload(Attempt.migration, innerjoin=True).options(
+        joinedload(Migration.vm, innerjoin=True),
+        joinedload(Migration.source, innerjoin=True),
+        joinedload(Migration.target, innerjoin=True),
+    ),
+    selectinload(Attempt.steps),
+    selectinload(Attempt.transfers).options(
+        joinedload(VolumeTransfer.source_storage, innerjoin=True),
+        joinedload(VolumeTransfer.target_storage, innerjoin=True),
+        joinedload(VolumeTransfer.volume, innerjoin=True).selectinload(Volume.replicas).joinedload(Replica.storage),
+    ),
+)
+
+
 def load_view(context: Context, attempt_id: int) -> AttemptView:
     """Read an attempt with everything that hangs on it."""
     with context.database.read() as session:
-        attempt = session.get_one(Attempt, attempt_id)
+        attempt = session.get_one(Attempt, attempt_id, options=_WHOLE)
         migration = attempt.migration
         vm = migration.vm
         identity = session.scalar(
@@ -364,8 +380,14 @@ def note_on_step(context: Context, held: Claim, **notes: object) -> None:
 
 def update_transfer(context: Context, transfer_id: int, **values: object) -> None:
     """Write down how far a volume is, or what was found out about it."""
-    with context.database.write() as session:
-        session.execute(update(VolumeTransfer).where(VolumeTransfer.id == transfer_id).values(**values))
+    update_transfers(context, {transfer_id: values})
+
+
+def update_transfers(context: Context, values: Mapping[int, Mapping[str, object]]) -> None:
+    """The same of several at once, all with the same columns."""
+    if values:
+        with context.database.write() as session:
+            session.execute(update(VolumeTransfer), [{"id": number, **each} for number, each in values.items()])
 
 
 def note_source_done(context: Context, held: Claim, notes: dict[str, Any], marks: dict[str, float]) -> bool:

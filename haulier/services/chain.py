@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -23,7 +23,7 @@ from haulier.services.endings import end_failed
 from haulier.services.gate import may_pass, moved
 from haulier.services.moves import move_migration, remember
 from haulier.services.recovery import end_overdue, look_after_partner
-from haulier.services.steps import advance_undo, finish_if_done, locked_step, message_for, roll_back
+from haulier.services.steps import WITH_MIGRATION, advance_undo, finish_if_done, locked_step, message_for, roll_back
 from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
 
 _GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
@@ -45,14 +45,23 @@ def start_attempt(unit: Unit, migration: Migration) -> Attempt:
         Side.SOURCE: f"node.{migration.source.name}",
         Side.TARGET: f"node.{migration.target.name}",
     }
-    for position, rule in enumerate(_chain(migration)):
-        step = Step(attempt_id=attempt.id, position=position, phase=rule.phase, side=rule.side, queue=queues[rule.side])
-        unit.session.add(step)
-        if not rule.after:
-            step.state, step.ready_at = StepState.READY, now()
-            unit.session.flush()
+    moment = now()
+    rows = [
+        {
+            "attempt_id": attempt.id,
+            "position": position,
+            "phase": rule.phase,
+            "side": rule.side,
+            "queue": queues[rule.side],
+            "state": StepState.WAITING if rule.after else StepState.READY,
+            "ready_at": None if rule.after else moment,
+        }
+        for position, rule in enumerate(_chain(migration))
+    ]
+    unit.session.execute(insert(Step), rows)
+    for step in attempt.steps:
+        if step.state is StepState.READY:
             unit.send(message_for(step))
-    unit.session.flush()
     return attempt
 
 
@@ -79,7 +88,7 @@ class Claim:
 def attempt_of(context: Context, step_id: int) -> int:
     """The attempt that a step belongs to; it never belongs to another one."""
     with context.database.read() as session:
-        return session.get_one(Step, step_id).attempt_id
+        return session.scalars(select(Step.attempt_id).where(Step.id == step_id)).one()
 
 
 def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Claim | None:
@@ -98,16 +107,15 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
             .where(Step.id == step_id, Step.state == step.state, Step.fence == step.fence)
             .values(
                 state=StepState.UNDOING if undo else StepState.RUNNING,
-                fence=Step.fence + 1,
+                fence=step.fence + 1,
                 worker=worker,
                 lease_until=now() + timedelta(seconds=lease_s),
                 **({} if undo else {"started_at": now()}),
             )
-            .execution_options(synchronize_session="fetch")
+            .execution_options(synchronize_session="evaluate")
         )
         if taken.rowcount != 1:  # type: ignore[attr-defined]
             return None
-        unit.session.refresh(step)
         unit.ring(f"migration.{migration.id}")
         return Claim(step.id, step.attempt_id, migration.id, step.phase, step.side, step.fence, undo)
 
@@ -118,8 +126,8 @@ def held_step(session: Session, held: Claim, *, undo: bool = False) -> Step | No
     The attempt's row is locked first: of two steps that end at the same moment, the second must see the first as done,
     or neither would send what follows on both.
     """
-    session.get_one(Attempt, held.attempt_id, with_for_update=True)
-    step = session.get_one(Step, held.step_id)
+    session.execute(select(Attempt.id).where(Attempt.id == held.attempt_id).with_for_update())
+    step = session.get_one(Step, held.step_id, options=WITH_MIGRATION)
     expected = StepState.UNDOING if undo else StepState.RUNNING
     return step if step.fence == held.fence and step.state is expected else None
 

@@ -29,7 +29,7 @@ from haulier.services.filing import Terms, Wanted, filing_facts, write_migration
 from haulier.services.ledger import TpmCopy, find_row
 from haulier.services.moves import move_migration
 from haulier.services.replicas import paths_of
-from haulier.services.transfers import TargetPlace, add_transfer, free_name, made_by, overlay_name, snapshot_devices
+from haulier.services.transfers import Names, TargetPlace, add_transfer, made_by, overlay_name, snapshot_devices
 from models import (
     Allocation,
     Attempt,
@@ -94,19 +94,16 @@ def _plan(session: Session, replication: Replication) -> list[_Sending]:
 
 
 def _file_transfers(session: Session, attempt: Attempt, sendings: Iterable[_Sending]) -> None:
-    given: dict[int, set[str]] = {}
+    names = Names(session)
     for each in sendings:
         if each.storage is None:
             raise Refused("storage_missing", f"{each.volume.device}: the target has no such storage", "haulier vm show")
-        taken = given.setdefault(each.storage.id, set())
         base, wanted = None, made_by(each.volume.name, attempt.migration_id)
         if each.choice.method is Method.DELTA:
             known = each.replica and each.replica.name
-            base = known or free_name(session, each.storage, each.volume.name, given=taken)
-            taken.add(base)
+            base = known or names.take(each.storage, each.volume.name)
             wanted = overlay_name(base, attempt.migration_id)
-        name = free_name(session, each.storage, wanted, given=taken)
-        taken.add(name)
+        name = names.take(each.storage, wanted)
         to = TargetPlace(each.storage, name, each.volume.format, base)
         add_transfer(session, attempt, each.volume, each.choice, to=to)
 

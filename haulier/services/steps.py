@@ -7,7 +7,7 @@ same moment see what the other has done.
 from __future__ import annotations
 
 from sqlalchemy import ColumnElement, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from haulier.clock import now
 from haulier.services.context import Message, Unit
@@ -17,17 +17,18 @@ from models import Attempt, Migration, MigrationState, Phase, Side, Step, StepSt
 
 # Phases that touched nothing, so that there is nothing to undo.
 _WITHOUT_UNDO = (Phase.CHECK,)
+# A step is hardly ever looked at without these.
+WITH_MIGRATION = (joinedload(Step.attempt, innerjoin=True).joinedload(Attempt.migration, innerjoin=True),)
 # What the notes of a step say whose worker was lost: its side's undo is not waited for.
 LOST = "lost"
 
 
 def locked_step(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
     """The step, with its attempt locked, if it is still as it was found."""
-    attempt_id = session.scalar(select(Step.attempt_id).where(Step.id == step_id))
-    if attempt_id is None:
-        return None
-    session.get(Attempt, attempt_id, with_for_update=True)
-    return session.scalar(select(Step).where(Step.id == step_id, *conditions))
+    of_the_step = select(Step.attempt_id).where(Step.id == step_id).scalar_subquery()
+    session.execute(select(Attempt.id).where(Attempt.id == of_the_step).with_for_update())
+    # Not in one statement with the lock: whoever had to wait for that would see what was there before.
+    return session.scalar(select(Step).where(Step.id == step_id, *conditions).options(*WITH_MIGRATION))
 
 
 def message_for(step: Step) -> Message:

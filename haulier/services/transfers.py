@@ -125,7 +125,7 @@ def snapshot_devices(vm: Vm) -> set[str]:
 
 def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) -> None:
     """Write down the transfers of an attempt. Raises Refused for a crossing without a storage."""
-    given: set[tuple[str, str]] = set()
+    names = Names(unit.session)
     for crossing in crossings:
         volume, storage = crossing.volume, crossing.storage
         if storage is None:
@@ -136,12 +136,7 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         if crossing.replica is not None and crossing.choice.method is Method.DELTA:
             base = crossing.replica.name
             wanted = overlay_name(base, attempt.migration_id)
-        if crossing.stays:
-            name = volume.name
-        else:
-            here = {name for at, name in given if at == storage.path}
-            name = free_name(unit.session, storage, wanted, given=here)
-        given.add((storage.path, name))
+        name = volume.name if crossing.stays else names.take(storage, wanted)
         to = TargetPlace(storage, name, form, base)
         add_transfer(unit.session, attempt, volume, crossing.choice, to=to)
 
@@ -191,17 +186,35 @@ def made_by(name: str, migration_id: int) -> str:
     return str(path.with_name(f"{stem}.m{migration_id}{path.suffix}"))
 
 
-def free_name(session: Session, storage: Storage, name: str, *, given: set[str]) -> str:
-    """The wanted name, or one beside it where a replica, another VM, a quarantined state or another volume of this
-    migration has that already.
-    """
-    replicas = session.execute(select(Replica.name, Replica.overlay).where(Replica.storage_id == storage.id))
-    taken = {*given, *(each for row in replicas for each in row if each), *_others(session, storage)}
-    path, number = Path(name), 0
-    while name in taken:
-        number += 1
-        name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
-    return name
+class Names:
+    """The names on storages, looked at once, and those that are given to a migration's volumes one after the other."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._taken: dict[tuple[int, str], set[str]] = {}
+
+    def take(self, storage: Storage, name: str) -> str:
+        """The wanted name, or one beside it where a replica, another VM, a quarantined state or another volume of this
+        migration has that already.
+        """
+        # Thick and thin volumes of one group are in one place.
+        place = (storage.node_id, storage.path)
+        if (taken := self._taken.get(place)) is None:
+            taken = self._taken[place] = self._load(storage)
+        path, number = Path(name), 0
+        while name in taken:
+            number += 1
+            name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+        taken.add(name)
+        return name
+
+    def _load(self, storage: Storage) -> set[str]:
+        replicas = self._session.execute(
+            select(Replica.name, Replica.overlay)
+            .join(Storage, Replica.storage_id == Storage.id)
+            .where(Storage.node_id == storage.node_id, Storage.path == storage.path)
+        )
+        return {*(each for row in replicas for each in row if each), *_others(self._session, storage)}
 
 
 def _others(session: Session, storage: Storage) -> set[str]:

@@ -195,7 +195,11 @@ def test_lease_that_is_renewed_while_the_sweep_looks(on_postgres: World) -> None
     world.let_lease_end(held)
     with (
         neighbour(world) as other,
-        between(world, "SELECT step.attempt_id", lambda: chain.renew(other.context, held, lease_s=LEASE_S)) as renewed,
+        between(
+            world,
+            "SELECT attempt.id \nFROM attempt \nWHERE attempt.id = (SELECT",
+            lambda: chain.renew(other.context, held, lease_s=LEASE_S),
+        ) as renewed,
     ):
         world.sweep()
     assert renewed.result()

@@ -1,0 +1,307 @@
+"""What the control plane carries: the real one, with real rows and a real broker, and fake hosts in its workers.
+
+Before the migrations, the same workers pass as many empty tasks along chains as the migrations have steps: what Celery
+and the broker allow for on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from bench.crowd import all_moves, populate
+from bench.report import table
+from bench.simulated import SHARDS, hop, queue_of
+from haulier.definition.batch_file import BatchEntry, BatchFile
+from haulier.services.batch_filing import submit
+from haulier.services.context import Context
+from haulier.services.limits import LimitChange, set_limits
+from haulier.services.nodes import beat
+from haulier.settings import Settings
+from haulier.signals import Signals
+from haulier.stack.local import prepare
+from haulier.stack.programs import broker_program, worker_program
+from models import Batch, Database, LimitScope, Migration, Step, StepState
+from models.transitions import OPEN_MIGRATION
+from tasks import surroundings
+from tests.fixtures.postgres import Server
+
+NODES = 1_000
+SIZES = (100, 1_000, 10_000)
+_THREADS = 64
+# As safe as a server that is meant to keep what it is told.
+_SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on", "timezone": "UTC"}
+ALONE = 20
+_CHAINS = 64
+_STEPS = 11
+
+
+@dataclass(slots=True)
+class Result:
+    """One size: figures of a run. Rates are per second, times in milliseconds, memory in MiB."""
+
+    vms: int
+    empty_rate: float = 0.0
+    step_rate: float = 0.0
+    migration_rate: float = 0.0
+    filing_ms: float = 0.0
+    hop_alone: float = 0.0
+    hops: list[float] = field(default_factory=list)
+    alone_ms: float = 0.0
+    statements: float = 0.0
+    commits: float = 0.0
+    heartbeat_ms: float = 0.0
+    states: dict[str, int] = field(default_factory=dict)
+    memory: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Stage:
+    """A control plane at work: its context, its processes by their names, where its workers count."""
+
+    context: Context
+    processes: dict[str, subprocess.Popen[bytes]]
+    counts: Path
+    server: Server | None
+
+    def counted(self) -> Counter[str]:
+        """What all workers have done to the database so far."""
+        time.sleep(1.2)
+        found: Counter[str] = Counter()
+        for file in self.counts.glob("*.json"):
+            found.update(json.loads(file.read_text()))
+        return found
+
+    def memory(self) -> dict[str, float]:
+        """What each part has in RAM now, in MiB; what is shared with others counts in parts."""
+        pids = {name: [process.pid] for name, process in self.processes.items()}
+        if self.server is not None:
+            root = self.server.pid
+            pids["database"] = [root, *map(int, Path(f"/proc/{root}/task/{root}/children").read_text().split())]
+        return {name: sum(map(_pss_mib, found)) for name, found in pids.items()}
+
+
+def _pss_mib(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+@contextmanager
+def stage(*, postgresql: bool) -> Iterator[Stage]:
+    """Start everything, and end it by its pids."""
+    with ExitStack() as ending:
+        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="haulier-simulated-")))
+        server = ending.enter_context(Server.running(None, **_SAFE)) if postgresql else None
+        counts = folder / "counts"
+        counts.mkdir()
+        environment = {
+            **os.environ,
+            "HAULIER_STATE": str(folder),
+            "HAULIER_SIMULATED_COUNTS": str(counts),
+            **({"HAULIER_DATABASE_URL": server.cluster.url(server.cluster.create_database())} if server else {}),
+        }
+        os.environ.update({name: value for name, value in environment.items() if name.startswith("HAULIER_")})
+        os.environ.pop("HAULIER_SIMULATED_COUNTS")
+        settings = Settings()
+        prepare(settings)
+        commands = {
+            "broker": broker_program(settings),
+            "control": _worker("control", "control", 4),
+            **{f"nodes.{shard}": _worker(f"nodes.{shard}", f"nodes{shard}", _THREADS) for shard in range(SHARDS)},
+            "beat": [sys.executable, "-m", "celery", "-A", "tasks", "beat", "--loglevel", "WARNING", "--pidfile="],
+        }
+        processes = {}
+        for name, command in commands.items():
+            log = ending.enter_context((folder / f"{name}.log").open("wb"))
+            more = {"HAULIER_SIMULATED_BEATS": "1"} if name == "nodes.0" else {}
+            process = subprocess.Popen(command, env=environment | more, stdout=log, stderr=log)
+            ending.callback(_end, process)
+            processes[name] = process
+            if name == "broker":
+                _wait_for(settings.sockets / "broker.sock")
+        context = Context(
+            settings, Database(settings.database), Signals(settings.broker), lambda message: _send(queue_of(message))
+        )
+        ending.callback(context.database.close)
+        yield Stage(context, processes, counts, server)
+
+
+_send = surroundings.dispatch
+
+
+def _worker(queue: str, name: str, threads: int) -> list[str]:
+    words = worker_program(queue, name=name, threads=threads)
+    return [{"tasks": "bench.simulated", f"{name}@%%h": f"{name}@%h"}.get(word, word) for word in words]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(30)
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.02)
+
+
+def measure_empty(stage: Stage, steps: int) -> float:
+    """So many empty tasks, in chains that run side by side; tasks per second."""
+    each = max(1, steps // _CHAINS)
+    with stage.context.signals.listen("bench.chain") as bell:
+        begun = time.monotonic()
+        for number in range(_CHAINS):
+            hop.apply_async((each - 1, number), queue=f"nodes.{number % SHARDS}")
+        for _ in range(_CHAINS):
+            bell.wait(600.0)
+        return each * _CHAINS / (time.monotonic() - begun)
+
+
+def run(vms: int, *, postgresql: bool, say: Callable[[str], None]) -> Result:
+    """One size, in a control plane of its own."""
+    result = Result(vms)
+    with stage(postgresql=postgresql) as here:
+        context = here.context
+        populate(context, nodes=NODES, vms=vms + ALONE)
+        say(f"{vms}: {NODES} nodes, {vms} VMs are there")
+        measure_empty(here, 20 * _CHAINS)
+        result.empty_rate = measure_empty(here, min(vms, 1000) * _STEPS)
+        moves = all_moves(nodes=NODES, vms=vms + ALONE).entries
+        set_limits(context, [LimitChange(LimitScope.CLUSTER, (), 1)])
+        _submit(context, moves[vms:])
+        _wait_until_over(here, ALONE, Result(vms), say)
+        result.alone_ms, result.hop_alone = _alone(context)
+        before = here.counted()
+        set_limits(context, [LimitChange(LimitScope.CLUSTER, (), 0)])
+        result.filing_ms = _submit(context, moves[:vms]) / vms
+        set_limits(context, [LimitChange(LimitScope.CLUSTER, (), None)])
+        _wait_until_over(here, vms, result, say)
+        after = here.counted()
+        result.statements = (after["statements"] - before["statements"]) / vms
+        result.commits = (after["commits"] - before["commits"]) / vms
+        _read_rows(context, result)
+        result.heartbeat_ms = _heartbeat_ms(context)
+    return result
+
+
+def _submit(context: Context, moves: Sequence[BatchEntry]) -> float:
+    """File these as a batch; in milliseconds."""
+    begun = time.monotonic()
+    submit(context, BatchFile(tuple(moves)))
+    return (time.monotonic() - begun) * 1000
+
+
+def _open(context: Context) -> int:
+    with context.database.read() as session:
+        query = select(func.count()).select_from(Migration).where(Migration.state.in_(OPEN_MIGRATION))
+        return session.scalar(query) or 0
+
+
+def _wait_until_over(here: Stage, vms: int, result: Result, say: Callable[[str], None]) -> None:
+    marks, begun = [0.1, 0.25, 0.5, 0.75, 1.0], time.monotonic()
+    while True:
+        left = _open(here.context)
+        while marks and vms - left >= marks[0] * vms:
+            marks.pop(0)
+            result.memory.append(here.memory())
+        if time.monotonic() - begun > 15:
+            say(f"{result.vms}: {left} of {vms} are open")
+            begun = time.monotonic()
+        if not left:
+            return
+        time.sleep(1.0)
+
+
+def _alone(context: Context) -> tuple[float, float]:
+    """Milliseconds of one migration that has everything for itself, and of a hop of it."""
+    with context.database.read() as session:
+        took = session.execute(select(Migration.started_at, Migration.finished_at)).all()
+        hops = session.execute(select(Step.ready_at, Step.started_at).where(Step.state == StepState.DONE)).all()
+    return statistics.median(_ms(row) for row in took), statistics.median(_ms(row) for row in hops)
+
+
+def _ms(moments: Row[Any, Any]) -> float:
+    """The milliseconds between two moments of a row."""
+    return float((moments[1] - moments[0]).total_seconds() * 1000)
+
+
+def _read_rows(context: Context, result: Result) -> None:
+    """What the rows of the batch say, of the time between the tenth and the ninetieth of a hundred ends."""
+    with context.database.read() as session:
+        batch = session.scalar(select(func.max(Batch.id)))
+        mine = Migration.batch_id == batch
+        states = select(Migration.state, func.count()).where(mine).group_by(Migration.state)
+        result.states = {str(state): number for state, number in session.execute(states)}
+        ends = [each for each in session.scalars(select(Migration.finished_at).where(mine)) if each is not None]
+        begin, *_, end = statistics.quantiles([each.timestamp() for each in ends], n=10)
+        inside = Step.finished_at.between(datetime.fromtimestamp(begin, UTC), datetime.fromtimestamp(end, UTC))
+        result.step_rate = (session.scalar(select(func.count()).select_from(Step).where(inside)) or 0) / (end - begin)
+        result.migration_rate = len(ends) * 0.8 / (end - begin)
+        hops = select(Step.ready_at, Step.started_at).where(inside, Step.state == StepState.DONE)
+        result.hops = [_ms(row) for row in session.execute(hops)]
+
+
+def _heartbeat_ms(context: Context) -> float:
+    begun = time.monotonic()
+    for _ in range(200):
+        beat(context, 1, ram_free_bytes=1)
+    return (time.monotonic() - begun) * 1000 / 200
+
+
+def measure() -> str:
+    """The tables of docs/performance.md. Takes half an hour."""
+    say = partial(print, flush=True)
+    sizes = [run(vms, postgresql=True, say=say) for vms in SIZES]
+    small = run(SIZES[1], postgresql=False, say=say)
+    return f"{_page(sizes, 'PostgreSQL')}\n\n{_page([small], 'SQLite')}"
+
+
+def _page(results: Sequence[Result], database: str) -> str:
+    def row(what: str, figure: Callable[[Result], str]) -> list[str]:
+        return [what, *(figure(result) for result in results)]
+
+    def memory(part: str) -> Callable[[Result], str]:
+        return lambda result: " · ".join(f"{sample[part]:.0f}" for sample in result.memory)
+
+    rows = [
+        row("empty Celery tasks a second", lambda each: f"{each.empty_rate:.0f}"),
+        row("steps a second", lambda each: f"{each.step_rate:.0f}"),
+        row("of the empty tasks", lambda each: f"**{each.step_rate / each.empty_rate:.0%}**"),
+        row("migrations a second", lambda each: f"{each.migration_rate:.1f}"),
+        row("statements a migration", lambda each: f"{each.statements:.0f}"),
+        row("commits a migration", lambda each: f"{each.commits:.0f}"),
+        row("filing, ms a migration", lambda each: f"{each.filing_ms:.1f}"),
+        row("a migration alone, ms", lambda each: f"{each.alone_ms:.0f}"),
+        row("a hop of it, ms", lambda each: f"{each.hop_alone:.1f}"),
+        row("a hop in the crowd, median · 95 %, ms", lambda each: f"{_median_and_95(each.hops)}"),
+        row("a heartbeat, ms", lambda each: f"{each.heartbeat_ms:.1f}"),
+        *(row(f"{part}, MiB", memory(part)) for part in results[0].memory[-1] if part != "beat"),
+        row("ended", lambda each: ", ".join(f"{number:,} {state}" for state, number in sorted(each.states.items()))),
+    ]
+    head = [f"{database}, {os.cpu_count()} cores, {NODES:,} nodes", *(f"{each.vms:,} VMs" for each in results)]
+    return table(head, rows)
+
+
+def _median_and_95(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.0f} · {statistics.quantiles(values, n=20)[-1]:.0f}"
