@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +43,9 @@ from tests.fixtures.postgres import Server
 
 NODES = 1_000
 SIZES = (100, 1_000, 10_000)
+# Of so many the figures are; the others stand in the queue behind them.
+MEASURED = 400
+_MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)
 _THREADS = 64
 # As safe as a server that is meant to keep what it is told.
 _SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on", "timezone": "UTC"}
@@ -51,9 +54,21 @@ _CHAINS = 64
 _STEPS = 11
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment of a run: how many migrations have ended, what was done to the database by then, and what each process
+    has taken: seconds of a core, MiB of RAM.
+    """
+
+    ended: int
+    counts: Mapping[str, int]
+    cpu_s: Mapping[str, float]
+    memory_mib: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class Result:
-    """One size: figures of a run. Rates are per second, times in milliseconds, memory in MiB."""
+    """One size: figures of a run. Rates are per second, times in milliseconds."""
 
     vms: int
     empty_rate: float = 0.0
@@ -63,11 +78,19 @@ class Result:
     hop_alone: float = 0.0
     hops: list[float] = field(default_factory=list)
     alone_ms: float = 0.0
-    statements: float = 0.0
-    commits: float = 0.0
     heartbeat_ms: float = 0.0
     states: dict[str, int] = field(default_factory=dict)
-    memory: list[dict[str, float]] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+
+    def counted(self, what: str) -> float:
+        """How often something was done for a migration."""
+        first, last = self.marks[0], self.marks[-1]
+        return (last.counts[what] - first.counts[what]) / (last.ended - first.ended)
+
+    def cpu_ms(self, part: str) -> float:
+        """What a migration takes of a core in one part."""
+        first, last = self.marks[0], self.marks[-1]
+        return (last.cpu_s[part] - first.cpu_s[part]) * 1000 / (last.ended - first.ended)
 
 
 @dataclass(slots=True)
@@ -79,24 +102,36 @@ class Stage:
     counts: Path
     server: Server | None
 
-    def counted(self) -> Counter[str]:
-        """What all workers have done to the database so far."""
-        time.sleep(1.2)
-        found: Counter[str] = Counter()
+    def mark(self, ended: int) -> Mark:
+        """What there is now."""
+        counts: Counter[str] = Counter()
         for file in self.counts.glob("*.json"):
-            found.update(json.loads(file.read_text()))
-        return found
-
-    def memory(self) -> dict[str, float]:
-        """What each part has in RAM now, in MiB; what is shared with others counts in parts."""
-        pids = {name: [process.pid] for name, process in self.processes.items()}
+            counts.update(json.loads(file.read_text()))
+        pids = {name: [process.pid] for name, process in self.processes.items() if name != "beat"}
         if self.server is not None:
             root = self.server.pid
             pids["database"] = [root, *map(int, Path(f"/proc/{root}/task/{root}/children").read_text().split())]
-        return {name: sum(map(_pss_mib, found)) for name, found in pids.items()}
+        cpu_s = {name: sum(map(_cpu_s, found)) for name, found in pids.items()}
+        return Mark(ended, counts, cpu_s, {name: sum(map(_pss_mib, found)) for name, found in pids.items()})
+
+    def require_alive(self) -> None:
+        """Raises SystemExit when one of the processes has ended."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise SystemExit(f"{name} has ended with {process.returncode}")
+
+
+def _cpu_s(pid: int) -> float:
+    """What a process has taken of a core. What is shared with its parent is its own."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _pss_mib(pid: int) -> float:
+    """The RAM that a process has for itself, and its part of what it shares."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -136,7 +171,7 @@ def stage(*, postgresql: bool) -> Iterator[Stage]:
             ending.callback(_end, process)
             processes[name] = process
             if name == "broker":
-                _wait_for(settings.sockets / "broker.sock")
+                _wait_for(settings.sockets / "broker.sock", process)
         context = Context(
             settings, Database(settings.database), Signals(settings.broker), lambda message: _send(queue_of(message))
         )
@@ -161,8 +196,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(30)
 
 
-def _wait_for(path: Path) -> None:
-    while not path.exists():
+def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    while not path.exists() and process.poll() is None:
         time.sleep(0.02)
 
 
@@ -190,16 +225,12 @@ def run(vms: int, *, postgresql: bool, say: Callable[[str], None]) -> Result:
         moves = all_moves(nodes=NODES, vms=vms + ALONE).entries
         set_limits(context, [LimitChange(LimitScope.CLUSTER, (), 1)])
         _submit(context, moves[vms:])
-        _wait_until_over(here, ALONE, Result(vms), say)
+        _wait_until_over(here, ALONE, Result(vms), say, of=ALONE)
         result.alone_ms, result.hop_alone = _alone(context)
-        before = here.counted()
         set_limits(context, [LimitChange(LimitScope.CLUSTER, (), 0)])
         result.filing_ms = _submit(context, moves[:vms]) / vms
         set_limits(context, [LimitChange(LimitScope.CLUSTER, (), None)])
-        _wait_until_over(here, vms, result, say)
-        after = here.counted()
-        result.statements = (after["statements"] - before["statements"]) / vms
-        result.commits = (after["commits"] - before["commits"]) / vms
+        _wait_until_over(here, min(vms, MEASURED), result, say, of=vms)
         _read_rows(context, result)
         result.heartbeat_ms = _heartbeat_ms(context)
     return result
@@ -218,18 +249,18 @@ def _open(context: Context) -> int:
         return session.scalar(query) or 0
 
 
-def _wait_until_over(here: Stage, vms: int, result: Result, say: Callable[[str], None]) -> None:
-    marks, begun = [0.1, 0.25, 0.5, 0.75, 1.0], time.monotonic()
-    while True:
-        left = _open(here.context)
-        while marks and vms - left >= marks[0] * vms:
+def _wait_until_over(here: Stage, wanted: int, result: Result, say: Callable[[str], None], *, of: int) -> None:
+    """Wait until so many of those that were filed have ended, and mark how it goes."""
+    marks, said = list(_MARKS), time.monotonic()
+    while marks:
+        here.require_alive()
+        ended = of - _open(here.context)
+        while marks and ended >= marks[0] * wanted:
             marks.pop(0)
-            result.memory.append(here.memory())
-        if time.monotonic() - begun > 15:
-            say(f"{result.vms}: {left} of {vms} are open")
-            begun = time.monotonic()
-        if not left:
-            return
+            result.marks.append(here.mark(ended))
+        if time.monotonic() - said > 15:
+            say(f"{result.vms}: {ended} of {wanted} have ended")
+            said = time.monotonic()
         time.sleep(1.0)
 
 
@@ -251,7 +282,8 @@ def _read_rows(context: Context, result: Result) -> None:
     with context.database.read() as session:
         batch = session.scalar(select(func.max(Batch.id)))
         mine = Migration.batch_id == batch
-        states = select(Migration.state, func.count()).where(mine).group_by(Migration.state)
+        over = (mine, Migration.finished_at.is_not(None))
+        states = select(Migration.state, func.count()).where(*over).group_by(Migration.state)
         result.states = {str(state): number for state, number in session.execute(states)}
         ends = [each for each in session.scalars(select(Migration.finished_at).where(mine)) if each is not None]
         begin, *_, end = statistics.quantiles([each.timestamp() for each in ends], n=10)
@@ -270,7 +302,7 @@ def _heartbeat_ms(context: Context) -> float:
 
 
 def measure() -> str:
-    """The tables of docs/performance.md. Takes half an hour."""
+    """The tables of docs/performance.md. Takes a quarter of an hour."""
     say = partial(print, flush=True)
     sizes = [run(vms, postgresql=True, say=say) for vms in SIZES]
     small = run(SIZES[1], postgresql=False, say=say)
@@ -282,21 +314,26 @@ def _page(results: Sequence[Result], database: str) -> str:
         return [what, *(figure(result) for result in results)]
 
     def memory(part: str) -> Callable[[Result], str]:
-        return lambda result: " · ".join(f"{sample[part]:.0f}" for sample in result.memory)
+        return lambda each: " · ".join(f"{mark.memory_mib[part]:.0f}" for mark in each.marks)
 
+    def cpu(part: str) -> Callable[[Result], str]:
+        return lambda each: f"{each.cpu_ms(part):.0f}"
+
+    parts = list(results[0].marks[0].memory_mib)
     rows = [
         row("empty Celery tasks a second", lambda each: f"{each.empty_rate:.0f}"),
         row("steps a second", lambda each: f"{each.step_rate:.0f}"),
         row("of the empty tasks", lambda each: f"**{each.step_rate / each.empty_rate:.0%}**"),
         row("migrations a second", lambda each: f"{each.migration_rate:.1f}"),
-        row("statements a migration", lambda each: f"{each.statements:.0f}"),
-        row("commits a migration", lambda each: f"{each.commits:.0f}"),
+        row("statements a migration", lambda each: f"{each.counted('statements'):.0f}"),
+        row("commits a migration", lambda each: f"{each.counted('commits'):.0f}"),
+        *(row(f"{part}, ms of a core a migration", cpu(part)) for part in parts),
         row("filing, ms a migration", lambda each: f"{each.filing_ms:.1f}"),
         row("a migration alone, ms", lambda each: f"{each.alone_ms:.0f}"),
         row("a hop of it, ms", lambda each: f"{each.hop_alone:.1f}"),
         row("a hop in the crowd, median · 95 %, ms", lambda each: f"{_median_and_95(each.hops)}"),
         row("a heartbeat, ms", lambda each: f"{each.heartbeat_ms:.1f}"),
-        *(row(f"{part}, MiB", memory(part)) for part in results[0].memory[-1] if part != "beat"),
+        *(row(f"{part}, MiB", memory(part)) for part in parts),
         row("ended", lambda each: ", ".join(f"{number:,} {state}" for state, number in sorted(each.states.items()))),
     ]
     head = [f"{database}, {os.cpu_count()} cores, {NODES:,} nodes", *(f"{each.vms:,} VMs" for each in results)]

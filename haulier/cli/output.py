@@ -15,7 +15,9 @@ from rich.table import Table
 
 from haulier.errors import HaulierError, Problem, Refused
 
-stdout = Console(highlight=False)
+# In a pipe or a file nobody sees where a line ends: a row of a table is one there, however long.
+_WIDE = 1000
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
 stderr = Console(stderr=True, highlight=False)
 
 

@@ -160,8 +160,7 @@ class Room:
         )
         for limit, in_use, kept, allowed, doing in asked:
             if allowed is not None and in_use + kept >= allowed:
-                rest = f", {kept} is kept for who waits for long" if in_use < allowed else ""
-                yield Hold(limit, f"{in_use} {doing.format(*pair)}, {allowed} may{rest}", in_use, allowed)
+                yield Hold(limit, _words(doing.format(*pair), in_use, kept, allowed), in_use, allowed)
 
     def keep_for(self, wish: Wish, hold: Hold) -> None:
         """Keep for one that is held at one node what is free at the other, so that two nodes that are never free at
@@ -193,6 +192,14 @@ class Room:
     def full_pairs(self) -> list[tuple[str, str]]:
         """The pairs between which nothing more can go, of the same."""
         return _full(self._pair, self._limits.pair, self._limits.usual_pair)
+
+
+def _words(doing: str, in_use: int, kept: int, allowed: int) -> str:
+    if allowed == 0:
+        left = f"; {in_use} are left" if in_use else ""
+        return f"none may {doing.replace('are ', 'be ')}: the limit is 0{left}"
+    rest = f", {kept} is kept for who waits for long" if in_use < allowed else ""
+    return f"{in_use} {doing}, {allowed} may{rest}"
 
 
 def _full(in_use: Counter[K], own: Mapping[K, int], usual: int | None) -> list[K]:

@@ -136,7 +136,7 @@ def file_transfers(unit: Unit, attempt: Attempt, crossings: Iterable[Crossing]) 
         if crossing.replica is not None and crossing.choice.method is Method.DELTA:
             base = crossing.replica.name
             wanted = overlay_name(base, attempt.migration_id)
-        name = volume.name if crossing.stays else names.take(storage, wanted)
+        name = names.keep(storage, volume.name) if crossing.stays else names.take(storage, wanted)
         to = TargetPlace(storage, name, form, base)
         add_transfer(unit.session, attempt, volume, crossing.choice, to=to)
 
@@ -197,16 +197,25 @@ class Names:
         """The wanted name, or one beside it where a replica, another VM, a quarantined state or another volume of this
         migration has that already.
         """
-        # Thick and thin volumes of one group are in one place.
-        place = (storage.node_id, storage.path)
-        if (taken := self._taken.get(place)) is None:
-            taken = self._taken[place] = self._load(storage)
+        taken = self._taken_on(storage)
         path, number = Path(name), 0
         while name in taken:
             number += 1
             name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
         taken.add(name)
         return name
+
+    def keep(self, storage: Storage, name: str) -> str:
+        """The name of a volume that is there already, which no other one may get."""
+        self._taken_on(storage).add(name)
+        return name
+
+    def _taken_on(self, storage: Storage) -> set[str]:
+        # Thick and thin volumes of one group are in one place.
+        place = (storage.node_id, storage.path)
+        if place not in self._taken:
+            self._taken[place] = self._load(storage)
+        return self._taken[place]
 
     def _load(self, storage: Storage) -> set[str]:
         replicas = self._session.execute(

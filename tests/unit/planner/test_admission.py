@@ -91,7 +91,7 @@ def test_a_hold_names_a_limit_that_is_full_with_its_numbers(
     [
         (Limits(cluster=1), [("c", "d")], "cluster", "1 are at work in the cluster, 1 may"),
         (Limits(usual_out=1), [("a", "d")], "out", "1 leave a, 1 may"),
-        (Limits(usual_out=9, out={"a": 0}), [], "out", "0 leave a, 0 may"),
+        (Limits(usual_out=9, out={"a": 0}), [], "out", "none may leave a: the limit is 0"),
         (Limits(usual_in=1), [("c", "b")], "in", "1 go to b, 1 may"),
         (Limits(into={"b": 2}), [("c", "b"), ("d", "b"), ("a", "b")], "in", "3 go to b, 2 may"),
         (Limits(usual_pair=1), [("a", "b")], "pair", "1 go from a to b, 1 may"),

@@ -103,7 +103,7 @@ def test_queue_is_shown_as_the_contract_says(world: World) -> None:
         (2, "db", "alpha", "beta"),
     ]
     assert documents[0]["waiting_for"] == {
-        "limit": "in", "in_use": 0, "allowed": 0, "text": "0 go to beta, 0 may",
+        "limit": "in", "in_use": 0, "allowed": 0, "text": "none may go to beta: the limit is 0",
     }  # fmt: skip
     json.dumps(documents)
 
@@ -200,7 +200,10 @@ def test_whoever_is_held_lets_others_by(world: World) -> None:
     limit(world, LimitScope.PAIR, "alpha", "gamma", allowed=1)
     world.add_vm("ci")
     migrations.file_migration(world.context, "ci", target="gamma")
-    assert holds(world) == [(1, "in", "0 go to beta, 0 may"), (3, "pair", "1 go from alpha to gamma, 1 may")]
+    assert holds(world) == [
+        (1, "in", "none may go to beta: the limit is 0"),
+        (3, "pair", "1 go from alpha to gamma, 1 may"),
+    ]
 
 
 def test_far_down_the_queue_somebody_can_go(world: World) -> None:
@@ -404,7 +407,7 @@ def test_vm_that_was_recovered_elsewhere(world: World) -> None:
     limit(world, LimitScope.OUT, "gamma", allowed=0)
     limit(world, LimitScope.CLUSTER, allowed=None)
     admit(world.context)
-    assert holds(world) == [(1, "out", "0 leave gamma, 0 may")]
+    assert holds(world) == [(1, "out", "none may leave gamma: the limit is 0")]
     limit(world, LimitScope.OUT, "gamma", allowed=1)
     admit(world.context)
     assert (world.state(), world.migration().epoch) == ("running", 4)
@@ -498,7 +501,7 @@ def test_limit_that_is_lowered_ends_nothing(world: World) -> None:
     limit(world, LimitScope.CLUSTER, allowed=0)
     queue_up(world, "ci")
     assert states(world) == ["running", "running", "queued"]
-    assert holds(world) == [(3, "cluster", "2 are at work in the cluster, 0 may")]
+    assert holds(world) == [(3, "cluster", "none may be at work in the cluster: the limit is 0; 2 are left")]
 
 
 def test_syncs_take_no_room(world: World) -> None:

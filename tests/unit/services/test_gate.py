@@ -208,7 +208,7 @@ def test_those_at_the_gate_are_at_work(world: World) -> None:
     world.add_vm("db")
     world.file("db")
     assert holds(world) == [
-        (1, "move", "0 move their RAM, 0 may"),
+        (1, "move", "none may move their RAM: the limit is 0"),
         (2, "prepare", "1 are at work in the cluster, 1 may"),
     ]
     assert world.count(Attempt) == 1, "the second has not begun"

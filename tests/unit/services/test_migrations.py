@@ -394,6 +394,22 @@ def test_two_volumes_of_one_name_do_not_meet_on_one_storage(world: World) -> Non
     assert transfers(world)["ide2"] == "local:web/disk-1.qcow2"
 
 
+def test_volume_that_comes_does_not_meet_one_that_stays(world: World) -> None:
+    add_storages(world, "pool", node="alpha")
+    add_storages(world, "pool", node="beta")
+    with world.context.database.write() as session:
+        pools = session.scalars(select(Storage).where(Storage.name == "pool")).all()
+        for pool in pools:
+            pool.shared = True
+        stays, comes = (
+            session.scalars(select(Volume).where(Volume.device == device)).one() for device in ("scsi0", "tpmstate0")
+        )
+        stays.storage_id, comes.name = pools[0].id, stays.name
+    file_with(world, local="pool")
+    found = transfers(world)
+    assert (found["scsi0"], found["tpmstate0"]) == ("pool:web/disk.qcow2", "pool:web/disk-1.qcow2")
+
+
 @pytest.mark.parametrize(("device", "code"), [("scsi0", "nothing"), ("ide2", "name_taken")])
 def test_name_that_another_vm_has_on_the_target(world: World, device: str, code: str) -> None:
     """A disk gets one beside it; cloud-init's is known elsewhere."""
