@@ -68,7 +68,7 @@ matrix: setup-tests ## the fault matrix: every fault at every point of a migrati
 	@CI=1 HAULIER_MATRIX=whole HAULIER_MATRIX_RESULTS=$(RESULTS) $(PYTEST) -q -n 3 --dist worksteal tests/matrix; \
 		played=$$?; $(BIN)/python -m scripts.reliability $(RESULTS) && $(BIN)/python -m scripts.docs && exit $$played
 
-bench: setup ## the figures of docs/performance.md
+bench: setup-tests ## the figures of docs/performance.md
 	@$(BIN)/python -m bench
 
 up: setup ## starts the local stack; NODES=alpha,beta

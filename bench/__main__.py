@@ -1,4 +1,4 @@
-"""`python -m bench [pause|cures|queue ...]`: measures, prints, and keeps the figures in docs/performance.md."""
+"""`python -m bench [NAME ...]`: measures, prints, and keeps the figures in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _BENCHMARKS: dict[str, Callable[[int], str]] = {
     "pause": lambda rounds: pause.measure(_guest(), rounds=rounds),
     "cures": lambda rounds: cures.measure(_guest(), rounds=rounds),
     "queue": lambda _: simulate.measure(),
+    "queue-sqlite": lambda _: simulate.measure(sizes=simulate.SIZES[:2], postgresql=False),
 }
 
 

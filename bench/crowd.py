@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bench.simulated import IDENTITY, SHARDS
@@ -9,7 +12,8 @@ from haulier.clock import now
 from haulier.definition import Role, VmDefinition, VolumeSpec
 from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.services.context import Context
-from models import LedgerRole, Node, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
+from haulier.services.nodes import NodeChange, change_node, register_node
+from models import LedgerRole, Node, TpmLedger, Vm, VmState, Volume, VolumeRole
 
 _MACHINE = {"machine": "pc-i440fx-7.2", "cpu": "qemu64", "accel": "kvm", "qemu_version": "7.2.0"}
 _FACTS = {
@@ -22,21 +26,14 @@ _GIB = 1 << 30
 
 def populate(context: Context, *, nodes: int, vms: int) -> None:
     """So many nodes with a storage each, and running VMs spread over them: one to four disks, one to sixteen GiB."""
+    for number in range(nodes):
+        name = f"n{number:04}"
+        register_node(context, name, facts=_FACTS, images=Path(f"/{name}/images"))
+        change_node(context, name, NodeChange(address=f"10.{number >> 8}.{number & 255}.1"))
     with context.database.write() as session:
-        hosts = [_add_node(session, number) for number in range(nodes)]
-        session.flush()
+        hosts = session.scalars(select(Node).order_by(Node.name)).all()
         for number in range(vms):
             _add_vm(session, number, hosts[number % nodes])
-
-
-def _add_node(session: Session, number: int) -> Node:
-    node = Node(
-        name=f"n{number:04}", address=f"10.{number >> 8}.{number & 255}.1", port_first=61000, port_last=61999,
-        network="isolated", heartbeat_at=now(), facts=_FACTS,
-    )  # fmt: skip
-    node.storages.append(Storage(name="local", kind="folder", path=f"/{node.name}/images"))
-    session.add(node)
-    return node
 
 
 def _add_vm(session: Session, number: int, node: Node) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import Row, func, select
 
 from bench.crowd import all_moves, populate
 from bench.report import table
-from bench.simulated import SHARDS, hop, queue_of
+from bench.simulated import SHARDS, dispatch, hop
 from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.services.batch_filing import submit
 from haulier.services.context import Context
@@ -37,10 +37,9 @@ from haulier.services.nodes import beat
 from haulier.settings import Settings
 from haulier.signals import Signals
 from haulier.stack.local import prepare
-from haulier.stack.programs import broker_program, worker_program
-from models import Batch, Database, LimitScope, Migration, Step, StepState
+from haulier.stack.programs import CONTROL_THREADS, NODE_THREADS, broker_program, worker_program
+from models import LIVE_CHAIN, Batch, Database, LimitScope, Migration, Step, StepState
 from models.transitions import OPEN_MIGRATION
-from tasks import surroundings
 from tests.fixtures.postgres import Server
 
 NODES = 1_000
@@ -48,12 +47,11 @@ SIZES = (100, 1_000, 10_000)
 # Of so many the figures are; the others stand in the queue behind them.
 MEASURED = 200
 _MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)
-_THREADS = 64
 # As safe as a server that is meant to keep what it is told.
 _SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "autovacuum": "on", "timezone": "UTC"}
 ALONE = 20
 _CHAINS = 64
-_STEPS = 11
+_STEPS = len(LIVE_CHAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +159,8 @@ def stage(*, postgresql: bool) -> Iterator[Stage]:
         prepare(settings)
         commands = {
             "broker": broker_program(settings),
-            "control": _worker("control", "control", 4),
-            **{f"nodes.{shard}": _worker(f"nodes.{shard}", f"nodes{shard}", _THREADS) for shard in range(SHARDS)},
+            "control": _worker("control", "control", CONTROL_THREADS),
+            **{f"nodes.{shard}": _worker(f"nodes.{shard}", f"nodes{shard}", NODE_THREADS) for shard in range(SHARDS)},
             "beat": [sys.executable, "-m", "celery", "-A", "tasks", "beat", "--loglevel", "WARNING", "--pidfile="],
         }
         processes = {}
@@ -174,14 +172,9 @@ def stage(*, postgresql: bool) -> Iterator[Stage]:
             processes[name] = process
             if name == "broker":
                 _wait_for(settings.sockets / "broker.sock", process)
-        context = Context(
-            settings, Database(settings.database), Signals(settings.broker), lambda message: _send(queue_of(message))
-        )
+        context = Context(settings, Database(settings.database), Signals(settings.broker), dispatch)
         ending.callback(context.database.close)
         yield Stage(context, processes, counts, server)
-
-
-_send = surroundings.dispatch
 
 
 def _worker(queue: str, name: str, threads: int) -> list[str]:
@@ -303,15 +296,15 @@ def _heartbeat_ms(context: Context) -> float:
     return (time.monotonic() - begun) * 1000 / 200
 
 
-def measure() -> str:
+def measure(*, sizes: Sequence[int] = SIZES, postgresql: bool = True) -> str:
     """The table of docs/performance.md. Takes ten minutes."""
-    return _page([_apart(vms) for vms in SIZES], "PostgreSQL")
+    return _page([_apart(vms, postgresql=postgresql) for vms in sizes], "PostgreSQL" if postgresql else "SQLite")
 
 
-def _apart(vms: int) -> Result:
+def _apart(vms: int, *, postgresql: bool) -> Result:
     """One size in a process of its own: Celery's app speaks to one broker."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(run, vms, postgresql=True, say=partial(print, flush=True)).result()
+        return pool.submit(run, vms, postgresql=postgresql, say=partial(print, flush=True)).result()
 
 
 def _page(results: Sequence[Result], database: str) -> str:

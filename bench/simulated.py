@@ -53,7 +53,7 @@ def shard_of(node: str) -> int:
     return int(node.lstrip("n")) % SHARDS
 
 
-def queue_of(message: Message) -> Message:
+def _queue_of(message: Message) -> Message:
     """The message as it goes to a worker of many nodes."""
     kind, _, node = message.queue.partition(".")
     return replace(message, queue=f"nodes.{shard_of(node)}") if kind == "node" else message
@@ -177,8 +177,9 @@ class _NoTurns(runner.Turns):
         yield True
 
 
-def _dispatch(message: Message) -> None:
-    _send(queue_of(message))
+def dispatch(message: Message) -> None:
+    """Send a message to the worker of many nodes that plays its node."""
+    _send(_queue_of(message))
 
 
 _send = surroundings.dispatch
@@ -188,7 +189,7 @@ def _put_in_place() -> None:
     stands_for: dict[object, object] = {
         **CALLS,
         surroundings.this_swtpm: lambda: SwtpmFacts("swtpm", "0.7.1", "0.9.2", frozenset()),
-        surroundings.dispatch: _dispatch,
+        surroundings.dispatch: dispatch,
         _load: _load_view,
         runner._turns: _NoTurns(),
         runner._from_point_to_point: _with_failures,

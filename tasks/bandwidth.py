@@ -1,7 +1,7 @@
 """How fast a step may carry what it carries: its share of the budgets, as its worker was told last.
 
-It is asked for once a second, beside the work. A phase asks before it begins something, and looks now and then while it
-works; a copy by qemu-img, which takes no new limit, keeps the one that it began with.
+It is asked for beside the work, with each renewal of the lease. A phase looks before it begins something, and now and
+then while it works; a copy by qemu-img, which takes no new limit, keeps the one that it began with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ log = structlog.get_logger()
 # They carry bytes and report how many, so that one that stands still is seen. A TPM's few bytes need no share.
 CARRYING = (Phase.SYNC_TPM, Phase.COPY_COLD, Phase.MIRROR_DISKS, Phase.MOVE_MEMORY, Phase.SEND_GENERATION)
 _SHARING = CARRYING[1:]
-_ASK_EVERY_S = 1.0
 # QEMU takes less than ten bytes for no limit.
 _LEAST = 1 << 10
 # A mirror sends so much at once, and then stands still until its limit allows the next.
@@ -43,8 +42,8 @@ class Allowance:
     using: int | None = 0
     waits: bool = False
     _fixed: bool = field(default=False, repr=False)
-    _asked: bool = field(default=False, repr=False)
     _each: int = field(default=0, repr=False)
+    _due: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
@@ -57,22 +56,27 @@ class Allowance:
         return self.claim.phase in _SHARING and not self.claim.undo
 
     async def keep_asking(self) -> None:
-        """Know the share, and say what is used of it, until cancelled. A failure changes nothing."""
+        """Know the share, and say what is used of it, now and each time that it is due, until cancelled. A failure
+        changes nothing.
+        """
         while self._shares:
+            self._due.clear()
             try:
                 await self.ask()
             except Exception as error:  # noqa: BLE001 - the step goes on with what it has
                 log.warning("bandwidth.not_asked", step=self.claim.step_id, error=str(error).splitlines()[:1])
-            await asyncio.sleep(_ASK_EVERY_S)
+            await self._due.wait()
+
+    def look_again(self) -> None:
+        """It is time to ask. Waits for nothing."""
+        self._due.set()
 
     async def ask(self) -> None:
         """The same once. Raises what the database raises."""
         async with self._asking:
-            self._asked = True
             # Its tools may be told of what it knows at any moment.
             using = self.using if self._fixed else most(self.using, self.share)
             self.share = await asyncio.to_thread(take_share, self.context, self.claim, using=using, fixed=self._fixed)
-            self._asked = self.share is not None
             self._changed.set()
 
     async def pace(self, *, jobs: int = 1) -> int:
@@ -123,7 +127,7 @@ class Allowance:
 
     def end(self, *, done: bool) -> None:
         """The step has ended. What was not `done` may go on, as it was told, until it has been undone."""
-        if self._asked and done:
+        if done and self.share is not None:
             give_back(self.context, self.claim)
         elif self.claim.undo and self.claim.phase in _SHARING:
             divide_anew(self.context)

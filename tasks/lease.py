@@ -68,6 +68,7 @@ class Lease:
         seen = self._picture()
         while time.monotonic() - renewed < settings.lease_s:
             await asyncio.sleep(min(settings.lease_s / 3, 1.0))
+            self.allowance.look_again()
             if (picture := self._picture()) != seen or self.allowance.waits:
                 seen, moved = picture, time.monotonic()
             if (limit_s := self._limit_s()) and time.monotonic() - moved > limit_s:

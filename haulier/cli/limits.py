@@ -12,25 +12,17 @@ from models import Gate, LimitScope
 USUAL = "usual"
 
 
-def read_limit(word: str) -> int | None:
-    """The number of a limit; None for the usual one. Raises Refused for other words."""
+def _read(gate: Gate, word: str) -> int | None:
+    """A number of migrations, or bytes per second such as `500M`; None for the usual one."""
     if word == USUAL:
         return None
+    shares = gate is Gate.BANDWIDTH
     try:
-        return int(word)
-    except ValueError as error:
-        raise Refused("bad_limit", f"{word!r} is no limit", f"A number, 0 to begin none, or `{USUAL}`.") from error
-
-
-def read_rate(word: str) -> int | None:
-    """The bytes per second of a word such as `500M`; None for the usual ones. Raises Refused for other words."""
-    if word == USUAL:
-        return None
-    try:
-        return size_in_bytes(word)
-    except Refused as error:
-        hint = f"Bytes per second, for example 500M, or `{USUAL}`."
-        raise Refused("bad_limit", f"{word!r} is no bandwidth", hint) from error
+        return size_in_bytes(word) if shares else int(word)
+    except (Refused, ValueError) as error:
+        what = "bandwidth" if shares else "limit"
+        hint = "Bytes per second, for example 500M" if shares else "A number, 0 to begin none"
+        raise Refused("bad_limit", f"{word!r} is no {what}", f"{hint}, or `{USUAL}`.") from error
 
 
 def read_pairs(words: Iterable[str], gate: Gate = Gate.PREPARE) -> list[LimitChange]:
@@ -48,7 +40,3 @@ def read_pairs(words: Iterable[str], gate: Gate = Gate.PREPARE) -> list[LimitCha
 def read_limits(given: Iterable[tuple[Gate, LimitScope, str | None]], *nodes: str) -> list[LimitChange]:
     """The limits that were given, of the cluster or of one node."""
     return [LimitChange(scope, nodes, _read(gate, word), gate) for gate, scope, word in given if word is not None]
-
-
-def _read(gate: Gate, word: str) -> int | None:
-    return read_rate(word) if gate is Gate.BANDWIDTH else read_limit(word)

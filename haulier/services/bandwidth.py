@@ -74,10 +74,7 @@ def give_back(context: Context, held: Claim) -> None:
     with context.database.read() as session:
         if session.get(BandwidthShare, held.step_id) is None:
             return
-    with suppress(OperationalError), context.unit() as unit:
-        _exclude_others(unit)
-        unit.session.execute(delete(BandwidthShare).where(BandwidthShare.step_id == held.step_id))
-        _divide(unit)
+    _divide_if_nobody_else_does(context, without=held.step_id)
 
 
 def divide_anew(context: Context) -> None:
@@ -85,8 +82,14 @@ def divide_anew(context: Context) -> None:
     with context.database.read() as session:
         if session.scalar(select(BandwidthShare.step_id).limit(1)) is None:
             return
+    _divide_if_nobody_else_does(context)
+
+
+def _divide_if_nobody_else_does(context: Context, *, without: int | None = None) -> None:
     with suppress(OperationalError), context.unit() as unit:
         _exclude_others(unit)
+        if without is not None:
+            unit.session.execute(delete(BandwidthShare).where(BandwidthShare.step_id == without))
         _divide(unit)
 
 

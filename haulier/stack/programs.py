@@ -14,8 +14,8 @@ from haulier.settings import Settings
 
 # Threads, not processes: a phase waits for QEMU nearly all of its time, and a node may have many at once. As many
 # hand_overs as threads, on two nodes that wait for each other, would leave none for move_memory.
-_NODE_THREADS = 64
-_CONTROL_THREADS = 4
+NODE_THREADS = 64
+CONTROL_THREADS = 4
 
 
 def broker_program(settings: Settings) -> list[str]:
@@ -68,12 +68,12 @@ def supervisor_config(settings: Settings, nodes: Iterable[str], *, with_broker: 
     }
     if with_broker:
         config["program:broker"] = _program(broker_program(settings), logs / "broker.log", priority=1)
-    control = worker_program("control", name="control", threads=_CONTROL_THREADS)
+    control = worker_program("control", name="control", threads=CONTROL_THREADS)
     config["program:control"] = _program(control, logs / "control.log", priority=10)
     beat = [sys.executable, "-m", "celery", "-A", "tasks", "beat", "--loglevel", "WARNING", "--pidfile="]
     config["program:beat"] = _program(beat, logs / "beat.log", priority=10)
     for node in nodes:
-        worker = worker_program(f"node.{node}", name=node, threads=_NODE_THREADS)
+        worker = worker_program(f"node.{node}", name=node, threads=NODE_THREADS)
         config[f"program:node-{node}"] = _program(
             worker, logs / f"node-{node}.log", priority=10, environment={"HAULIER_NODE": node}
         )
