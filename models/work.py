@@ -36,6 +36,7 @@ def _state_in(states: tuple[MigrationState, ...]) -> str:
 IS_AT_WORK = text("migration." + _state_in(AT_WORK))
 WAITS = text("migration.state = 'queued'")
 _WAITS = text("state = 'queued'")
+_LEASE = "lease_until IS NULL OR (lease_s IS NOT NULL AND lease_s >= 0)"
 
 
 class Migration(Base):
@@ -210,6 +211,7 @@ class Step(Base):
     __table_args__ = (
         UniqueConstraint("attempt_id", "phase", "side"),
         Index("ix_step_open", "state", "lease_until"),
+        CheckConstraint(_LEASE, name="lease"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -222,6 +224,7 @@ class Step(Base):
     ready_at: Mapped[datetime | None]
     fence: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None]
+    lease_s: Mapped[float | None]
     lease_until: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -343,6 +346,7 @@ class Operation(Base):
     __table_args__ = (
         only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),
         CheckConstraint("vm_id IS NOT NULL OR state <> 'ready'", name="ready_has_vm"),
+        CheckConstraint(_LEASE, name="lease"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -353,6 +357,7 @@ class Operation(Base):
     state: Mapped[OperationState] = mapped_column(word(OperationState), default=OperationState.READY)
     problems: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[datetime]
+    lease_s: Mapped[float | None]
     lease_until: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 

@@ -27,4 +27,4 @@ worker_send_task_events = True
 beat_schedule = {
     "reconcile": {"task": "haulier.reconcile", "schedule": _settings.reconcile_s, "options": {"expires": 30}},
 }
-beat_schedule_filename = str(_settings.state / "beat")
+beat_scheduler = "tasks.beat:SteadyScheduler"

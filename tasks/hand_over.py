@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -219,7 +220,8 @@ async def _wait_for_tpm(work: StepRun, bell: AsyncBell) -> None:
     if not work.view.shares_tpm:
         return
     work.context.signals.ring(taken_topic(work.view.attempt_id))
-    while not await patiently(work, lambda: tpm_was_let_go(work.context, work.view), tried="let_go_asked"):
+    let_go = partial(tpm_was_let_go, work.context, work.view, work.claim.partners)
+    while not await patiently(work, let_go, tried="let_go_asked"):
         await bell.wait(0.05)
     work.mark("tpm_let_go")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from haulier.services import admission
 from haulier.services.bandwidth import divide_anew
 from haulier.services.operations import sweep_operations
+from haulier.services.put_off import mend_put_off
 from haulier.services.recovery import sweep
 from haulier.services.replications import sweep_replications
 from tasks.celery import app
@@ -20,6 +21,7 @@ def reconcile() -> None:
     """Nudge what waits because its message was lost, decide what was left by a worker that died, file what is due."""
     sweep(context())
     sweep_operations(context())
+    mend_put_off(context())
     sweep_replications(context())
     _admit()
     divide_anew(context())

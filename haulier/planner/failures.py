@@ -60,6 +60,11 @@ def lasting(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     return tuple(problem for problem in problems if class_of(problem.code) is not FailureClass.PASSING)
 
 
+def longest_delay_s(at_most_s: float) -> float:
+    """What `delay_s` cannot exceed: who is put off for longer was put off by another clock."""
+    return at_most_s * (1 + _JITTER)
+
+
 def delay_s(failures: int, *, at_most_s: float, chance: float) -> float:
     """The delay in seconds after so many failures in a row (1 or more): it doubles each time, up to `at_most_s`.
 

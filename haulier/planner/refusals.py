@@ -125,9 +125,14 @@ def _busy(vm: str, *, migration: int | None, operation: str | None) -> Iterator[
 
 
 def silent_node(name: str, silent_s: float) -> Problem:
-    """The problem of a node whose worker does not answer; `silent_s` is infinite if it never did."""
-    since = "does not run" if silent_s == float("inf") else f"was last heard of {silent_s:.0f} s ago"
+    """The problem of a node whose worker does not answer; `silent_s` is infinite if it never did, and negative if what
+    was heard last is of a time that is yet to come.
+    """
     hint = "Start it (`haulier up` for a local one). If its host is off for good: haulier node lost, then recover."
+    if silent_s < 0:
+        since, hint = f"beats {-silent_s:.0f} s ahead of our time", "Bring the clocks of both hosts into step."
+    else:
+        since = "does not run" if silent_s == float("inf") else f"was last heard of {silent_s:.0f} s ago"
     return Problem("node_silent", f"the worker of node {name} {since}", hint)
 
 

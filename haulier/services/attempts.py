@@ -15,8 +15,9 @@ from haulier.definition.storage import Image, StoragePlace, can_be_one_file
 from haulier.errors import StepFailed
 from haulier.services.chain import Claim
 from haulier.services.context import Context
-from haulier.services.liveness import silent_s
+from haulier.services.liveness import beat_seen
 from haulier.services.nodes import place_of
+from haulier.services.sightings import Sightings
 from models import (
     Attempt,
     Base,
@@ -409,15 +410,17 @@ def note_tpm_let_go(context: Context, held: Claim) -> None:
     context.signals.ring(f"attempt.{held.attempt_id}")
 
 
-def tpm_was_let_go(context: Context, view: AttemptView) -> bool:
-    """Whether the source has noted that, or is not heard of any more."""
+def tpm_was_let_go(context: Context, view: AttemptView, sightings: Sightings) -> bool:
+    """Whether the source has noted that, or is not heard of any more by whoever asks again and again."""
     with context.database.read() as session:
         noted = session.scalars(
             select(Step.notes).where(Step.attempt_id == view.attempt_id, Step.phase == Phase.MOVE_MEMORY)
         )
         if any(notes.get("tpm_let_go") for notes in noted):
             return True
-        return silent_s(session.get_one(Node, view.source.id), limit_s=context.settings.node_silent_after_s) is not None
+        heartbeat_at = session.scalars(select(Node.heartbeat_at).where(Node.id == view.source.id)).one()
+    beat = beat_seen(heartbeat_at, limit_s=context.settings.node_silent_after_s)
+    return bool(sightings.unchanged("source", {view.source.id: beat}))
 
 
 def migration_state(context: Context, migration_id: int) -> MigrationState:

@@ -8,7 +8,7 @@ finds the rows that wait.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -23,6 +23,7 @@ from haulier.services.endings import end_failed
 from haulier.services.gate import may_pass, moved
 from haulier.services.moves import move_migration, remember
 from haulier.services.recovery import end_overdue, look_after_partner
+from haulier.services.sightings import Sightings
 from haulier.services.steps import WITH_MIGRATION, advance_undo, finish_if_done, locked_step, message_for, roll_back
 from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
 
@@ -83,6 +84,8 @@ class Claim:
     side: Side
     fence: int
     undo: bool
+    partners: Sightings = field(default_factory=Sightings, compare=False, repr=False)
+    """What its worker has seen of those who work beside it."""
 
 
 def attempt_of(context: Context, step_id: int) -> int:
@@ -109,6 +112,7 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
                 state=StepState.UNDOING if undo else StepState.RUNNING,
                 fence=step.fence + 1,
                 worker=worker,
+                lease_s=lease_s,
                 lease_until=now() + timedelta(seconds=lease_s),
                 **({} if undo else {"started_at": now()}),
             )
@@ -139,8 +143,9 @@ def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, 
         if step is None:
             return False
         moment = now()
-        step.lease_until = moment + timedelta(seconds=_lease_s(context, step, lease_s))
-        look_after_partner(unit, step, moment)
+        step.lease_s = _lease_s(context, step, lease_s)
+        step.lease_until = moment + timedelta(seconds=step.lease_s)
+        look_after_partner(unit, step, held.partners)
         end_overdue(unit, step.attempt, moment)
         if progress is not None:
             step.progress = progress
@@ -161,10 +166,10 @@ def begin_pause(context: Context, held: Claim, *, paused_at: float) -> None:
         if step is None:
             return
         step.marks = {**step.marks, "paused": paused_at}
-        short = now() + timedelta(seconds=context.settings.pause_lease_s)
+        short_s = context.settings.pause_lease_s
         for half in step.attempt.steps:
-            if half.state is StepState.RUNNING and half.lease_until is not None:
-                half.lease_until = min(half.lease_until, short)
+            if half.state is StepState.RUNNING and half.lease_s is not None and half.lease_s > short_s:
+                half.lease_s, half.lease_until = short_s, now() + timedelta(seconds=short_s)
 
 
 def _lease_s(context: Context, step: Step, usual_s: float) -> float:

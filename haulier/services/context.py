@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
+from haulier.services.sightings import Sightings
 from haulier.settings import Settings
 from haulier.signals import Signals
 from models import Database, Event
@@ -56,12 +57,13 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The surroundings of a use-case."""
+    """The surroundings of a use-case; `sightings` is what this process has seen of others."""
 
     settings: Settings
     database: Database
     signals: Signals
     dispatch: Send
+    sightings: Sightings = field(default_factory=Sightings)
 
     @contextmanager
     def unit(self) -> Iterator[Unit]:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.services.context import Context
+from haulier.services.quarantine import surely_over
 from models import LedgerRole, Migration, TpmLedger
 from models.transitions import AT_WORK, require_legal
 
@@ -121,7 +122,8 @@ def expired_copies(context: Context, node_id: int) -> list[tuple[int, Path]]:
                 TpmLedger.vm_id.not_in(leaving),
             )
         )
-        return [(row.id, Path(row.path)) for row in rows]
+        paths = {row.id: Path(row.path) for row in rows}
+    return [(row_id, paths[row_id]) for row_id in surely_over(context, "tpm copies", paths)]
 
 
 def record_destroyed(context: Context, row_id: int) -> None:

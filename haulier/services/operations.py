@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from haulier.clock import now
+from haulier.clock import now, steady_s
 from haulier.errors import NeedsOperator, Problem, Refused, StepFailed
 from haulier.planner.refusals import as_problems, silent_node
 from haulier.services.context import Context, Message, Unit
 from haulier.services.liveness import silent_s
+from haulier.services.sightings import Seen
 from haulier.services.vm_rows import forget_vm
 from haulier.services.waiting import make_room
 from models import Migration, Node, NodeState, Operation, OperationKind, OperationState, Vm
@@ -88,8 +89,9 @@ def take_operation(context: Context, operation_id: int) -> Order | None:
         if operation is None or operation.vm is None or operation.state is not OperationState.READY:
             return None
         operation.state = OperationState.RUNNING
-        lease_s = LONG_S if operation.kind in _LONG else _LEASE_S
-        operation.lease_until = now() + timedelta(seconds=lease_s + float(operation.arguments.get("grace_s", 0)))
+        usual_s = LONG_S if operation.kind in _LONG else _LEASE_S
+        operation.lease_s = usual_s + float(operation.arguments.get("grace_s", 0))
+        operation.lease_until = now() + timedelta(seconds=operation.lease_s)
         return Order(operation.id, operation.vm.id, operation.vm.name, operation.arguments)
 
 
@@ -138,9 +140,9 @@ def await_operation(context: Context, operation_id: int, *, seconds: float = 180
 
     Raises Refused or StepFailed as it ended, NeedsOperator if it is not over in time; it then goes on by itself.
     """
-    deadline = now() + timedelta(seconds=seconds)
+    deadline = steady_s() + seconds
     with context.signals.listen(f"operation.{operation_id}") as bell:
-        while now() < deadline:
+        while steady_s() < deadline:
             with context.database.read() as session:
                 operation = session.get_one(Operation, operation_id)
                 state, problems, node = operation.state, as_problems(operation.problems), operation.node
@@ -176,13 +178,16 @@ def _withdraw(context: Context, operation_id: int, problem: Problem) -> bool:
 
 def sweep_operations(context: Context) -> None:
     """Send again what nobody has taken, and end what its worker did not: it died, and the VM must not stay busy."""
-    moment, given_up = now(), list[Operation]()
+    given_up = list[Operation]()
     with context.unit() as unit:
-        for operation in unit.session.scalars(select(Operation).where(Operation.state.in_(OPEN_OPERATION))):
+        opened = unit.session.scalars(select(Operation).where(Operation.state.in_(OPEN_OPERATION))).all()
+        leases = {each.id: Seen(each.lease_until, each.lease_s or 0.0) for each in opened if each.lease_until}
+        ended = context.sightings.unchanged("operations", leases)
+        for operation in opened:
             if operation.state is OperationState.READY:
-                if operation.created_at < moment - timedelta(seconds=context.settings.reconcile_s):
+                if abs(now() - operation.created_at) > timedelta(seconds=context.settings.reconcile_s):
                     unit.send(_message_for(operation))
-            elif operation.lease_until is not None and operation.lease_until < moment:
+            elif operation.id in ended:
                 _give_up(unit, operation)
                 given_up.append(operation)
         half_defined = _half_defined(given_up)

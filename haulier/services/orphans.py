@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, and_, select, update
 from haulier.clock import now
 from haulier.services.context import Context
 from haulier.services.ledger import TpmCopy, move_copy
+from haulier.services.quarantine import surely_over
 from models import Allocation, AllocationKind, Attempt, LedgerRole
 
 _QUARANTINED = "quarantined orphan"
@@ -43,7 +44,9 @@ def find_orphans(context: Context, node_id: int) -> list[Orphan]:
     is_kept = and_(Allocation.purpose == _QUARANTINED, Allocation.taken_at > kept_since)
     with context.database.read() as session:
         wanted = select(Allocation).where(*_forgotten(node_id), Allocation.kind == AllocationKind.VOLUME, ~is_kept)
-        return [_orphan(row) for row in session.scalars(wanted.order_by(Allocation.id))]
+        found = [_orphan(row) for row in session.scalars(wanted.order_by(Allocation.id))]
+    over = surely_over(context, "orphans", {orphan.id: orphan.path for orphan in found if orphan.quarantined})
+    return [orphan for orphan in found if not orphan.quarantined or orphan.id in over]
 
 
 def give_back_promises(context: Context, node_id: int) -> None:

@@ -2,11 +2,16 @@
 
 A sweep looks at rows only: a step whose message was lost, one whose worker died, a node that is silent. It runs by beat
 and at each worker's start. Two that work side by side look after each other with every renewal of their leases.
+
+That somebody died is known by what was seen of them and not by the time of day (sightings.py). A message may be sent
+once too often, so that the time of day is good enough for that one, also when it has been put back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from math import inf
 
 from sqlalchemy import ColumnElement, select
 
@@ -17,13 +22,15 @@ from haulier.planner.refusals import silent_node
 from haulier.services.context import Context, Unit
 from haulier.services.endings import end_failed
 from haulier.services.gate import is_at_gate
-from haulier.services.liveness import silent_s
+from haulier.services.liveness import beat_seen
 from haulier.services.moves import remember
+from haulier.services.sightings import Seen, Sightings
 from haulier.services.steps import LOST, advance_undo, finish_if_done, forget_side, locked_step, message_for, roll_back
 from models import IS_AT_GATE, Attempt, Migration, MigrationState, Node, Phase, Side, Step, StepState
 
 # Taking a step counts it up, and so does losing it.
 _FENCE_AFTER_TWO_LOSSES = 4
+_HELD = (Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until.is_not(None))
 
 
 def sweep(context: Context) -> None:
@@ -40,17 +47,43 @@ def sweep(context: Context) -> None:
             attempt = unit.session.get_one(Attempt, attempt_id, with_for_update=True)
             if is_at_gate(attempt) and attempt.migration.cancel_asked:
                 roll_back(unit, attempt.migration, attempt)
-    old = moment - timedelta(seconds=context.settings.reconcile_s)
-    lost = (Step.state.in_((StepState.RUNNING, StepState.UNDOING)), Step.lease_until < moment)
-    waiting = (Step.state.in_((StepState.READY, StepState.UNDO_READY)), Step.ready_at < old)
-    for step_id in _step_ids(context, *lost):
+    near = timedelta(seconds=context.settings.reconcile_s)
+    old = ~Step.ready_at.between(moment - near, moment + near)
+    waiting = (Step.state.in_((StepState.READY, StepState.UNDO_READY)), old)
+    for step_id, lease in _ended_leases(context).items():
         with context.unit() as unit:
-            if step := locked_step(unit.session, step_id, *lost):
+            step = locked_step(unit.session, step_id, *_HELD)
+            if step and _lease(step) == lease:
                 _lost_worker(unit, step)
+    silent = _silent_nodes(context)
     for step_id in _step_ids(context, *waiting):
         with context.unit() as unit:
             if step := locked_step(unit.session, step_id, *waiting):
-                _not_taken(context, unit, step)
+                _not_taken(unit, step, silent)
+
+
+def _lease(step: Step) -> Seen:
+    """Its lease as it is looked at: with each renewal it is another one."""
+    return Seen((step.fence, step.lease_until), step.lease_s or 0.0)
+
+
+def _ended_leases(context: Context) -> dict[int, Seen]:
+    """The steps that somebody has taken, and whose lease nobody renews any more."""
+    with context.database.read() as session:
+        leases = {step.id: _lease(step) for step in session.scalars(select(Step).where(*_HELD))}
+    return {step_id: leases[step_id] for step_id in context.sightings.unchanged("steps", leases)}
+
+
+def _silent_nodes(context: Context) -> dict[int, Problem]:
+    """The nodes whose workers do not beat any more, and what people are told of each."""
+    limit_s = context.settings.node_silent_after_s
+    with context.database.read() as session:
+        nodes = {row.id: row for row in session.execute(select(Node.id, Node.name, Node.heartbeat_at))}
+    beats = {node_id: beat_seen(node.heartbeat_at, limit_s=limit_s) for node_id, node in nodes.items()}
+    silent = context.sightings.unchanged("nodes", beats)
+    return {
+        node_id: silent_node(nodes[node_id].name, limit_s if nodes[node_id].heartbeat_at else inf) for node_id in silent
+    }
 
 
 def end_overdue(unit: Unit, attempt: Attempt, moment: datetime) -> None:
@@ -101,9 +134,11 @@ def _lost_worker(unit: Unit, step: Step) -> None:
     _decided(unit, step, problem, lease_over=True)
 
 
-def _not_taken(context: Context, unit: Unit, step: Step) -> None:
-    if not step.attempt.migration.needs_operator:
-        _decided(unit, step, _silence(context, step), lease_over=False)
+def _not_taken(unit: Unit, step: Step, silent: Mapping[int, Problem]) -> None:
+    migration = step.attempt.migration
+    if not migration.needs_operator:
+        nodes = {Side.SOURCE: migration.source_id, Side.TARGET: migration.target_id}
+        _decided(unit, step, silent.get(nodes.get(step.side, 0)), lease_over=False)
 
 
 def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: bool) -> None:
@@ -155,16 +190,6 @@ def _end_step(step: Step, problem: Problem) -> None:
     remember(step.attempt.migration, (problem,))
 
 
-def _silence(context: Context, step: Step) -> Problem | None:
-    """The problem of the step's node being silent; None if its worker lives or it has none."""
-    if step.side is Side.CONTROL:
-        return None
-    migration = step.attempt.migration
-    node: Node = migration.source if step.side is Side.SOURCE else migration.target
-    silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
-    return None if silent is None else silent_node(node.name, silent)
-
-
 def take_up_again(context: Context, migration_id: int) -> None:
     """After an operator has looked: go on where it stopped, forward if the target has the guest, else backward."""
     with context.unit() as unit:
@@ -186,12 +211,16 @@ def take_up_again(context: Context, migration_id: int) -> None:
         finish_if_done(unit, attempt)
 
 
-def look_after_partner(unit: Unit, step: Step, moment: datetime) -> None:
+def look_after_partner(unit: Unit, step: Step, sightings: Sightings) -> None:
     """Of two that work side by side, each sees that the other has died, whoever else is there to notice."""
-    for other in step.attempt.steps:
-        late = other.lease_until is not None and other.lease_until < moment
-        if other.id != step.id and other.state is StepState.RUNNING and late:
-            _lost_worker(unit, other)
+    others = {
+        other.id: other
+        for other in step.attempt.steps
+        if other.id != step.id and other.state is StepState.RUNNING and other.lease_until
+    }
+    leases = {number: _lease(other) for number, other in others.items()}
+    for number in sightings.unchanged("partners", leases):
+        _lost_worker(unit, others[number])
 
 
 def take_back(context: Context, queue: str) -> None:

@@ -85,8 +85,11 @@ def usual_limits(settings: Settings, gate: Gate) -> Limits:
 def closed_nodes(context: Context, session: Session) -> Closed:
     """The nodes that cannot take part now. What goes to one that was declared lost is refused, and does not wait."""
     limit_s = context.settings.node_silent_after_s
-    late = Node.heartbeat_at < now() - timedelta(seconds=limit_s)
-    found = session.scalars(select(Node).where(or_(Node.state != NodeState.ONLINE, Node.heartbeat_at.is_(None), late)))
+    moment, limit = now(), timedelta(seconds=limit_s)
+    heard = Node.heartbeat_at.between(moment - limit, moment + limit)
+    found = session.scalars(
+        select(Node).where(or_(Node.state != NodeState.ONLINE, Node.heartbeat_at.is_(None), ~heard))
+    )
     sources, targets = dict[str, str](), dict[str, str]()
     for node in found:
         if node.state is NodeState.LOST:

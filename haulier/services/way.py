@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import select
 
-from haulier.clock import now
+from haulier.clock import now, steady_s
 from haulier.services.context import Context, Unit
 from haulier.services.lookup import find_vm
 from models import Migration, MigrationState, Replication, Vm
@@ -15,7 +15,7 @@ from models.transitions import OPEN_MIGRATION
 _LOOK_S = 0.5
 _PATIENCE_S = 60.0
 # Longer than we wait.
-_TRUCE = timedelta(seconds=90)
+TRUCE = timedelta(seconds=90)
 
 
 def make_way(context: Context, vm_name: str) -> None:
@@ -28,9 +28,9 @@ def make_way(context: Context, vm_name: str) -> None:
         sync_id = ask_to_make_way(unit, find_vm(unit.session, vm_name))
     if sync_id is None:
         return
-    deadline = now() + timedelta(seconds=_PATIENCE_S)
+    deadline = steady_s() + _PATIENCE_S
     with context.signals.listen(f"migration.{sync_id}") as bell:
-        while _is_open(context, sync_id) and now() < deadline:
+        while _is_open(context, sync_id) and steady_s() < deadline:
             bell.wait(_LOOK_S)
 
 
@@ -45,7 +45,7 @@ def ask_to_make_way(unit: Unit, vm: Vm) -> int | None:
         # The beat must not file the next one before whoever wants the VM has got it. Locked in the order of those
         # who take a generation.
         replication = unit.session.get_one(Replication, sync.replication_id, with_for_update=True)
-        sync.cancel_asked, replication.due_at = True, now() + _TRUCE
+        sync.cancel_asked, replication.due_at = True, now() + TRUCE
         unit.note("sync.cancel_asked", vm=vm.name, migration=sync.id)
     return sync.id
 

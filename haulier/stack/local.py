@@ -6,13 +6,12 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from haulier.clock import now
+from haulier.clock import steady_s
 from haulier.errors import HaulierError, Refused, StepFailed
 from haulier.hypervisor.carrier import stop_carrier
 from haulier.hypervisor.layout import NodeLayout, short_name
@@ -96,7 +95,7 @@ def _nodes_of(settings: Settings) -> list[str]:
 
 def _wait_until_ready(context: Context, names: Sequence[str]) -> None:
     """Wait for a control worker that answers and for a heartbeat of each node."""
-    deadline = now() + timedelta(seconds=_READY_S)
+    deadline = steady_s() + _READY_S
     with context.signals.listen("nodes") as bell:
         while True:
             alive = {node["name"] for node in list_nodes(context) if node["worker"] == "alive"}
@@ -105,7 +104,7 @@ def _wait_until_ready(context: Context, names: Sequence[str]) -> None:
                 missing = ["control"]
             if not missing:
                 return
-            if now() > deadline:
+            if steady_s() > deadline:
                 log = context.settings.state / "logs" / f"{missing[0]}.log"
                 words = last_words(log)
                 raise StepFailed("stack_not_ready", f"{missing[0]} does not answer: {words}", f"See {log}.")
@@ -159,13 +158,13 @@ def _has_database(settings: Settings) -> bool:
 
 def _undo_migrations(context: Context) -> None:
     """Ask the open migrations to be undone, and wait for those that can; a guest that was handed over stays there."""
-    deadline = now() + timedelta(seconds=_UNDO_S)
+    deadline = steady_s() + _UNDO_S
     asked = open_migrations(context)
     for migration in asked:
         with suppress(Refused):
             cancel_migration(context, migration)
     for migration in asked:
-        await_migration(context, migration, until=lambda it: is_over(it) or now() > deadline, look=lambda it: None)
+        await_migration(context, migration, until=lambda it: is_over(it) or steady_s() > deadline, look=lambda it: None)
 
 
 def _stop_vms(context: Context) -> list[str]:

@@ -147,9 +147,9 @@ class Stack:
 
     def beats(self, node: str) -> bool:
         """Whether the node's worker was heard just now."""
-        just_now = datetime.now(UTC) - timedelta(seconds=3)
+        now = datetime.now(UTC)
         heard = [row["heartbeat_at"] for row in self.table("node", name=node)]
-        return any(at is not None and at > just_now for at in heard)
+        return any(at is not None and abs(now - at) < timedelta(seconds=3) for at in heard)
 
     def table(self, name: str, /, **wanted: object) -> list[dict[str, Any]]:
         """All rows of a table that have these values, in the order of their keys."""

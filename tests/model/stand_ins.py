@@ -155,6 +155,7 @@ def in_place(clock: Clock) -> Iterator[None]:
     stands_for: dict[object, object] = {
         **CALLS,
         haulier.clock.now: lambda: datetime.fromtimestamp(clock.time, UTC),
+        haulier.clock.steady_s: clock.read,
         time: SimpleNamespace(time=clock.read, monotonic=clock.read),
         surroundings.context: lambda: _process().context,
         surroundings.this_node: lambda: _process().node,

@@ -12,7 +12,7 @@ import importlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from haulier.services.context import Context, Message
 from haulier.services.migrations import retry_migration
 from haulier.services.nodes import beat
 from haulier.services.recovery import take_back
+from haulier.services.sightings import Sightings
 from haulier.settings import Settings
 from models import Node, Phase, Vm, VmState
 from tasks.host_watch import HostWatch
@@ -161,7 +162,8 @@ class Model:
     def _worker(self, queue: str) -> Worker:
         name = queue.removeprefix("node.")
         node = ThisNode(name, _layout(name)) if name in NODES else None
-        return Worker(queue, Process(self.context, node))
+        # A process has its own eyes.
+        return Worker(queue, Process(replace(self.context, sightings=Sightings()), node))
 
     def snapshot(self) -> Snapshot:
         assert not self.strands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def quarantine(world: World, *, keep_s: float) -> int:
     with world.context.database.write() as session:
         ledger.move_copy(session, HERE, LedgerRole.QUARANTINED, keep_s=keep_s)
     return rows(world)[0].id
+
+
+def surely_expired(world: World, node_id: int) -> list[tuple[int, Path]]:
+    """What is found when it has been over for a while."""
+    ledger.expired_copies(world.context, node_id)
+    world.pass_steadily(3600)
+    return ledger.expired_copies(world.context, node_id)
 
 
 def test_reserving_twice_is_one_row(world: World) -> None:
@@ -67,10 +75,32 @@ def test_quarantined_copy_gives_no_identity(world: World) -> None:
 
 def test_quarantine_ends_with_its_time(world: World) -> None:
     row_id = quarantine(world, keep_s=3600)
-    assert ledger.expired_copies(world.context, 1) == []
+    assert surely_expired(world, 1) == []
     world.change(TpmLedger, keep_until=now() - timedelta(seconds=1))
-    assert ledger.expired_copies(world.context, 1) == [(row_id, HERE.path)]
-    assert ledger.expired_copies(world.context, 2) == []
+    assert surely_expired(world, 1) == [(row_id, HERE.path)]
+    assert surely_expired(world, 2) == []
+
+
+def test_host_that_begins_with_a_wrong_clock_destroys_nothing(world: World) -> None:
+    quarantine(world, keep_s=3600)
+    in_time = rows(world)[0].keep_until
+    world.change(TpmLedger, keep_until=now() - timedelta(days=1))
+    for _ in range(9):
+        assert ledger.expired_copies(world.context, 1) == []
+        world.pass_steadily(60)
+    world.change(TpmLedger, keep_until=in_time)
+    assert ledger.expired_copies(world.context, 1) == []
+    world.pass_steadily(60)
+    world.change(TpmLedger, keep_until=now() - timedelta(days=1))
+    assert ledger.expired_copies(world.context, 1) == []
+
+
+def test_short_quarantine_is_not_made_much_longer(world: World) -> None:
+    around = replace(world.context, settings=world.context.settings.model_copy(update={"tpm_quarantine_s": 5.0}))
+    row_id = quarantine(world, keep_s=0)
+    assert ledger.expired_copies(around, 1) == []
+    world.pass_steadily(5)
+    assert ledger.expired_copies(around, 1) == [(row_id, HERE.path)]
 
 
 def test_quarantined_copy_is_found_at_its_new_place(world: World) -> None:
@@ -78,16 +108,16 @@ def test_quarantined_copy_is_found_at_its_new_place(world: World) -> None:
     away = Path("/alpha/quarantine/web")
     for _ in range(2):
         ledger.quarantine_path(world.context, HERE, away)
-    assert [path for _, path in ledger.expired_copies(world.context, 1)] == [away]
+    assert [path for _, path in surely_expired(world, 1)] == [away]
 
 
 def test_copy_that_is_still_being_put_away_is_not_destroyed(world: World) -> None:
     """The heartbeat looked between the row and the file, took the file for gone, and left it there for ever."""
     world.file()
     quarantine(world, keep_s=0)
-    assert ledger.expired_copies(world.context, 1) == []
+    assert surely_expired(world, 1) == []
     world.change(Migration, state=MigrationState.DONE)
-    assert [path for _, path in ledger.expired_copies(world.context, 1)] == [HERE.path]
+    assert [path for _, path in surely_expired(world, 1)] == [HERE.path]
 
 
 def test_active_copy_does_not_change_its_place(world: World) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from haulier.clock import now
 from haulier.errors import Refused
+from haulier.planner.refusals import silent_node
 from haulier.services import liveness, nodes
 from haulier.services.context import Context
 from models import Node
@@ -116,6 +119,10 @@ def test_silence(world: World) -> None:
         node = session.get_one(Node, 1)
     assert liveness.silent_s(node, limit_s=1e9) is None
     assert liveness.silent_s(node, limit_s=-1) is not None
+    node.heartbeat_at = now() + timedelta(hours=1)
+    ahead_s = liveness.silent_s(node, limit_s=60)
+    assert ahead_s is not None
+    assert "ahead of our time" in silent_node("beta", ahead_s).message
     node.heartbeat_at = None
     assert liveness.silent_s(node, limit_s=60) == float("inf")
 

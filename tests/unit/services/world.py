@@ -29,6 +29,7 @@ from haulier.services.ledger import TpmCopy, reserve_copy
 from haulier.services.migrations import file_migration, show_migration
 from haulier.services.operations import sweep_operations
 from haulier.services.ownership import HandOver, NewHome
+from haulier.services.sightings import Sightings
 from haulier.settings import Settings
 from haulier.signals import Signals
 from models import (
@@ -77,10 +78,11 @@ def make_settings(state: Path, url: str, **changes: Any) -> Settings:
 
 @dataclass
 class World:
-    """A context whose dispatch is a list, and the moves that workers and time can make."""
+    """A context whose dispatch is a list, and the moves that workers and time can make; its steady clock stands."""
 
     context: Context
     sent: list[Message] = field(default_factory=list)
+    steady: list[float] = field(default_factory=lambda: [0.0])
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -263,17 +265,21 @@ class World:
             session.execute(update(table).where(*where).values(**values))
 
     def let_lease_end(self, held: chain.Claim) -> None:
-        self.change(Step, Step.id == held.step_id, lease_until=now() - LONG_AGO)
+        self.change(Step, Step.id == held.step_id, lease_s=0)
 
     def let_lease_end_of(self, phase: Phase) -> None:
-        self.change(Step, Step.phase == phase, Step.lease_until.is_not(None), lease_until=now() - LONG_AGO)
+        self.change(Step, Step.phase == phase, Step.lease_until.is_not(None), lease_s=0)
 
     def let_time_pass(self) -> None:
         """Every message that was sent is old, no lease has ended."""
         self.change(Step, Step.ready_at.is_not(None), ready_at=now() - LONG_AGO)
 
+    def pass_steadily(self, seconds: float) -> None:
+        """So long passes, whatever the time of day does meanwhile."""
+        self.steady[0] += seconds
+
     def silence(self, node: str) -> None:
-        self.change(Node, Node.name == node, heartbeat_at=now() - LONG_AGO)
+        self.change(Node, Node.name == node, heartbeat_at=None)
 
     def sweep(self) -> None:
         recovery.sweep(self.context)
@@ -283,7 +289,7 @@ class World:
         """From here on nothing goes wrong: workers that were lost are noticed, the rest works. Ends when nothing is
         to be done any more.
         """
-        self.change(Step, Step.state.in_(("running", "undoing")), lease_until=now() - LONG_AGO)
+        self.change(Step, Step.state.in_(("running", "undoing")), lease_s=0)
         for _ in range(rounds):
             self.let_time_pass()
             self.sweep()
@@ -311,9 +317,11 @@ class World:
 def open_world(database: Database, state: Path) -> Iterator[World]:
     """The world that this database holds. Its connections are closed at the end."""
     sent: list[Message] = []
+    steady = [0.0]
     chosen = make_settings(state, database.engine.url.render_as_string(hide_password=False))
+    sightings = Sightings(lambda: steady[0])
     try:
-        yield World(Context(chosen, database, Signals(chosen.broker), sent.append), sent)
+        yield World(Context(chosen, database, Signals(chosen.broker), sent.append, sightings), sent, steady)
     finally:
         database.close()
 

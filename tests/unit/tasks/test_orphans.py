@@ -48,6 +48,8 @@ class Scene:
 
     def let_time_pass(self) -> None:
         self.world.change(Allocation, taken_at=now() - 2 * LONG_AGO)
+        self.collect()
+        self.world.pass_steadily(600)
 
 
 @pytest.fixture
@@ -79,6 +81,19 @@ def test_it_is_freed_when_it_was_kept_long_enough(scene: Scene) -> None:
     scene.collect()
     assert (list(scene.file.parent.iterdir()), scene.open_rows()) == ([], [])
     assert scene.told() == ["volume.quarantined", "volume.freed"]
+
+
+def test_host_that_begins_with_a_wrong_clock_frees_nothing(scene: Scene) -> None:
+    scene.collect()
+    scene.world.change(Allocation, taken_at=now() - 2 * LONG_AGO)
+    for _ in range(2):
+        scene.collect()
+        scene.world.pass_steadily(590)
+    assert scene.away.exists()
+    scene.world.change(Allocation, taken_at=now())
+    scene.world.pass_steadily(10)
+    scene.collect()
+    assert scene.away.exists()
 
 
 def test_attempt_that_is_not_over_keeps_all_of_it(scene: Scene) -> None:

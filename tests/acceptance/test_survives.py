@@ -1,0 +1,135 @@
+"""What the queue stands on goes away or lies: the broker is empty, all workers die, the database restarts, clocks jump.
+
+Three guests are to move, one at a time; each time one is at work and the others wait.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.acceptance.clock import JumpingClock
+from tests.acceptance.conftest import NODES, Stacks
+from tests.acceptance.guest import Guest
+from tests.acceptance.invariant import assert_all_is_well
+from tests.acceptance.stack import Stack
+from tests.acceptance.waiting import let_pass, wait_until
+from tests.fixtures.postgres import Server
+
+PROGRAMS = ("broker", "control", "beat", *(f"node-{node}" for node in NODES))
+HOUR_S = 3600
+ENDS = {"done", "undone", "refused", "cancelled"}
+
+
+@pytest.fixture
+def guests(stack: Stack, make_guest: Callable[..., Guest]) -> Iterator[list[Guest]]:
+    stack.haulier("queue", "set", "--max-running", "1").done()
+    yield [make_guest() for _ in range(3)]
+    stack.haulier("queue", "set", "--max-running", "usual").done()
+
+
+def submit(stack: Stack, guests: list[Guest], *, tries: int) -> list[int]:
+    """File them as one batch and wait until the first is at work; the numbers of the migrations."""
+    file = stack.state / "moves.csv"
+    file.write_text("vm,target\n" + "".join(f"{guest.name},beta\n" for guest in guests))
+    batch = stack.haulier("batch", "submit", str(file), "--tries", str(tries)).done()
+    numbers = [row["id"] for row in stack.table("migration", batch_id=batch["id"])]
+    wait_until("volumes are mirrored", lambda: stack.table("step", phase="mirror_disks", state="running"))
+    assert states(stack, numbers) == ["running", "queued", "queued"]
+    return numbers
+
+
+def states(stack: Stack, numbers: list[int]) -> list[str]:
+    return [row["state"] for row in stack.table("migration") if row["id"] in numbers]
+
+
+def all_arrive(stack: Stack, guests: list[Guest], numbers: list[int]) -> None:
+    wait_until("all have ended", lambda: set(states(stack, numbers)) <= ENDS, deadline_s=150)
+    assert states(stack, numbers) == ["done"] * 3, [row["problems"] for row in stack.table("migration")]
+    for guest in guests:
+        assert guest.row()["node"] == "beta"
+        guest.wait_ticks(10)
+    assert_all_is_well(stack, *guests)
+
+
+def test_broker_is_empty(stack: Stack, guests: list[Guest]) -> None:
+    numbers = submit(stack, guests, tries=1)
+    stack.supervisor("stopProcess", "broker")
+    shutil.rmtree(stack.state / "broker")
+    (stack.state / "broker").mkdir()
+    stack.supervisor("startProcess", "broker")
+    all_arrive(stack, guests, numbers)
+
+
+def test_all_workers_die_at_once(stack: Stack, guests: list[Guest]) -> None:
+    numbers = submit(stack, guests, tries=2)
+    for program in PROGRAMS:
+        os.kill(int(stack.supervisor("getProcessInfo", program)["pid"]), signal.SIGKILL)
+    all_arrive(stack, guests, numbers)
+
+
+@pytest.fixture(scope="module")
+def server(stacks: Stacks) -> Iterator[Server]:
+    with Server.running(fsync="on", synchronous_commit="on") as server:
+        yield server
+        # The server goes with the test, so the stack has to go before it.
+        stacks.remove()
+
+
+class TestDatabase:
+    @pytest.fixture
+    def settings(self, server: Server) -> dict[str, str]:
+        return {"HAULIER_DATABASE_URL": server.cluster.url("postgres")}
+
+    def test_it_is_killed_and_comes_back(self, stack: Stack, guests: list[Guest], server: Server) -> None:
+        numbers = submit(stack, guests, tries=3)
+        server.kill()
+        server.start()
+        all_arrive(stack, guests, numbers)
+
+
+@pytest.fixture(scope="module")
+def clock(stacks: Stacks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JumpingClock]:
+    clock = JumpingClock(tmp_path_factory.mktemp("clock"))
+    yield clock
+    clock.put(0)
+    stacks.remove()
+    clock.close()
+
+
+class TestClock:
+    @pytest.fixture
+    def settings(self, clock: JumpingClock) -> dict[str, str]:
+        often = {"HAULIER_HEARTBEAT_S": "0.5", "HAULIER_RECONCILE_S": "0.5", "HAULIER_LEASE_S": "4"}
+        return {**often, **clock.settings}
+
+    @pytest.fixture(autouse=True)
+    def right_at_last(self, stack: Stack, clock: JumpingClock) -> Iterator[None]:
+        """The commands of a test live by the right time."""
+        yield
+        clock.put(0)
+        wait_until("both beat by it", lambda: all(stack.beats(node) for node in NODES))
+
+    def test_it_is_put_forward_again_and_again(self, stack: Stack, guests: list[Guest], clock: JumpingClock) -> None:
+        numbers = submit(stack, guests, tries=1)
+        for hours in range(1, 9):
+            clock.put(hours * HOUR_S)
+            let_pass(2.5)
+        all_arrive(stack, guests, numbers)
+        assert not stack.table("event", kind="step.lost")
+
+    def test_it_is_put_back_and_a_worker_is_gone(self, stack: Stack, guests: list[Guest], clock: JumpingClock) -> None:
+        """What the worker holds is held until an hour from now, by its own word."""
+        numbers = submit(stack, guests, tries=2)
+        frozen = stack.worker_pid("alpha")
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            clock.put(-HOUR_S)
+            wait_until("it is missed", lambda: stack.table("event", kind="step.lost"))
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        all_arrive(stack, guests, numbers)
