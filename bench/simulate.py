@@ -292,7 +292,7 @@ def _read_rows(context: Context, result: Result) -> None:
 def _heartbeat_ms(context: Context) -> float:
     begun = time.monotonic()
     for _ in range(200):
-        beat(context, 1, ram_free_bytes=1)
+        beat(context, 1, {"ram_free_bytes": 1})
     return (time.monotonic() - begun) * 1000 / 200
 
 

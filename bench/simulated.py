@@ -32,7 +32,7 @@ from haulier.fakes.processes import FakeSwtpm
 from haulier.fakes.qemu import FakeQemu, RunState
 from haulier.hypervisor.layout import NodeLayout
 from haulier.hypervisor.swtpm import SwtpmFacts
-from haulier.services import attempts
+from haulier.services import loading
 from haulier.services.attempts import AttemptView
 from haulier.services.context import Message
 from models import Node, Phase, Side, VolumeRole
@@ -146,7 +146,7 @@ def _load_view(context: Any, attempt_id: int) -> AttemptView:  # noqa: ANN401
     return view
 
 
-_load = attempts.load_view
+_load = loading.load_view
 
 
 async def _with_failures(work: runner.StepRun, act: runner.Act) -> runner.Notes | None:

@@ -19,7 +19,17 @@ from models.enums import (
 )
 from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
-from models.phases import LIVE_CHAIN, OFFLINE_CHAIN, PAUSE_MARKS, SYNC_CHAIN, Phase, PhaseRule, Side, chain_of
+from models.phases import (
+    LIVE_CHAIN,
+    OFFLINE_CHAIN,
+    PAUSE_MARKS,
+    SYNC_CHAIN,
+    Phase,
+    PhaseRule,
+    Side,
+    chain_of,
+    may_begin,
+)
 from models.session import Database, make_engine
 from models.work import (
     IS_AT_GATE,
@@ -84,4 +94,5 @@ __all__ = [
     "VolumeTransfer",
     "chain_of",
     "make_engine",
+    "may_begin",
 ]

@@ -7,8 +7,11 @@ label in the command line. These tables are the chains: nothing else says what f
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
+
+from models.enums import StepState
 
 
 class Phase(StrEnum):
@@ -98,6 +101,25 @@ def chain_of(*, offline: bool, sync: bool = False) -> tuple[PhaseRule, ...]:
     if sync:
         return SYNC_CHAIN
     return OFFLINE_CHAIN if offline else LIVE_CHAIN
+
+
+def may_begin(
+    chain: Iterable[PhaseRule],
+    states: Mapping[tuple[Phase, Side], StepState],
+    standing_by: Set[tuple[Phase, Side]] = frozenset(),
+) -> tuple[PhaseRule, ...]:
+    """The rules of a chain whose steps wait and have all that they need, but for the limits of a gate.
+
+    `standing_by` are the steps at work that have said that they wait for another one.
+    """
+    done = {step for step, state in states.items() if state is StepState.DONE}
+    return tuple(
+        rule
+        for rule in chain
+        if states[rule.phase, rule.side] is StepState.WAITING
+        and done.issuperset(rule.after)
+        and (done | standing_by).issuperset(rule.beside)
+    )
 
 
 # The moments inside the pause, in the order in which they come; each is noted on the row of the step that saw it.

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.services.bandwidth import divide_anew, give_back, most, take_share
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.context import Context
 from models import Phase
 

@@ -23,7 +23,6 @@ accept_content = ["json"]
 task_default_queue = "control"
 task_publish_retry_policy = {"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 1.0}
 worker_hijack_root_logger = False
-worker_send_task_events = True
 beat_schedule = {
     "reconcile": {"task": "haulier.reconcile", "schedule": _settings.reconcile_s, "options": {"expires": 30}},
 }

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier.errors import StepFailed
-from haulier.services import chain
+from haulier.services import chain, claims
 from haulier.services.context import Context
 from models import Phase
 from tasks.bandwidth import CARRYING, Allowance
@@ -35,7 +35,7 @@ class Lease:
     """
 
     context: Context
-    claim: chain.Claim
+    claim: claims.Claim
     allowance: Allowance
     progress: dict[str, Any]
     marks: dict[str, float]

@@ -64,7 +64,7 @@ def _begin(**_: Any) -> None:  # noqa: ANN401
     found = facts.node_facts(qemu=settings.qemu, swtpm=settings.swtpm, accel=settings.accel)
     node_id = register_node(context(), settings.node, facts=found, images=this_node().layout.images)
     _node_id.append(node_id)
-    threading.Thread(target=_live, args=(node_id,), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_live, args=(node_id, found), name="heartbeat", daemon=True).start()
     log.info("node.ready", node=settings.node, **{k: v for k, v in found.items() if k != "machines"})
     reconcile.delay()
 
@@ -76,12 +76,12 @@ def _end(**_: Any) -> None:  # noqa: ANN401
         leave(context(), _node_id[0])
 
 
-def _live(node_id: int) -> None:
+def _live(node_id: int, found: dict[str, Any]) -> None:
     """Beat until the worker ends; a database that is away for a moment ends nothing."""
     watch = HostWatch(context(), node_id, this_node().layout)
     while not _ending.wait(context().settings.heartbeat_s):
         try:
-            beat(context(), node_id, **facts.memory())
+            beat(context(), node_id, {**found, **facts.memory()})
             watch.look()
             collect_orphans(context(), node_id)
             destroy_expired(context(), node_id, quarantine=this_node().layout.quarantine)

@@ -24,11 +24,12 @@ from haulier.fault_points import fault_point
 from haulier.hypervisor.layout import VmPlace
 from haulier.hypervisor.nbd import NbdServer
 from haulier.hypervisor.tls import KeyFolder, greeting_key
-from haulier.services import chain
+from haulier.services import chain, claims
 from haulier.services.allocations import take_port
-from haulier.services.attempts import AttemptView, NodeView, load_view, note_on_step
+from haulier.services.attempts import AttemptView, NodeView, note_on_step
 from haulier.services.context import Context
 from haulier.services.defects import problems_of
+from haulier.services.loading import load_view
 from tasks.bandwidth import Allowance
 from tasks.lease import Lease
 from tasks.surroundings import ThisNode, context, this_node
@@ -47,7 +48,7 @@ class StepRun:
     """One phase at work: the attempt as it was read at the start, and where to write down what happens meanwhile."""
 
     context: Context
-    claim: chain.Claim
+    claim: claims.Claim
     view: AttemptView
     allowance: Allowance
     progress: dict[str, Any] = field(default_factory=dict)
@@ -139,14 +140,14 @@ def execute(step_id: int, *, run: Act, undo: Act | None = None) -> None:
     was taken for it, and `sweep` sends it again.
     """
     around = context()
-    attempt_id = chain.attempt_of(around, step_id)
+    attempt_id = claims.attempt_of(around, step_id)
     with _turns.taken(attempt_id, patience_s=around.settings.reconcile_s) as ours:
         if ours:
             _execute(around, step_id, run=run, undo=undo)
 
 
 def _execute(around: Context, step_id: int, *, run: Act, undo: Act | None) -> None:
-    held = chain.claim(around, step_id, worker=socket.gethostname(), lease_s=around.settings.lease_s)
+    held = claims.claim(around, step_id, worker=socket.gethostname(), lease_s=around.settings.lease_s)
     if held is None:
         return
     act = run if not held.undo else undo

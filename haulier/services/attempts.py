@@ -8,36 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session, joinedload, selectinload
 
 from haulier.definition import VmDefinition
 from haulier.definition.storage import Image, StoragePlace, can_be_one_file
 from haulier.errors import StepFailed
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.context import Context
 from haulier.services.liveness import beat_seen
-from haulier.services.nodes import place_of
 from haulier.services.sightings import Sightings
 from models import (
-    Attempt,
     Base,
     Migration,
     MigrationState,
     Node,
     Phase,
-    Replica,
-    Replication,
     Side,
     Step,
     StepState,
-    TpmLedger,
     TransferMethod,
     VmState,
-    Volume,
     VolumeRole,
     VolumeTransfer,
 )
-from models.enums import LedgerRole
 
 _STEP = Base.metadata.tables["step"]
 
@@ -259,117 +251,11 @@ class SourceNote:
     paused_at: float | None
 
 
-_WHOLE = (
-    joinedload(Attempt.migration, innerjoin=True).options(
-        joinedload(Migration.vm, innerjoin=True),
-        joinedload(Migration.source, innerjoin=True),
-        joinedload(Migration.target, innerjoin=True),
-    ),
-    selectinload(Attempt.steps),
-    selectinload(Attempt.transfers).options(
-        joinedload(VolumeTransfer.source_storage, innerjoin=True),
-        joinedload(VolumeTransfer.target_storage, innerjoin=True),
-        joinedload(VolumeTransfer.volume, innerjoin=True).selectinload(Volume.replicas).joinedload(Replica.storage),
-    ),
-)
-
-
-def load_view(context: Context, attempt_id: int) -> AttemptView:
-    """Read an attempt with everything that hangs on it."""
-    with context.database.read() as session:
-        attempt = session.get_one(Attempt, attempt_id, options=_WHOLE)
-        migration = attempt.migration
-        vm = migration.vm
-        identity = session.scalar(
-            select(TpmLedger.identity).where(TpmLedger.vm_id == vm.id, TpmLedger.role == LedgerRole.ACTIVE)
-        )
-        return AttemptView(
-            attempt_id=attempt.id,
-            migration_id=migration.id,
-            number=attempt.number,
-            vm_id=vm.id,
-            vm=vm.name,
-            vm_state=vm.state,
-            epoch=migration.epoch,
-            definition=VmDefinition.from_dict(vm.definition),
-            pinned=vm.pinned,
-            source=_node(migration.source),
-            target=_node(migration.target),
-            transfers=tuple(_transfer(transfer) for transfer in attempt.transfers),
-            replication_id=migration.replication_id,
-            turn=None if migration.replication_id else _turn(session, migration),
-            tpm_identity=identity,
-            offline=migration.offline,
-            handed_over=migration.state is MigrationState.HANDED_OVER,
-            settled=any(step.notes.get("settled", False) for step in attempt.steps),
-            stall_s=migration.stall_s,
-            notes={(step.phase, step.side): step.notes for step in attempt.steps},
-        )
-
-
-def _turn(session: Session, migration: Migration) -> Turn | None:
-    """The replication that runs the other way round afterwards: the one to the target, if none leads to the source."""
-    live = (Replication.vm_id == migration.vm_id, Replication.ended_at.is_(None))
-    found = {each.target_id: each for each in session.scalars(select(Replication).where(*live))}
-    replication = found.get(migration.source_id) or found.get(migration.target_id)
-    if replication is None or (replication.target_id == migration.source_id and replication.replicas):
-        return None
-    if not is_wanted(replication):
-        return None
-    return Turn(replication.id, replication.generation + 1)
-
-
-def is_wanted(replication: Replication) -> bool:
-    """Whether there is something to go on with: it was asked for for good, or holds something. A single sync that came
-    to nothing is neither.
+def is_wanted(every_s: float | None, generation: int) -> bool:
+    """Whether a replication has something to go on with: it was asked for for good, or holds something. A single sync
+    that came to nothing is neither.
     """
-    return replication.every_s is not None or replication.generation > 0
-
-
-def _node(node: Node) -> NodeView:
-    return NodeView(node.id, node.name, node.address, (node.port_first, node.port_last), node.network, node.facts)
-
-
-def _transfer(transfer: VolumeTransfer) -> TransferView:
-    volume = transfer.volume
-    return TransferView(
-        id=transfer.id,
-        volume_id=volume.id,
-        device=volume.device,
-        role=transfer.role,
-        method=transfer.method,
-        format=volume.format,
-        target_format=transfer.target_format,
-        size_bytes=volume.size_bytes or 0,
-        source_storage=transfer.source_storage.name,
-        source_storage_id=transfer.source_storage_id,
-        source_name=transfer.source_name,
-        source_at=place_of(transfer.source_storage),
-        source_path=Path(transfer.source_storage.path) / transfer.source_name,
-        target_at=place_of(transfer.target_storage),
-        target_path=Path(transfer.target_storage.path) / transfer.target_name,
-        target_storage=transfer.target_storage.name,
-        target_storage_id=transfer.target_storage_id,
-        target_name=transfer.target_name,
-        target_shared=transfer.target_storage.shared,
-        stays=_stays(transfer),
-        digest_source=transfer.digest_source,
-        base_path=Path(transfer.target_storage.path) / transfer.base_name if transfer.base_name else None,
-        replica=next(
-            (_replica(each) for each in volume.replicas if each.storage_id == transfer.target_storage_id), None
-        ),
-    )
-
-
-def _replica(replica: Replica) -> ReplicaView:
-    path = Path(replica.storage.path) / replica.name
-    return ReplicaView(replica.replication_id, replica.generation, path, replica.seen)
-
-
-def _stays(transfer: VolumeTransfer) -> bool:
-    source, target = transfer.source_storage, transfer.target_storage
-    same = (source.name, transfer.source_name) == (target.name, transfer.target_name)
-    return source.shared and target.shared and same
+    return every_s is not None or generation > 0
 
 
 def note_on_step(context: Context, held: Claim, **notes: object) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from haulier.planner.bandwidth import Flow, next_shares
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.context import Context, Unit
 from haulier.services.room import load_limits, source_node, target_node, usual_limits
 from models import Attempt, BandwidthShare, Gate, Migration, QueueLimit, Step, StepState

@@ -8,26 +8,25 @@ finds the rows that wait.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem
+from haulier.services.claims import GOING_ON, Claim
+from haulier.services.completion import complete_plainly
 from haulier.services.context import CONTROL_QUEUE, Context, Unit
 from haulier.services.endings import end_failed
 from haulier.services.gate import may_pass, moved
 from haulier.services.moves import move_migration, remember
 from haulier.services.recovery import end_overdue, look_after_partner
-from haulier.services.sightings import Sightings
-from haulier.services.steps import WITH_MIGRATION, advance_undo, finish_if_done, locked_step, message_for, roll_back
-from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of
+from haulier.services.steps import WITH_MIGRATION, advance_undo, finish_if_done, message_for, roll_back
+from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of, may_begin
 
-_GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
 _SWITCH_OVER = (Phase.MOVE_MEMORY, Phase.HAND_OVER)
 # `sweep` sends a step that failed after the hand-over again, every `reconcile_s`.
 _TRIES_AFTER_HAND_OVER = 24
@@ -68,60 +67,6 @@ def start_attempt(unit: Unit, migration: Migration) -> Attempt:
 
 def _chain(migration: Migration) -> tuple[PhaseRule, ...]:
     return chain_of(offline=migration.offline, sync=migration.replication_id is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A step that a worker holds.
-
-    `undo` says which of its two works is to be done; results count only under `fence`.
-    """
-
-    step_id: int
-    attempt_id: int
-    migration_id: int
-    phase: Phase
-    side: Side
-    fence: int
-    undo: bool
-    partners: Sightings = field(default_factory=Sightings, compare=False, repr=False)
-    """What its worker has seen of those who work beside it."""
-
-
-def attempt_of(context: Context, step_id: int) -> int:
-    """The attempt that a step belongs to; it never belongs to another one."""
-    with context.database.read() as session:
-        return session.scalars(select(Step.attempt_id).where(Step.id == step_id)).one()
-
-
-def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Claim | None:
-    """Take a step that is ready to be run or undone; None if there is nothing to take (a doubled message)."""
-    with context.unit() as unit:
-        step = locked_step(unit.session, step_id, Step.state.in_((StepState.READY, StepState.UNDO_READY)))
-        if step is None:
-            return None
-        undo = step.state is StepState.UNDO_READY
-        migration = step.attempt.migration
-        wanted = (MigrationState.ROLLING_BACK,) if undo else _GOING_ON
-        if migration.needs_operator or migration.state not in wanted:
-            return None
-        taken = unit.session.execute(
-            update(Step)
-            .where(Step.id == step_id, Step.state == step.state, Step.fence == step.fence)
-            .values(
-                state=StepState.UNDOING if undo else StepState.RUNNING,
-                fence=step.fence + 1,
-                worker=worker,
-                lease_s=lease_s,
-                lease_until=now() + timedelta(seconds=lease_s),
-                **({} if undo else {"started_at": now()}),
-            )
-            .execution_options(synchronize_session="evaluate")
-        )
-        if taken.rowcount != 1:  # type: ignore[attr-defined]
-            return None
-        unit.ring(f"migration.{migration.id}")
-        return Claim(step.id, step.attempt_id, migration.id, step.phase, step.side, step.fence, undo)
 
 
 def held_step(session: Session, held: Claim, *, undo: bool = False) -> Step | None:
@@ -180,6 +125,9 @@ def _lease_s(context: Context, step: Step, usual_s: float) -> float:
 def complete(context: Context, held: Claim, *, notes: dict[str, Any], marks: dict[str, float] | None = None) -> bool:
     """Write down that the step is done and make ready what follows. False if the claim no longer counts."""
     with context.unit() as unit:
+        counted = complete_plainly(unit, held, notes=notes, marks=marks or {})
+        if counted is not None:
+            return counted
         step = held_step(unit.session, held)
         if step is None:
             return False
@@ -200,7 +148,7 @@ def finish_step(unit: Unit, step: Step, *, notes: dict[str, Any], marks: dict[st
     unit.ring(f"migration.{attempt.migration_id}")
     if attempt.migration.cancel_asked or attempt.migration.state is MigrationState.ROLLING_BACK:
         roll_back(unit, attempt.migration, attempt)
-    if attempt.migration.state not in _GOING_ON or attempt.migration.needs_operator:
+    if attempt.migration.state not in GOING_ON or attempt.migration.needs_operator:
         return
     release(unit, attempt)
     finish_if_done(unit, attempt)
@@ -225,18 +173,14 @@ def stand_by(context: Context, held: Claim) -> bool:
 
 def release(unit: Unit, attempt: Attempt) -> None:
     """Make ready, and send, the waiting steps that have all they need, and are let through where there is a gate."""
-    done, beside = set(), set()
-    for step in attempt.steps:
-        if step.state is StepState.DONE:
-            done.add((step.phase, step.side))
-        if step.state is StepState.RUNNING and step.notes.get("stands_by"):
-            beside.add((step.phase, step.side))
-    rules = {(rule.phase, rule.side): rule for rule in _chain(attempt.migration)}
-    for step in attempt.steps:
-        rule = rules[step.phase, step.side]
-        if step.state is not StepState.WAITING or not (set(rule.after) <= done and set(rule.beside) <= beside | done):
-            continue
+    steps = {(step.phase, step.side): step for step in attempt.steps}
+    states = {key: step.state for key, step in steps.items()}
+    standing_by = {
+        key for key, step in steps.items() if step.state is StepState.RUNNING and step.notes.get("stands_by")
+    }
+    for rule in may_begin(_chain(attempt.migration), states, standing_by):
         if not rule.gate or may_pass(unit, attempt):
+            step = steps[rule.phase, rule.side]
             step.state, step.ready_at = StepState.READY, now()
             unit.send(message_for(step))
 

@@ -23,7 +23,8 @@ from haulier.planner.methods import Choice, Method, VolumeFacts, choose_sync_met
 from haulier.planner.refusals import STARTED, MissingStorage, refuse_filing
 from haulier.services.allocations import put_away
 from haulier.services.attempts import AttemptView, TransferView
-from haulier.services.chain import Claim, held_step, start_attempt
+from haulier.services.chain import held_step, start_attempt
+from haulier.services.claims import Claim
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, Wanted, filing_facts, write_migration
 from haulier.services.ledger import TpmCopy, find_row

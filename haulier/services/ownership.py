@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, in
 from haulier.clock import now
 from haulier.definition.sections import Place, moved
 from haulier.services.attempts import AttemptView, TransferView
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.context import Context
 from haulier.services.nodes import place_named
 from models import (

@@ -164,7 +164,7 @@ def turn_round(context: Context, view: AttemptView) -> None:
         replication = _replication_to(session, view, view.target.id)
         if replication is None:
             return
-        if not is_wanted(replication):
+        if not is_wanted(replication.every_s, replication.generation):
             _end(unit, replication)
             return
         for replica in replication.replicas:

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import update
 
 from haulier.clock import now
-from haulier.settings import Settings
 from models import TpmLedger
 from tests.acceptance.guest import Guest
 from tests.acceptance.invariant import assert_all_is_well
@@ -59,19 +58,26 @@ def make_two(guest: Guest, make_guest: object) -> tuple[Guest, Guest]:
     return guest, other
 
 
-def test_old_state_is_kept_for_its_time_and_then_destroyed(stack: Stack, guest: Guest) -> None:
-    before = guest.volumes()["tpmstate0"]
-    began = now()
-    guest.move("beta")
-    assert not before.exists()
-    (row,) = stack.table("tpm_ledger", role="quarantined", vm_id=guest.row()["id"])
-    assert began < row["keep_until"] - timedelta(seconds=Settings().tpm_quarantine_s) < now()
-    kept = Path(row["path"])
-    assert kept.parent == stack.state / "nodes" / "alpha" / "quarantine"
-    assert kept.stat().st_mode & 0o777 == 0o600
-    assert_all_is_well(stack, guest)
-    with stack.database.write() as session:
-        session.execute(update(TpmLedger).where(TpmLedger.id == row["id"]).values(keep_until=now()))
-    wait_until("the old state is destroyed", lambda: not kept.exists())
-    wait_until("the ledger knows", lambda: stack.table("tpm_ledger", id=row["id"], role="destroyed"))
-    assert_all_is_well(stack, guest)
+class TestQuarantine:
+    KEPT_S = 15.0
+
+    @pytest.fixture
+    def settings(self) -> dict[str, str]:
+        return {"HAULIER_TPM_QUARANTINE_S": str(self.KEPT_S)}
+
+    def test_old_state_is_kept_for_its_time_and_then_destroyed(self, stack: Stack, guest: Guest) -> None:
+        before = guest.volumes()["tpmstate0"]
+        began = now()
+        guest.move("beta")
+        assert not before.exists()
+        (row,) = stack.table("tpm_ledger", role="quarantined", vm_id=guest.row()["id"])
+        assert began < row["keep_until"] - timedelta(seconds=self.KEPT_S) < now()
+        kept = Path(row["path"])
+        assert kept.parent == stack.state / "nodes" / "alpha" / "quarantine"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        assert_all_is_well(stack, guest)
+        with stack.database.write() as session:
+            session.execute(update(TpmLedger).where(TpmLedger.id == row["id"]).values(keep_until=now()))
+        wait_until("the old state is destroyed", lambda: not kept.exists())
+        wait_until("the ledger knows", lambda: stack.table("tpm_ledger", id=row["id"], role="destroyed"))
+        assert_all_is_well(stack, guest)

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import HaulierError
-from haulier.services import batch_filing, batches, chain, migrations
+from haulier.services import batch_filing, batches, chain, claims, migrations
 from haulier.services.admission import admit
 from haulier.services.limits import LimitChange, set_limits
 from models import IS_AT_WORK, Database, Gate, LimitScope, Migration, Phase, Step, StepState
@@ -53,7 +53,7 @@ def end_one(world: World) -> None:
     """A worker finds that some migration fails in its first check."""
     with world.context.database.read() as session:
         step = session.scalar(select(Step.id).where(Step.state == StepState.READY).order_by(func.random()).limit(1))
-    if step is not None and (held := chain.claim(world.context, step, worker="w", lease_s=LEASE_S)):
+    if step is not None and (held := claims.claim(world.context, step, worker="w", lease_s=LEASE_S)):
         world.fail(held)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from haulier.errors import Refused
-from haulier.services import chain
+from haulier.services import chain, claims
 from haulier.services.allocations import take_port
 from haulier.services.limits import LimitChange, set_limits
 from haulier.services.migrations import cancel_migration
@@ -54,21 +54,21 @@ def together(*acts: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(act, each) for each in acts]]
 
 
-def source_fails(world: World, move: chain.Claim, _hand: chain.Claim) -> None:
+def source_fails(world: World, move: claims.Claim, _hand: claims.Claim) -> None:
     world.fail(move)
 
 
-def user_cancels(world: World, move: chain.Claim, _hand: chain.Claim) -> None:
+def user_cancels(world: World, move: claims.Claim, _hand: claims.Claim) -> None:
     world.change(Migration, Migration.id == move.migration_id, cancel_asked=True)
     chain.renew(world.context, move, lease_s=LEASE_S)
 
 
-def source_dies(world: World, move: chain.Claim, _hand: chain.Claim) -> None:
+def source_dies(world: World, move: claims.Claim, _hand: claims.Claim) -> None:
     world.let_lease_end(move)
     world.sweep()
 
 
-def target_seems_dead(world: World, _move: chain.Claim, hand: chain.Claim) -> None:
+def target_seems_dead(world: World, _move: claims.Claim, hand: claims.Claim) -> None:
     world.let_lease_end(hand)
     world.sweep()
 

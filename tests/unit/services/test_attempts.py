@@ -9,7 +9,7 @@ import pytest
 from haulier.errors import StepFailed
 from haulier.services import attempts
 from haulier.services.attempts import AttemptView
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from models import Phase, Side, Step, TransferMethod, VolumeTransfer
 from tests.unit.services.world import IDENTITY, Halves, World
 

@@ -6,7 +6,7 @@ import pytest
 
 from haulier.errors import Refused
 from haulier.services.bandwidth import divide_anew, give_back, take_share
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.limits import LimitChange, set_limits
 from models import BandwidthShare, Gate, LimitScope, Phase, Step, StepState
 from tests.unit.services.world import SOURCE, TARGET, World

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from haulier.services import chain
-from haulier.services.context import Context, Message
+from haulier.services import chain, claims
+from haulier.services.attempts import note_on_step
+from haulier.services.completion import complete_plainly
+from haulier.services.context import Context, Message, Unit
 from haulier.services.migrations import cancel_migration, file_migration, retry_migration
-from models import LIVE_CHAIN, Attempt, Database, MigrationState, Phase, Side, Step, StepState
+from models import LIVE_CHAIN, Attempt, Database, Migration, MigrationState, Phase, Side, Step, StepState
 from tests.unit.services.world import BROKEN, LEASE_S, UNDOABLE, World, neighbour, outdated
 
 # Every message of an attempt that goes well, in order, and the steps when it is taken and when it is done.
@@ -29,13 +32,28 @@ WAY = [
 ]
 
 
+@pytest.fixture(params=["plainly", "carefully"])
+def plain_ends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Phase]:
+    """Steps end in one of two ways, which must not differ; those that ended plainly."""
+    ended: list[Phase] = []
+
+    def complete(unit: Unit, held: claims.Claim, **said: Any) -> bool | None:
+        counted = complete_plainly(unit, held, **said) if request.param == "plainly" else None
+        if counted:
+            ended.append(held.phase)
+        return counted
+
+    monkeypatch.setattr(chain, "complete_plainly", complete)
+    return ended
+
+
 # -- forward ----------------------------------------------------------------------------------------------------------
 
 
-def test_whole_way_step_by_step(world: World) -> None:
+def test_whole_way_step_by_step(world: World, plain_ends: list[Phase], request: pytest.FixtureRequest) -> None:
     world.file()
     seen = []
-    standing_by: list[tuple[Message, chain.Claim]] = []
+    standing_by: list[tuple[Message, claims.Claim]] = []
     while world.sent or standing_by:
         message, held = (world.sent[0], world.take()) if world.sent else standing_by.pop()
         if world.picture() == "dddddddd.R.":
@@ -46,12 +64,39 @@ def test_whole_way_step_by_step(world: World) -> None:
         assert world.complete(held)
         seen.append((message.task.removeprefix("haulier."), message.queue, taken, world.picture()))
     assert seen == WAY
+    assert len(plain_ends) == (7 if request.node.callspec.params["plain_ends"] == "plainly" else 0)
     assert world.kinds() == ["queued", "running", "handed_over", "done"]
     assert world.state() == "done"
     migration = world.migration()
     assert migration.started_at
     assert migration.finished_at
     assert migration.started_at <= migration.finished_at
+
+
+@pytest.mark.usefixtures("plain_ends")
+def test_end_of_a_step_is_written_down(world: World) -> None:
+    world.file()
+    held = world.go(Phase.SYNC_TPM)
+    note_on_step(world.context, held, early=1)
+    assert chain.complete(world.context, held, notes={"late": 2}, marks={"moment": 3.0})
+    step, following = world.step(Phase.SYNC_TPM), world.step(Phase.COPY_COLD)
+    assert (step.notes, step.marks, step.lease_until) == ({"early": 1, "late": 2}, {"moment": 3.0}, None)
+    assert step.finished_at is not None and following.ready_at is not None
+    assert step.finished_at <= following.ready_at
+    assert world.sent == [Message("haulier.copy_cold", "node.alpha", following.id)]
+    assert not chain.complete(world.context, held, notes={"again": 4})
+    assert "again" not in world.step(Phase.SYNC_TPM).notes
+
+
+@pytest.mark.usefixtures("plain_ends")
+@pytest.mark.parametrize("meanwhile", [{"cancel_asked": True}, {"needs_operator": True}])
+def test_nothing_follows_on_a_step_if_something_is_in_the_way(world: World, meanwhile: dict[str, bool]) -> None:
+    world.file()
+    held = world.go(Phase.SYNC_TPM)
+    world.change(Migration, **meanwhile)
+    assert chain.complete(world.context, held, notes={})
+    assert world.step(Phase.COPY_COLD).state is StepState.WAITING
+    assert world.state() == ("rolling_back" if "cancel_asked" in meanwhile else "running")
 
 
 def test_message_names_the_row_and_nothing_else(world: World) -> None:
@@ -77,7 +122,7 @@ def test_claim_says_what_is_held(world: World) -> None:
     world.file()
     held = world.go(Phase.RESERVE)
     step = world.step(Phase.RESERVE)
-    assert held == chain.Claim(step.id, 1, 1, Phase.RESERVE, Side.TARGET, fence=1, undo=False)
+    assert held == claims.Claim(step.id, 1, 1, Phase.RESERVE, Side.TARGET, fence=1, undo=False)
     assert (step.worker, step.started_at is not None, step.lease_until is not None) == ("w", True, True)
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import select
 
 from haulier.errors import Refused
-from haulier.services import chain
+from haulier.services import chain, claims
 from haulier.services.migrations import cancel_migration, retry_migration
 from models import LIVE_CHAIN, Database, Event, Migration, Phase, Step, StepState
 from tests.unit.services.conftest import renew
@@ -43,7 +43,7 @@ class Disorder(RuleBasedStateMachine):
         self.world.file()
         self.view = self.world.view()
         self.old: list[Any] = []
-        self.held: list[chain.Claim] = []
+        self.held: list[claims.Claim] = []
         self.done: Counter[int] = Counter()
         self.undone: list[Phase] = []
         self.undo_began = False
@@ -118,7 +118,7 @@ class Disorder(RuleBasedStateMachine):
         """The commit, and then nothing more for now."""
         self._take_over(next(held for held in self.held if held.phase is Phase.HAND_OVER and not held.undo))
 
-    def _take_over(self, held: chain.Claim) -> bool:
+    def _take_over(self, held: claims.Claim) -> bool:
         won = self.world.commit(held, self.view)
         assert not (won and self.target_won), "the guest was handed over twice"
         self.target_won |= won

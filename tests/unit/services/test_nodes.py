@@ -99,11 +99,11 @@ def test_storage_keeps_its_folder(world: World) -> None:
     assert nodes.show_node(world.context, "gamma")["storages"][0]["path"] == "/gamma/images"
 
 
-def test_beat_brings_fresh_facts_and_keeps_the_others(world: World) -> None:
+def test_beat_brings_fresh_facts(world: World) -> None:
     node_id = register(world)
     world.silence("gamma")
     assert nodes.show_node(world.context, "gamma")["worker"] == "silent"
-    nodes.beat(world.context, node_id, ram_free_bytes=1)
+    nodes.beat(world.context, node_id, {**FACTS, "ram_free_bytes": 1})
     document = nodes.show_node(world.context, "gamma")
     assert (document["worker"], document["ram_free_bytes"], document["accel"]) == ("alive", 1, "tcg")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import delete
 
-from haulier.services import chain
+from haulier.services import chain, claims
 from haulier.services.ownership import HandOver, NewHome, record_settled
 from models import OFFLINE_CHAIN, Phase, TpmLedger, Vm, VmState
 from tests.unit.services.world import World
@@ -16,7 +16,7 @@ def at_rest(world: World) -> None:
     world.change(Vm, state=VmState.STOPPED, pid=None, qmp=None)
 
 
-def arrive(world: World) -> chain.Claim:
+def arrive(world: World) -> claims.Claim:
     """Everything before the hand-over is done, and it is taken."""
     world.file(offline=True)
     while (held := world.take()).phase is not Phase.HAND_OVER:
@@ -26,7 +26,7 @@ def arrive(world: World) -> chain.Claim:
     return held
 
 
-def take_over(world: World, held: chain.Claim, digest: str = "d1" * 32) -> bool:
+def take_over(world: World, held: claims.Claim, digest: str = "d1" * 32) -> bool:
     return HandOver(world.context, held, world.view(), NewHome()).commit(digest)
 
 

@@ -13,7 +13,7 @@ from haulier.clock import now
 from haulier.definition import VmDefinition
 from haulier.services.allocations import allocated_volumes, paths_in_use, take_memory, take_port, take_volume
 from haulier.services.attempts import AttemptView
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.migrations import cancel_migration
 from haulier.services.ownership import record_proof, record_settled
 from haulier.services.replicas import old_files, turn_round

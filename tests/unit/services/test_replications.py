@@ -12,7 +12,7 @@ from sqlalchemy import select
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import chain, generations, replications, way
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from haulier.services.generations import Arrived
 from haulier.services.ledger import TpmCopy, reserve_copy
 from haulier.services.migrations import explain

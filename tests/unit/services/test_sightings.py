@@ -8,7 +8,7 @@ import pytest
 from celery.beat import ScheduleEntry
 
 from haulier.clock import now
-from haulier.services import chain
+from haulier.services import chain, claims
 from haulier.services.limits import LimitChange, set_limits
 from haulier.services.operations import file_operation, take_operation
 from haulier.services.put_off import mend_put_off
@@ -79,7 +79,7 @@ def test_lease_that_is_renewed_while_it_is_ended_stays(world: World) -> None:
 def test_partner_is_dead_when_nobody_renews_its_lease(world: World, halves: Halves, jump: timedelta) -> None:
     move, hand = halves
     time = [0.0]
-    alive = chain.Claim(
+    alive = claims.Claim(
         hand.step_id, hand.attempt_id, hand.migration_id, hand.phase, hand.side, hand.fence, hand.undo,
         Sightings(lambda: time[0]),
     )  # fmt: skip

@@ -21,11 +21,12 @@ from sqlalchemy import event, func, select, update
 from haulier.clock import now
 from haulier.definition import Role, VmDefinition, VolumeSpec
 from haulier.errors import Problem
-from haulier.services import chain, recovery
-from haulier.services.attempts import AttemptView, load_view
+from haulier.services import chain, claims, recovery
+from haulier.services.attempts import AttemptView
 from haulier.services.context import Context, Message
 from haulier.services.filing import Terms
 from haulier.services.ledger import TpmCopy, reserve_copy
+from haulier.services.loading import load_view
 from haulier.services.migrations import file_migration, show_migration
 from haulier.services.operations import sweep_operations
 from haulier.services.ownership import HandOver, NewHome
@@ -64,7 +65,7 @@ NOTES: dict[tuple[Phase, Side], dict[str, Any]] = {(Phase.CHECK, Side.SOURCE): {
 LEASE_S = 600.0
 BROKEN = Problem("broken", "it broke", "Mend it.")
 # Who holds move_memory and hand_over.
-Halves = tuple[chain.Claim, chain.Claim]
+Halves = tuple[claims.Claim, claims.Claim]
 # Nobody listens there: wake-up calls are lost, and must not be missed.
 NO_BROKER = "redis+socket:///nonexistent/broker.sock"
 LONG_AGO = timedelta(days=1)
@@ -179,40 +180,40 @@ class World:
         """File a migration of the VM to beta."""
         return file_migration(self.context, vm, target=TARGET, terms=Terms(offline=offline))
 
-    def claim(self, message: Message) -> chain.Claim | None:
-        return chain.claim(self.context, message.row, worker="w", lease_s=LEASE_S)
+    def claim(self, message: Message) -> claims.Claim | None:
+        return claims.claim(self.context, message.row, worker="w", lease_s=LEASE_S)
 
-    def take(self) -> chain.Claim:
+    def take(self) -> claims.Claim:
         """The oldest message is delivered, and its step taken."""
         held = self.claim(self.sent.pop(0))
         assert held is not None
         return held
 
-    def take_all(self) -> dict[Phase, chain.Claim]:
+    def take_all(self) -> dict[Phase, claims.Claim]:
         """All messages are delivered, and their steps taken."""
         taken = [self.take() for _ in range(len(self.sent))]
         return {held.phase: held for held in taken}
 
-    def commit(self, held: chain.Claim, view: AttemptView | None = None, **home: Any) -> bool:
+    def commit(self, held: claims.Claim, view: AttemptView | None = None, **home: Any) -> bool:
         """The target takes the guest over."""
         change = self.hand_over(held, view, **{name: value for name, value in home.items() if name != "digest"})
         return change.commit(home.get("digest", DIGEST))
 
-    def hand_over(self, held: chain.Claim, view: AttemptView | None = None, **home: Any) -> HandOver:
+    def hand_over(self, held: claims.Claim, view: AttemptView | None = None, **home: Any) -> HandOver:
         """The change of owner, made ready."""
         usual: dict[str, Any] = {"pid": 8, "qmp": "/q2"}
         return HandOver(self.context, held, view or self.view(held.attempt_id), NewHome(**(usual | home)))
 
-    def complete(self, held: chain.Claim) -> bool:
+    def complete(self, held: claims.Claim) -> bool:
         """The step is done, and if it is the hand-over, the guest was taken."""
         if held.phase is Phase.HAND_OVER:
             assert self.commit(held)
         return chain.complete(self.context, held, notes=NOTES.get((held.phase, held.side), {}))
 
-    def fail(self, held: chain.Claim, *, outcome: chain.Outcome = chain.Outcome.FAILED) -> None:
+    def fail(self, held: claims.Claim, *, outcome: chain.Outcome = chain.Outcome.FAILED) -> None:
         chain.fail(self.context, held, (BROKEN,), outcome=outcome)
 
-    def go(self, phase: Phase, side: Side | None = None) -> chain.Claim:
+    def go(self, phase: Phase, side: Side | None = None) -> claims.Claim:
         """Everything before this step is done, and it is taken."""
         while True:
             held = self.take()
@@ -264,7 +265,7 @@ class World:
         with self.context.database.write() as session:
             session.execute(update(table).where(*where).values(**values))
 
-    def let_lease_end(self, held: chain.Claim) -> None:
+    def let_lease_end(self, held: claims.Claim) -> None:
         self.change(Step, Step.id == held.step_id, lease_s=0)
 
     def let_lease_end_of(self, phase: Phase) -> None:
@@ -304,7 +305,7 @@ class World:
         while self.sent:
             yield self.sent.pop(0)
 
-    def _work(self, held: chain.Claim) -> None:
+    def _work(self, held: claims.Claim) -> None:
         if held.undo:
             chain.complete_undo(self.context, held)
         elif held.phase is Phase.HAND_OVER and not self.view(held.attempt_id).handed_over and not self.commit(held):
@@ -399,7 +400,7 @@ def attempts_of(world: World, migration_id: int) -> list[int]:
         return list(session.scalars(wanted))
 
 
-def outdated(world: World, held: chain.Claim) -> chain.Claim:
+def outdated(world: World, held: claims.Claim) -> claims.Claim:
     """The worker stalls, its lease ends, the step is tried again by another one under a new number."""
     world.let_lease_end(held)
     world.sweep()

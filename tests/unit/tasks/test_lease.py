@@ -10,7 +10,7 @@ import pytest
 
 from haulier.errors import StepFailed
 from haulier.services.bandwidth import take_share
-from haulier.services.chain import Claim
+from haulier.services.claims import Claim
 from models import Migration, Phase, StepState
 from tasks import lease as module
 from tasks.bandwidth import Allowance
