@@ -93,8 +93,14 @@ def show_one(batch_id: int, /) -> None:
     named = f" ({document['name']})" if document["name"] else ""
     left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
     show(document, f"batch {batch_id}{named}: {document['state']}; {_counts(document)}{left}")
-    rows = [{**each, "why": each["error"]["message"] if each["error"] else ""} for each in document["migrations"]]
-    show_text(table(rows, _COLUMNS))
+    show_text(table([{**each, "why": _why(each)} for each in document["migrations"]], _COLUMNS))
+
+
+def _why(migration: dict[str, Any]) -> str:
+    """What holds one that waits, or why one failed."""
+    if migration["waiting_for"]:
+        return str(migration["waiting_for"]["text"])
+    return str(migration["error"]["message"]) if migration["error"] else ""
 
 
 @app.command(name="list")

@@ -17,6 +17,7 @@ from haulier.services.context import Context, Unit
 from haulier.services.forecast import spans
 from haulier.services.holds import blocked_now
 from haulier.services.migrations import cancel_migration, shown_state
+from haulier.services.queue import all_places
 from haulier.services.room import ADMISSION
 from haulier.services.settling import failures
 from haulier.services.waiting import make_room
@@ -46,6 +47,8 @@ def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
         query = select(Migration, Vm.name).join(Vm, Vm.id == Migration.vm_id).where(Migration.batch_id == batch.id)
         rows = session.execute(query.order_by(Migration.id)).all()
         names = {row.id: row.name for row in session.execute(select(Node.id, Node.name))}
+        blocked = blocked_now(session)
+        waiting_for = {each.id: each.waiting_for for each in all_places(context, session, blocked)}
         migrations = [
             {
                 "id": migration.id,
@@ -56,10 +59,11 @@ def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
                 "deadline": migration.deadline and migration.deadline.isoformat(),
                 "state": shown_state(migration.state, needs_operator=migration.needs_operator),
                 "error": migration.problems[0] if migration.problems else None,
+                "waiting_for": waiting_for.get(migration.id),
             }
             for migration, vm in rows
         ]
-        expected = spans(context, session, blocked=blocked_now(session))
+        expected = spans(context, session, blocked=blocked)
         ends = [expected.get(migration.id) for migration, _ in rows if migration.state in OPEN_MIGRATION]
         return {**_document(session, batch), "eta_s": _eta_s(ends), "migrations": migrations}
 

@@ -46,6 +46,11 @@ class Place:
         return asdict(self.hold)
 
 
+def all_places(context: Context, session: Session, blocked: Mapping[int, Hold]) -> list[Place]:
+    """All that wait, each gate's in the queue's order; those that are prepared come first."""
+    return [*places_at_gate(context, session), *_places_before_begin(context, session, blocked)]
+
+
 def _places_before_begin(context: Context, session: Session, blocked: Mapping[int, Hold]) -> list[Place]:
     """All that have not begun, in the queue's order. What holds them is decided by what decides who begins."""
     rows = session.execute(_with_vm(waiting())).all()
@@ -99,7 +104,7 @@ def set_priority(context: Context, migration_id: int, priority: int) -> dict[str
 
 
 def list_queue(context: Context) -> list[dict[str, Any]]:
-    """All that wait as contract.md shows them, each gate's in the queue's order; those that are prepared come first."""
+    """All that wait as contract.md shows them, in the order of `all_places`."""
     moment = now()
     with context.database.read() as session:
         blocked = blocked_now(session)
@@ -117,7 +122,7 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
                 "starts_in_s": _starts_in_s(place, begins),
                 "waiting_for": place.waiting_for,
             }
-            for place in (*places_at_gate(context, session), *_places_before_begin(context, session, blocked))
+            for place in all_places(context, session, blocked)
         ]
 
 

@@ -108,8 +108,10 @@ def plan_crossings(
 
 def _replica_elsewhere(volume: Volume, facts: VolumeFacts, target: Node) -> Problem | None:
     """A replica on a third node keeps its format, and so must its volume."""
+    if facts.target_format == facts.format:
+        return None
     others = {each.storage.node.name for each in volume.replicas if each.storage.node_id != target.id}
-    if facts.target_format == facts.format or not others:
+    if not others:
         return None
     words = (
         f"{volume.device} would become {facts.target_format}, and its replica on {', '.join(sorted(others))} would not"

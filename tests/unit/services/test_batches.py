@@ -346,3 +346,13 @@ def test_unknown_batch(world: World, number: int) -> None:
         with pytest.raises(HaulierError) as caught:
             ask(world.context, number)
         assert caught.value.code == "unknown_batch"
+
+
+def test_batch_says_what_each_waits_for(world: World) -> None:
+    submit(world, "web", "db", "log", log=("db",))
+    room(world, 1)
+    admit(world.context)
+    shown = {each["vm"]: each["waiting_for"] for each in batches.show_batch(world.context, 1)["migrations"]}
+    assert shown["web"] is None
+    assert shown["db"] | {"text": ""} == {"limit": "cluster", "text": "", "in_use": 1, "allowed": 1}
+    assert shown["log"]["text"] == "to be moved before: db"
