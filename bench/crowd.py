@@ -16,7 +16,7 @@ from haulier.services.nodes import NodeChange, change_node, register_node
 from models import LedgerRole, Node, TpmLedger, Vm, VmState, Volume, VolumeRole
 
 _MACHINE = {"machine": "pc-i440fx-7.2", "cpu": "qemu64", "accel": "kvm", "qemu_version": "7.2.0"}
-_FACTS = {
+FACTS = {
     "qemu_version": "7.2.0", "accel": "kvm", "machines": {"pc": "pc-i440fx-7.2", "pc-i440fx-7.2": "pc-i440fx-7.2"},
     "swtpm_version": "0.7.1", "libtpms_version": "0.9.2", "swtpm_too_old": False,
     "ram_bytes": 1 << 40, "ram_free_bytes": 1 << 40,
@@ -28,7 +28,7 @@ def populate(context: Context, *, nodes: int, vms: int) -> None:
     """So many nodes with a storage each, and running VMs spread over them: one to four disks, one to sixteen GiB."""
     for number in range(nodes):
         name = f"n{number:04}"
-        register_node(context, name, facts=_FACTS, images=Path(f"/{name}/images"))
+        register_node(context, name, facts=FACTS, images=Path(f"/{name}/images"))
         change_node(context, name, NodeChange(address=f"10.{number >> 8}.{number & 255}.1"))
     with context.database.write() as session:
         hosts = session.scalars(select(Node).order_by(Node.name)).all()

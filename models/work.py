@@ -36,7 +36,6 @@ def _state_in(states: tuple[MigrationState, ...]) -> str:
 IS_AT_WORK = text("migration." + _state_in(AT_WORK))
 WAITS = text("migration.state = 'queued'")
 _WAITS = text("state = 'queued'")
-_LEASE = "lease_until IS NULL OR (lease_s IS NOT NULL AND lease_s >= 0)"
 
 
 class Migration(Base):
@@ -211,7 +210,6 @@ class Step(Base):
     __table_args__ = (
         UniqueConstraint("attempt_id", "phase", "side"),
         Index("ix_step_open", "state", "lease_until"),
-        CheckConstraint(_LEASE, name="lease"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
@@ -346,7 +344,6 @@ class Operation(Base):
     __table_args__ = (
         only_where("uq_operation_one_open", "vm_id", where="state IN ('ready', 'running')"),
         CheckConstraint("vm_id IS NOT NULL OR state <> 'ready'", name="ready_has_vm"),
-        CheckConstraint(_LEASE, name="lease"),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)

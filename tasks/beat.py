@@ -10,11 +10,6 @@ from celery.beat import ScheduleEntry, Scheduler
 class SteadyScheduler(Scheduler):
     """Takes what was sent in a time that is yet to come as sent now. Keeps no file: all it sends may come again."""
 
-    def setup_schedule(self) -> None:
-        """Take the entries of the settings."""
-        super().setup_schedule()
-        self.merge_inplace(self.app.conf.beat_schedule)
-
     def is_due(self, entry: ScheduleEntry) -> Any:  # noqa: ANN401 - Celery's own pair, or a named tuple of it
         """Whether it is to be sent now, and in how many seconds to ask again."""
         moment = entry.default_now()

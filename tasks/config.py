@@ -24,6 +24,7 @@ task_default_queue = "control"
 task_publish_retry_policy = {"max_retries": 3, "interval_start": 0.05, "interval_step": 0.2, "interval_max": 1.0}
 worker_hijack_root_logger = False
 beat_schedule = {
-    "reconcile": {"task": "haulier.reconcile", "schedule": _settings.reconcile_s, "options": {"expires": 30}},
+    # Expires never: that is a moment, and the clocks of two hosts differ. Those that pile up are done as one.
+    "reconcile": {"task": "haulier.reconcile", "schedule": _settings.reconcile_s},
 }
 beat_scheduler = "tasks.beat:SteadyScheduler"

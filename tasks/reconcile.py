@@ -16,15 +16,22 @@ from tasks.surroundings import context
 _admit = Coalesced(lambda: admission.admit(context()))
 
 
-@app.task(name="haulier.reconcile")
-def reconcile() -> None:
-    """Nudge what waits because its message was lost, decide what was left by a worker that died, file what is due."""
+def _look_after_all() -> None:
     sweep(context())
     sweep_operations(context())
     mend_put_off(context())
     sweep_replications(context())
     _admit()
     divide_anew(context())
+
+
+_look = Coalesced(_look_after_all)
+
+
+@app.task(name="haulier.reconcile")
+def reconcile() -> None:
+    """Nudge what waits because its message was lost, decide what was left by a worker that died, file what is due."""
+    _look()
 
 
 @app.task(name="haulier.admit")

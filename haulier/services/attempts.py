@@ -298,6 +298,7 @@ def note_tpm_let_go(context: Context, held: Claim) -> None:
 
 def tpm_was_let_go(context: Context, view: AttemptView, sightings: Sightings) -> bool:
     """Whether the source has noted that, or is not heard of any more by whoever asks again and again."""
+    asked = sightings.moment()
     with context.database.read() as session:
         noted = session.scalars(
             select(Step.notes).where(Step.attempt_id == view.attempt_id, Step.phase == Phase.MOVE_MEMORY)
@@ -306,7 +307,7 @@ def tpm_was_let_go(context: Context, view: AttemptView, sightings: Sightings) ->
             return True
         heartbeat_at = session.scalars(select(Node.heartbeat_at).where(Node.id == view.source.id)).one()
     beat = beat_seen(heartbeat_at, limit_s=context.settings.node_silent_after_s)
-    return bool(sightings.unchanged("source", {view.source.id: beat}))
+    return bool(sightings.unchanged("source", {view.source.id: beat}, asked=asked))
 
 
 def migration_state(context: Context, migration_id: int) -> MigrationState:

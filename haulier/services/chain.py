@@ -83,6 +83,7 @@ def held_step(session: Session, held: Claim, *, undo: bool = False) -> Step | No
 
 def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, Any] | None = None) -> bool:
     """Prolong the lease. False if the step is to be given up: the claim was lost, or the migration is being undone."""
+    asked = held.partners.moment()
     with context.unit() as unit:
         step = held_step(unit.session, held, undo=held.undo)
         if step is None:
@@ -90,7 +91,7 @@ def renew(context: Context, held: Claim, *, lease_s: float, progress: dict[str, 
         moment = now()
         step.lease_s = _lease_s(context, step, lease_s)
         step.lease_until = moment + timedelta(seconds=step.lease_s)
-        look_after_partner(unit, step, held.partners)
+        look_after_partner(unit, step, held.partners, asked=asked)
         end_overdue(unit, step.attempt, moment)
         if progress is not None:
             step.progress = progress

@@ -5,12 +5,13 @@ Nothing else in Haulier takes a silent node for a dead one: its guests may be ru
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import or_, select
 
-from haulier.clock import now
+from haulier.clock import now, steady_s
 from haulier.errors import Problem, Refused
 from haulier.services.allocations import put_away
 from haulier.services.chain import release
@@ -43,15 +44,17 @@ from models.transitions import AT_WORK, OPEN_OPERATION
 def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]:
     """Write down that a node's host is off: its VMs are lost, its side of every migration is over. Safe to call twice.
 
-    `is_off` is the word of the person who asks. Raises Refused without it, and for a node whose worker lives.
+    `is_off` is the word of the person who asks. Raises Refused without it, and for a node whose worker lives: it is
+    listened to for as long as it may be silent, because the clocks of two hosts may differ.
     """
+    limit_s = context.settings.node_silent_after_s
+    beat = _last_beat(context, name, listen_s=limit_s if is_off else 0.0)
     with context.unit() as unit:
         node = find_node(unit.session, name)
         if not is_off:
             hint = "Only if the host is off for certain: add --yes-it-is-off."
             raise Refused("not_confirmed", f"guests of {name} would run twice if it were not off", hint)
-        limit_s = context.settings.node_silent_after_s
-        if silent_s(node, limit_s=limit_s) is None:
+        if silent_s(node, limit_s=limit_s) is None or node.heartbeat_at != beat:
             hint = f"Stop the host first. A worker that is not heard for {limit_s:g} s counts as silent."
             raise Refused("node_alive", f"the worker of node {name} lives, or was heard just now", hint)
         if node.state is not NodeState.LOST:
@@ -72,6 +75,20 @@ def declare_lost(context: Context, name: str, *, is_off: bool) -> dict[str, Any]
             end_operation(unit, operation.id, OperationState.FAILED, (_lost(node),), not_taken=True)
         lost_vms = [_lost_vm(unit, vm) for vm in unit.session.scalars(select(Vm).where(Vm.node_id == node.id))]
     return {**show_node(context, name), "lost_vms": lost_vms}
+
+
+def _last_beat(context: Context, name: str, *, listen_s: float) -> datetime | None:
+    """The node's beat before it was listened to for so long, unless it has none, or lives by the time of its beat."""
+    with context.database.read() as session:
+        node = find_node(session, name)
+        first = node.heartbeat_at
+        if first is None or silent_s(node, limit_s=context.settings.node_silent_after_s) is None:
+            return first
+    until = steady_s() + listen_s
+    with context.signals.listen("nodes") as bell:
+        while (left_s := until - steady_s()) > 0:
+            bell.wait(left_s)
+    return first
 
 
 def _lost_vm(unit: Unit, vm: Vm) -> dict[str, Any]:

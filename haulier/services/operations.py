@@ -178,11 +178,11 @@ def _withdraw(context: Context, operation_id: int, problem: Problem) -> bool:
 
 def sweep_operations(context: Context) -> None:
     """Send again what nobody has taken, and end what its worker did not: it died, and the VM must not stay busy."""
-    given_up = list[Operation]()
+    given_up, asked = list[Operation](), context.sightings.moment()
     with context.unit() as unit:
         opened = unit.session.scalars(select(Operation).where(Operation.state.in_(OPEN_OPERATION))).all()
-        leases = {each.id: Seen(each.lease_until, each.lease_s or 0.0) for each in opened if each.lease_until}
-        ended = context.sightings.unchanged("operations", leases)
+        leases = {each.id: Seen(each.lease_until, _length_s(each)) for each in opened if each.lease_until}
+        ended = context.sightings.unchanged("operations", leases, asked=asked)
         for operation in opened:
             if operation.state is OperationState.READY:
                 if abs(now() - operation.created_at) > timedelta(seconds=context.settings.reconcile_s):
@@ -192,6 +192,11 @@ def sweep_operations(context: Context) -> None:
                 given_up.append(operation)
         half_defined = _half_defined(given_up)
     _forget(context, half_defined)
+
+
+def _length_s(operation: Operation) -> float:
+    """The length of its lease; a worker of an older version says none."""
+    return LONG_S if operation.lease_s is None else operation.lease_s
 
 
 def take_back_operations(context: Context, node_name: str) -> None:

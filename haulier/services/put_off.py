@@ -21,9 +21,10 @@ def mend_put_off(context: Context) -> None:
     with context.database.read() as session:
         retries = session.scalars(select(Migration.id).where(*late)).all()
         wanted = (Replication.every_s.is_not(None), Replication.due_at > moment)
-        rows = session.execute(select(Replication.id, Replication.due_at, Replication.every_s).where(*wanted))
+        columns = select(Replication.id, Replication.due_at, Replication.every_s)
+        rows = session.execute(columns.where(*wanted).order_by(Replication.id))
         syncs = [
-            number
+            (number, due_at)
             for number, due_at, every_s in rows
             if due_at and due_at > moment + max(TRUCE, timedelta(seconds=longest_delay_s(every_s or 0)))
         ]
@@ -31,4 +32,7 @@ def mend_put_off(context: Context) -> None:
         return
     with context.database.write() as session:
         session.execute(update(Migration).where(*late, Migration.id.in_(retries)).values(not_before=None))
-        session.execute(update(Replication).where(Replication.id.in_(syncs)).values(due_at=moment))
+        for number, due_at in syncs:
+            # Unless somebody has put it off for a reason of their own since.
+            same = (Replication.id == number, Replication.due_at == due_at)
+            session.execute(update(Replication).where(*same).values(due_at=moment))

@@ -16,4 +16,5 @@ def surely_over(context: Context, kind: str, over: Mapping[int, object]) -> set[
     clock of this process. A host may begin with a wrong time, and what is destroyed is not to be had back.
     """
     doubt_s = min(_DOUBT_S, context.settings.tpm_quarantine_s)
-    return context.sightings.unchanged(kind, {number: Seen(value, doubt_s) for number, value in over.items()})
+    seen = {number: Seen(value, doubt_s) for number, value in over.items()}
+    return context.sightings.unchanged(kind, seen, asked=context.sightings.moment())

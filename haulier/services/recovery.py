@@ -1,7 +1,8 @@
 """What was left waiting or abandoned is found again, and decided by the tables of haulier/planner/recovery.py.
 
 A sweep looks at rows only: a step whose message was lost, one whose worker died, a node that is silent. It runs by beat
-and at each worker's start. Two that work side by side look after each other with every renewal of their leases.
+and at each worker's start, which finds lost messages and nobody dead yet. Two that work side by side look after each
+other with every renewal of their leases.
 
 That somebody died is known by what was seen of them and not by the time of day (sightings.py). A message may be sent
 once too often, so that the time of day is good enough for that one, also when it has been put back.
@@ -10,6 +11,7 @@ once too often, so that the time of day is good enough for that one, also when i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 
@@ -53,7 +55,7 @@ def sweep(context: Context) -> None:
     for step_id, lease in _ended_leases(context).items():
         with context.unit() as unit:
             step = locked_step(unit.session, step_id, *_HELD)
-            if step and _lease(step) == lease:
+            if step and _lease(context, step) == lease:
                 _lost_worker(unit, step)
     silent = _silent_nodes(context)
     for step_id in _step_ids(context, *waiting):
@@ -62,28 +64,41 @@ def sweep(context: Context) -> None:
                 _not_taken(unit, step, silent)
 
 
-def _lease(step: Step) -> Seen:
-    """Its lease as it is looked at: with each renewal it is another one."""
-    return Seen((step.fence, step.lease_until), step.lease_s or 0.0)
+def _lease(context: Context, step: Step) -> Seen:
+    """Its lease as it is looked at: another one with each renewal. A worker of an older version says no length."""
+    length_s = context.settings.lease_s if step.lease_s is None else step.lease_s
+    return Seen((step.fence, step.lease_until), length_s)
 
 
 def _ended_leases(context: Context) -> dict[int, Seen]:
     """The steps that somebody has taken, and whose lease nobody renews any more."""
+    asked = context.sightings.moment()
     with context.database.read() as session:
-        leases = {step.id: _lease(step) for step in session.scalars(select(Step).where(*_HELD))}
-    return {step_id: leases[step_id] for step_id in context.sightings.unchanged("steps", leases)}
+        leases = {step.id: _lease(context, step) for step in session.scalars(select(Step).where(*_HELD))}
+    return {step_id: leases[step_id] for step_id in context.sightings.unchanged("steps", leases, asked=asked)}
 
 
-def _silent_nodes(context: Context) -> dict[int, Problem]:
-    """The nodes whose workers do not beat any more, and what people are told of each."""
-    limit_s = context.settings.node_silent_after_s
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """A node that does not beat any more since this beat, and what people are told of it."""
+
+    heartbeat_at: datetime | None
+    problem: Problem
+
+
+def _silent_nodes(context: Context) -> dict[int, _Silence]:
+    """The nodes whose workers do not beat any more."""
+    limit_s, asked, moment = context.settings.node_silent_after_s, context.sightings.moment(), now()
     with context.database.read() as session:
         nodes = {row.id: row for row in session.execute(select(Node.id, Node.name, Node.heartbeat_at))}
     beats = {node_id: beat_seen(node.heartbeat_at, limit_s=limit_s) for node_id, node in nodes.items()}
-    silent = context.sightings.unchanged("nodes", beats)
-    return {
-        node_id: silent_node(nodes[node_id].name, limit_s if nodes[node_id].heartbeat_at else inf) for node_id in silent
-    }
+    found = {}
+    for node_id in context.sightings.unchanged("nodes", beats, asked=asked):
+        name, beat = nodes[node_id].name, nodes[node_id].heartbeat_at
+        # By the time of day, if that says anything.
+        silent_s = max(limit_s, (moment - beat).total_seconds()) if beat else inf
+        found[node_id] = _Silence(beat, silent_node(name, silent_s))
+    return found
 
 
 def end_overdue(unit: Unit, attempt: Attempt, moment: datetime) -> None:
@@ -134,11 +149,15 @@ def _lost_worker(unit: Unit, step: Step) -> None:
     _decided(unit, step, problem, lease_over=True)
 
 
-def _not_taken(unit: Unit, step: Step, silent: Mapping[int, Problem]) -> None:
+def _not_taken(unit: Unit, step: Step, silent: Mapping[int, _Silence]) -> None:
     migration = step.attempt.migration
-    if not migration.needs_operator:
-        nodes = {Side.SOURCE: migration.source_id, Side.TARGET: migration.target_id}
-        _decided(unit, step, silent.get(nodes.get(step.side, 0)), lease_over=False)
+    if migration.needs_operator:
+        return
+    node = {Side.SOURCE: migration.source, Side.TARGET: migration.target}.get(step.side)
+    silence = silent.get(node.id) if node else None
+    # It may have come back since.
+    still = silence if node and silence and node.heartbeat_at == silence.heartbeat_at else None
+    _decided(unit, step, still.problem if still else None, lease_over=False)
 
 
 def _decided(unit: Unit, step: Step, problem: Problem | None, *, lease_over: bool) -> None:
@@ -211,15 +230,18 @@ def take_up_again(context: Context, migration_id: int) -> None:
         finish_if_done(unit, attempt)
 
 
-def look_after_partner(unit: Unit, step: Step, sightings: Sightings) -> None:
-    """Of two that work side by side, each sees that the other has died, whoever else is there to notice."""
+def look_after_partner(unit: Unit, step: Step, sightings: Sightings, *, asked: float) -> None:
+    """Of two that work side by side, each sees that the other has died, whoever else is there to notice.
+
+    `asked` is from before the attempt was locked: the partner cannot renew while we have it.
+    """
     others = {
         other.id: other
         for other in step.attempt.steps
         if other.id != step.id and other.state is StepState.RUNNING and other.lease_until
     }
-    leases = {number: _lease(other) for number, other in others.items()}
-    for number in sightings.unchanged("partners", leases):
+    leases = {number: _lease(unit.context, other) for number, other in others.items()}
+    for number in sightings.unchanged("partners", leases, asked=asked):
         _lost_worker(unit, others[number])
 
 

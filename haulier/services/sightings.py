@@ -29,16 +29,21 @@ class Sightings:
         self._kinds: dict[str, dict[int, tuple[Seen, float]]] = {}
         self._lock = threading.Lock()
 
-    def unchanged(self, kind: str, seen: Mapping[int, Seen]) -> set[int]:
+    def moment(self) -> float:
+        """The steady clock, to be read before what is looked at."""
+        return (self._steady or steady_s)()
+
+    def unchanged(self, kind: str, seen: Mapping[int, Seen], *, asked: float) -> set[int]:
         """Look at all of a kind, by their numbers; those of them that stayed as they are for their limit or longer.
 
-        What is not there any more is forgotten, and begins anew if it comes again.
+        They were as they are at the `moment` when it was `asked`, and not at this one: whoever was frozen in between
+        has seen nothing meanwhile. What is not there any more is forgotten, and begins anew if it comes again.
         """
         with self._lock:
-            moment, known = (self._steady or steady_s)(), self._kinds.get(kind, {})
+            moment, known = self.moment(), self._kinds.get(kind, {})
             looked = {
                 key: known[key] if key in known and known[key][0] == value else (value, moment)
                 for key, value in seen.items()
             }
             self._kinds[kind] = looked
-        return {key for key, (value, since) in looked.items() if moment - since >= value.limit_s}
+        return {key for key, (seen_, since) in looked.items() if seen_.limit_s <= 0 or asked - since >= seen_.limit_s}

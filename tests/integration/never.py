@@ -431,17 +431,6 @@ NEVER = (
         for first in ("ready", "running")
         for second in ("ready", "running")
     ),
-    *(
-        Never(
-            f"a lease of {table} that lasts {length} s",
-            table,
-            f"ck_{table}_lease",
-            {"lease_until": NOW, "lease_s": length},
-            (({}, {"lease_s": 15.0}), ({}, {"lease_until": None})),
-        )
-        for table in ("step", "operation")
-        for length in (None, -1.0)
-    ),
     Never(
         "an operation that is to begin on no VM",
         "operation",

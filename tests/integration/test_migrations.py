@@ -485,19 +485,6 @@ def test_gate_is_left_and_found_again(
         assert (connection.scalar(text("SELECT moving_at FROM attempt WHERE id = 7")) is not None) is newer
 
 
-def test_lease_without_a_length_gets_one(database_url: str) -> None:
-    with connected(database_url) as connection:
-        store_world(connection)
-        for number, until in ((7, NOW), (8, None)):
-            phase = "check" if until else "copy_cold"
-            store(connection, "step", id=number, attempt_id=1, phase=phase, lease_until=until, lease_s=until and 1.0)
-    history.downgrade(database_url, "0011")
-    history.upgrade(database_url)
-    with connected(database_url) as connection:
-        lengths = connection.scalars(text("SELECT lease_s FROM step WHERE id IN (7, 8) ORDER BY id"))
-        assert list(lengths) == [15.0, None]
-
-
 def test_sql_can_be_written_for_an_administrator(capsys: pytest.CaptureFixture[str]) -> None:
     command.upgrade(history.make_config("postgresql+psycopg://"), "head", sql=True)
     assert "CREATE UNIQUE INDEX uq_migration_one_open" in capsys.readouterr().out

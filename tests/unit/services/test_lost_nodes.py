@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.services import chain, recover, replications
+from haulier.services import chain, lost_nodes, recover, replications
 from haulier.services.allocations import allocated_volumes
 from haulier.services.lost_nodes import declare_lost
 from haulier.services.nodes import NodeChange, beat, change_node, leave, register_node
@@ -312,3 +313,28 @@ def test_volumes_of_a_vm_stay_its_own_when_its_node_is_lost_in_a_sync(world: Wor
     world.change(Migration, Migration.id == sync, state=MigrationState.HANDED_OVER)
     lose(world, "alpha")
     assert world.count(Allocation) == 0
+
+
+@pytest.mark.parametrize("beats", [True, False])
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_node_is_listened_to_before_it_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, hours: int, *, beats: bool
+) -> None:
+    """Its clock, or ours, may be wrong."""
+    beat_at = now() + timedelta(hours=hours)
+    world.change(Node, Node.name == "alpha", heartbeat_at=beat_at)
+    times = iter([0.0, world.context.settings.node_silent_after_s])
+
+    def passes() -> float:
+        if (time := next(times)) and beats:
+            world.change(Node, Node.name == "alpha", heartbeat_at=beat_at + timedelta(seconds=2))
+        return time
+
+    monkeypatch.setattr(lost_nodes, "steady_s", passes)
+    if beats:
+        with pytest.raises(Refused) as caught:
+            lost_nodes.declare_lost(world.context, "alpha", is_off=True)
+        assert caught.value.code == "node_alive"
+    else:
+        assert lost_nodes.declare_lost(world.context, "alpha", is_off=True)["state"] == "lost"
+    assert world.vm().state is (VmState.RUNNING if beats else VmState.LOST)

@@ -16,17 +16,21 @@ from haulier.services.sightings import Seen, Sightings
 from models import LimitScope, Migration, Node, Operation, OperationKind, Phase, Replication, Side, Step, StepState, Vm
 from tasks.beat import SteadyScheduler
 from tasks.celery import app
-from tests.unit.services.world import LEASE_S, LONG_AGO, Halves, World
+from tests.unit.services.world import LEASE_S, LONG_AGO, Halves, World, between
 
 # Where another clock may stand.
 JUMPS = pytest.mark.parametrize("jump", [-LONG_AGO, LONG_AGO], ids=["behind", "ahead"])
+
+
+def look(sightings: Sightings, kind: str, seen: dict[int, Seen]) -> set[int]:
+    return sightings.unchanged(kind, seen, asked=sightings.moment())
 
 
 def test_what_changes_is_never_over() -> None:
     time = [0.0]
     seen = Sightings(lambda: time[0])
     for value in range(9):
-        assert seen.unchanged("leases", {1: Seen(value, 5.0)}) == set()
+        assert look(seen, "leases", {1: Seen(value, 5.0)}) == set()
         time[0] += 6
 
 
@@ -35,19 +39,28 @@ def test_what_stays_is_over_after_its_limit() -> None:
     seen = Sightings(lambda: time[0])
     found = []
     for _ in range(4):
-        found.append(seen.unchanged("leases", {1: Seen("x", 4.0), 2: Seen("x", 6.0)}))
+        found.append(look(seen, "leases", {1: Seen("x", 4.0), 2: Seen("x", 6.0)}))
         time[0] += 2
     assert found == [set(), set(), {1}, {1, 2}]
+
+
+def test_who_was_frozen_while_he_looked_has_seen_nothing_meanwhile() -> None:
+    time = [0.0]
+    seen = Sightings(lambda: time[0])
+    assert look(seen, "leases", {1: Seen("x", 4.0)}) == set()
+    asked, time[0] = seen.moment(), 100.0
+    assert seen.unchanged("leases", {1: Seen("x", 4.0)}, asked=asked) == set()
+    assert look(seen, "leases", {1: Seen("x", 4.0)}) == {1}
 
 
 def test_what_was_away_begins_anew() -> None:
     time = [0.0]
     seen = Sightings(lambda: time[0])
     for picture in ({1: Seen("x", 4.0)}, {}, {1: Seen("x", 4.0)}):
-        assert seen.unchanged("leases", picture) == set()
+        assert look(seen, "leases", picture) == set()
         time[0] += 4
-    assert seen.unchanged("other", {1: Seen("x", 4.0)}) == set()
-    assert seen.unchanged("leases", {1: Seen("x", 4.0)}) == {1}
+    assert look(seen, "other", {1: Seen("x", 4.0)}) == set()
+    assert look(seen, "leases", {1: Seen("x", 4.0)}) == {1}
 
 
 @JUMPS
@@ -106,7 +119,8 @@ def test_node_is_silent_when_it_beats_no_more(world: World, jump: timedelta) -> 
     world.pass_steadily(1)
     world.sweep()
     assert world.state() == "rolling_back"
-    assert world.migration().problems[0]["message"] == f"the worker of node beta was last heard of {limit_s:.0f} s ago"
+    told_s = limit_s if jump > timedelta() else 86_396
+    assert world.migration().problems[0]["message"] == f"the worker of node beta was last heard of {told_s:.0f} s ago"
 
 
 def test_message_of_a_time_that_is_yet_to_come_is_sent_again(world: World) -> None:
@@ -171,3 +185,27 @@ def test_control_steps_have_no_node_that_could_be_silent(world: World) -> None:
     assert world.step(Phase.CHECK, Side.CONTROL).state is StepState.READY
     world.sweep()
     assert world.state() == "running"
+
+
+def test_node_that_came_back_in_a_long_sweep_is_silent_no_more(world: World) -> None:
+    world.file()
+    world.complete(world.go(Phase.COPY_COLD))
+    world.let_time_pass()
+    world.change(Node, heartbeat_at=now() - LONG_AGO)
+    world.sweep()
+    world.pass_steadily(world.context.settings.node_silent_after_s)
+    with between(world, "SELECT step.id", lambda: world.change(Node, heartbeat_at=now()), parameter="undo_ready"):
+        world.sweep()
+    assert world.state() == "running"
+
+
+def test_worker_of_an_older_version_says_no_length(world: World) -> None:
+    world.file()
+    held = world.go(Phase.RESERVE)
+    world.change(Step, Step.id == held.step_id, lease_s=None)
+    states = []
+    for seconds in (LEASE_S - 1, 1, 0):
+        world.sweep()
+        states.append(world.state())
+        world.pass_steadily(seconds)
+    assert states == ["running", "running", "rolling_back"]
