@@ -190,8 +190,10 @@ async def _report(work: StepRun, monitor: Monitor) -> None:
         "bytes_total": sent.total,
         "sent_bytes": sent.transferred,
     }
-    # In the pause what moves is the mirrors: a guest that writes much has left them much to bring over.
-    work.progress["mirrored_bytes"] = {each.device: each.done for each in await read_progress(monitor)}
+    if "paused" in work.marks:
+        # What moves now is the mirrors: a guest that writes much has left them much to bring over. Before, they move
+        # with whatever it writes, and would hide that its RAM does not.
+        work.progress["mirrored_bytes"] = {each.device: each.done for each in await read_progress(monitor)}
 
 
 async def undo(work: StepRun) -> None:

@@ -47,7 +47,10 @@ def _seen_as(document: dict[str, Any]) -> str:
     age = document["heartbeat_age_s"]
     if document["worker"] == "alive":
         return str(document["state"])
-    silent = "silent" if age is None else f"silent for {age:.0f} s"
+    if age is not None and age < 0:
+        silent = f"its clock is {-age:.0f} s ahead"
+    else:
+        silent = "silent" if age is None else f"silent for {age:.0f} s"
     return silent if document["state"] == "online" else f"{document['state']}, {silent}"
 
 

@@ -114,7 +114,11 @@ def begin_pause(context: Context, held: Claim, *, paused_at: float) -> None:
         step.marks = {**step.marks, "paused": paused_at}
         short_s = context.settings.pause_lease_s
         for half in step.attempt.steps:
-            if half.state is StepState.RUNNING and half.lease_s is not None and half.lease_s > short_s:
+            if (
+                half.state is StepState.RUNNING
+                and half.lease_until
+                and (half.lease_s is None or half.lease_s > short_s)
+            ):
                 half.lease_s, half.lease_until = short_s, now() + timedelta(seconds=short_s)
 
 
