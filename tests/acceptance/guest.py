@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ RESTLESS = "dirty_mib_s=32 dirty_mib=40"
 # Takes some seconds there.
 SLOW = "dirty_mib_s=12 dirty_mib=24"
 TPM = "tpmstate0: local:{name}/tpm.raw,size=4M,version=v2.0"
+_FULL_BYTES = 32 << 20
+_FULL = f"virtio1: local:{{name}}/full.raw,size={_FULL_BYTES >> 20}M"
 
 
 @dataclass
@@ -171,3 +175,14 @@ def _judge(volume: Path) -> VolumeVerdict:
         copy = Path(folder) / "raw"
         subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", volume, copy], check=True, capture_output=True)
         return verify_volume(copy)
+
+
+def make_full(make_guest: Callable[..., Guest]) -> Guest:
+    """A guest with a disk that has something in it, so that its mirror takes a while: zeroes cost nothing."""
+    guest = make_guest(DISK, TPM, _FULL, start=False)
+    with guest.volumes()["virtio1"].open("r+b") as volume:
+        # The guest's own place is in front.
+        volume.seek(_FULL_BYTES // 4)
+        volume.write(os.urandom(_FULL_BYTES * 3 // 4))
+    guest.start()
+    return guest

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from tests.acceptance.guest import DISK, TPM, Guest
+from tests.acceptance.guest import Guest, make_full
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
 from tests.acceptance.waiting import wait_until
 
 MIB = 1 << 20
-# Two of them, at the first budget, take half a minute.
-_FULL_BYTES = 32 * MIB
-_FULL = f"virtio1: local:{{name}}/full.raw,size={_FULL_BYTES >> 20}M"
+# Two guests with a full disk, at the first budget, take half a minute.
 _BUDGET, _MORE = 2 * MIB, 8 * MIB
-
-
-def make_full(make_guest: Callable[..., Guest]) -> Guest:
-    """A guest with a disk that has something in it: zeroes cost nothing."""
-    guest = make_guest(DISK, TPM, _FULL, start=False)
-    with guest.volumes()["virtio1"].open("r+b") as volume:
-        # The guest's own place is in front.
-        volume.seek(_FULL_BYTES // 4)
-        volume.write(os.urandom(_FULL_BYTES * 3 // 4))
-    guest.start()
-    return guest
 
 
 def speed(guest: Guest) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.acceptance.clock import JumpingClock
 from tests.acceptance.conftest import NODES, Stacks
-from tests.acceptance.guest import Guest
+from tests.acceptance.guest import Guest, make_full
 from tests.acceptance.invariant import assert_all_is_well
 from tests.acceptance.stack import Stack
 from tests.acceptance.waiting import let_pass, wait_until
@@ -27,19 +27,27 @@ ENDS = {"done", "undone", "refused", "cancelled"}
 
 @pytest.fixture
 def guests(stack: Stack, make_guest: Callable[..., Guest]) -> Iterator[list[Guest]]:
-    stack.haulier("queue", "set", "--max-running", "1").done()
-    yield [make_guest() for _ in range(3)]
+    # The first has its disk in flight until that is lifted.
+    stack.haulier("queue", "set", "--max-running", "1", "--link", "alpha:beta=1M").done()
+    yield [make_full(make_guest) for _ in range(3)]
     stack.haulier("queue", "set", "--max-running", "usual").done()
 
 
 def submit(stack: Stack, guests: list[Guest], *, tries: int) -> list[int]:
-    """File them as one batch and wait until the first is at work; the numbers of the migrations."""
+    """File them as one batch and wait until the first's disk is in flight; the numbers of the migrations."""
     file = stack.state / "moves.csv"
     file.write_text("vm,target\n" + "".join(f"{guest.name},beta\n" for guest in guests))
     batch = stack.haulier("batch", "submit", str(file), "--tries", str(tries)).done()
     numbers = [row["id"] for row in stack.table("migration", batch_id=batch["id"])]
-    wait_until("one is at work", lambda: states(stack, numbers) == ["running", "queued", "queued"], every_s=0.01)
+    wait_until("the first is mirrored", lambda: mirrors(stack, numbers[0]))
+    assert states(stack, numbers) == ["running", "queued", "queued"]
     return numbers
+
+
+def mirrors(stack: Stack, number: int) -> bool:
+    attempts = [row["id"] for row in stack.table("attempt", migration_id=number)]
+    at_work = stack.table("step", phase="mirror_disks", state="running")
+    return any(row["attempt_id"] in attempts for row in at_work)
 
 
 def states(stack: Stack, numbers: list[int]) -> list[str]:
@@ -47,6 +55,7 @@ def states(stack: Stack, numbers: list[int]) -> list[str]:
 
 
 def all_arrive(stack: Stack, guests: list[Guest], numbers: list[int]) -> None:
+    stack.haulier("queue", "set", "--link", "alpha:beta=usual").done()
     wait_until("all have ended", lambda: set(states(stack, numbers)) <= ENDS, deadline_s=150)
     assert states(stack, numbers) == ["done"] * 3, [row["problems"] for row in stack.table("migration")]
     for guest in guests:
@@ -128,8 +137,7 @@ class TestClock:
         os.kill(frozen, signal.SIGSTOP)
         try:
             clock.put(-HOUR_S)
-            # By the lease of what it has in hand, or else by its heartbeat.
-            wait_until("it is missed", lambda: states(stack, numbers)[0] != "running")
+            wait_until("it is missed", lambda: stack.table("event", kind="step.lost"))
         finally:
             os.kill(frozen, signal.SIGCONT)
         all_arrive(stack, guests, numbers)
