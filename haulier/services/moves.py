@@ -48,8 +48,8 @@ def end_waiting(unit: Unit, migration: Migration, problems: tuple[Problem, ...] 
 
 def remember(migration: Migration, problems: tuple[Problem, ...]) -> None:
     """Keep all reasons, the most telling first: the side that failed knows more than the one that saw it fail, and what
-    fails because the time was over tells nothing.
+    fails because the time was over, or because the other side gave up, tells nothing.
     """
     found = [*migration.problems, *(problem.as_dict() for problem in problems if problem.code != "given_up")]
-    rank = {"timed_out": 0, "target_failed": 1}
+    rank = {"timed_out": 0, "stalled": 0, "target_failed": 1}
     migration.problems = sorted(found, key=lambda problem: rank.get(problem["code"], len(rank)))

@@ -2,7 +2,8 @@
  * (LD_PRELOAD) and adds the seconds that the file JUMPING_CLOCK holds, as one 64-bit number that all programs share. The
  * steady clocks stay as they are, as with a host's clock that is set.
  *
- * Not for QEMU: it has the kernel wait until a moment of the day, and the kernel's clock does not jump. */
+ * QEMU takes part only with JUMPING_QEMU: it has the kernel wait until a moment of the day, and the kernel's clock does not
+ * jump. Forward is for it as if the clock were put back while it waits. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,7 +23,7 @@ static int (*real_clock)(clockid_t, struct timespec *);
 __attribute__((constructor)) static void begin(void)
 {
     const char *path = getenv("JUMPING_CLOCK");
-    int jumps = path && strncmp(program_invocation_short_name, "qemu", 4) != 0;
+    int jumps = path && (getenv("JUMPING_QEMU") || strncmp(program_invocation_short_name, "qemu", 4) != 0);
     int file = jumps ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     void *seen = file < 0 ? MAP_FAILED : mmap(NULL, sizeof *ahead_s, PROT_READ, MAP_SHARED, file, 0);
 

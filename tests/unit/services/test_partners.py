@@ -29,13 +29,18 @@ def lease_s(world: World, phase: Phase) -> float:
     return (step.lease_until - now()).total_seconds()
 
 
-def test_leases_are_short_while_the_guest_is_paused(world: World, halves: Halves) -> None:
+@pytest.mark.parametrize("older", [False, True], ids=["", "older_version"])
+def test_leases_are_short_while_the_guest_is_paused(world: World, halves: Halves, *, older: bool) -> None:
     move, hand = halves
     short = world.context.settings.pause_lease_s
     assert chain.renew(world.context, hand, lease_s=LEASE_S)
     assert min(lease_s(world, Phase.MOVE_MEMORY), lease_s(world, Phase.HAND_OVER)) > short
+    if older:
+        # A worker of the version before says no length.
+        world.change(Step, Step.lease_until.is_not(None), lease_s=None)
     chain.begin_pause(world.context, move, paused_at=12.5)
     assert world.step(Phase.MOVE_MEMORY).marks == {"paused": 12.5}
+    assert {world.step(half.phase).lease_s for half in halves} == {short}
     for held in (move, hand):
         assert chain.renew(world.context, held, lease_s=LEASE_S)
     assert max(lease_s(world, Phase.MOVE_MEMORY), lease_s(world, Phase.HAND_OVER)) <= short
@@ -161,6 +166,14 @@ def test_side_that_failed_first_is_told_first(world: World, halves: Halves) -> N
     chain.fail(world.context, move, (type(BROKEN)("stream_failed", "closed", "h"),))
     chain.fail(world.context, hand, (type(BROKEN)("target_failed", "no pc.ram", "h"),))
     assert [problem["code"] for problem in world.migration().problems] == ["target_failed", "stream_failed"]
+
+
+def test_side_that_gave_up_is_told_first(world: World, halves: Halves) -> None:
+    """The target fails because the source stopped sending."""
+    move, hand = halves
+    chain.fail(world.context, hand, (type(BROKEN)("target_failed", "load failed", "h"),))
+    chain.fail(world.context, move, (type(BROKEN)("stalled", "did not move", "h"),))
+    assert [problem["code"] for problem in world.migration().problems] == ["stalled", "target_failed"]
 
 
 def test_step_that_was_given_up_is_no_reason(world: World, halves: Halves) -> None:
