@@ -19,14 +19,27 @@ _POSTGRESQL = {
 }
 
 
+# Transactions are short. One of a process that was frozen in the middle holds rows that everybody else waits for.
+_IDLE_AT_MOST = "15s"
+
+
 def make_engine(url: str) -> Engine:
     """Open a database by its SQLAlchemy URL.
+
+    PostgreSQL ends a transaction in which nothing is done for 15 s.
 
     SQLite gets a write-ahead log, full synchronisation and `BEGIN IMMEDIATE`: a plain BEGIN that later wants to write
     answers "database is locked" at once, without waiting for the busy time-out.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRESQL)
+        server = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRESQL)
+
+        @event.listens_for(server, "connect")
+        def _limit(connection: Any, _record: object) -> None:  # noqa: ANN401 - a raw driver connection
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_AT_MOST}'")
+            connection.commit()
+
+        return server
     engine = create_engine(url, connect_args={"timeout": 15.0, "check_same_thread": False, "isolation_level": None})
 
     @event.listens_for(engine, "connect")

@@ -12,6 +12,7 @@ from sqlalchemy import QueuePool, event, select, text, update
 from sqlalchemy.exc import InternalError, OperationalError
 
 from models import Database, Node, Vm
+from models import session as session_module
 from tests.integration.rows import NOW
 
 THREADS = 4
@@ -155,3 +156,19 @@ def test_every_connection_is_prepared(database: Database) -> None:
             assert raw is not None
             names = ("journal_mode", "synchronous", "foreign_keys")
             assert [raw.execute(f"PRAGMA {name}").fetchone() for name in names] == [("wal",), (2,), (1,)]
+
+
+def test_transaction_of_a_frozen_process_is_ended(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds a row that others wait for, and its process is there, so that no keep-alive tells."""
+    monkeypatch.setattr(session_module, "_IDLE_AT_MOST", "200ms")
+    lock = text("SELECT pg_advisory_xact_lock(7)")
+    with closing(Database(postgres_url)) as frozen, closing(Database(postgres_url)) as other:
+        stuck = frozen.engine.connect()
+        stuck.execute(lock)
+        with other.write() as session:
+            session.execute(lock)
+        with pytest.raises(InternalError, match="idle-in-transaction"):
+            stuck.execute(text("SELECT 1"))
+        stuck.close()
+        with frozen.read() as session:
+            assert session.scalar(text("SELECT 1")) == 1, "the next one has another connection"
