@@ -28,3 +28,5 @@ beat_schedule = {
     "reconcile": {"task": "haulier.reconcile", "schedule": _settings.reconcile_s},
 }
 beat_scheduler = "tasks.beat:SteadyScheduler"
+# Looks at its clock as often: one that is put back while it looks would let it sleep for five minutes.
+beat_max_loop_interval = _settings.reconcile_s

@@ -177,6 +177,20 @@ def test_beat_sends_again_after_its_clock_was_put_back() -> None:
     assert scheduler.is_due(entry).is_due
 
 
+def test_beat_whose_clock_is_put_back_while_it_looks_sleeps_no_longer_than_usual(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = SteadyScheduler(app)
+    entry = scheduler.schedule["reconcile"]
+    usual_s = app.conf.beat_schedule["reconcile"]["schedule"]
+    entry.last_run_at = ahead = entry.default_now() + LONG_AGO
+    with monkeypatch.context() as patch:
+        patch.setattr(entry, "default_now", lambda: ahead)
+        assert scheduler.is_due(entry)[1] > usual_s, "it was put back after the first look of the two"
+        assert scheduler.tick() <= usual_s
+    assert scheduler.is_due(entry)[1] <= usual_s
+
+
 def test_control_steps_have_no_node_that_could_be_silent(world: World) -> None:
     world.file()
     world.silence("alpha")
