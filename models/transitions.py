@@ -50,6 +50,8 @@ OPEN_OPERATION: tuple[OperationState, ...] = (O.READY, O.RUNNING)
 # Somebody works on the VM, or will before anybody else may.
 AT_WORK: tuple[MigrationState, ...] = (M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK)
 OPEN_MIGRATION: tuple[MigrationState, ...] = (M.QUEUED, *AT_WORK)
+# On its way forward.
+GOING_ON: tuple[MigrationState, ...] = (M.RUNNING, M.HANDED_OVER)
 
 
 class IllegalMove(ValueError):

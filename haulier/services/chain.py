@@ -12,12 +12,12 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem
-from haulier.services.claims import GOING_ON, Claim
+from haulier.services.claims import Claim, lock_attempt
 from haulier.services.completion import complete_plainly
 from haulier.services.context import CONTROL_QUEUE, Context, Unit
 from haulier.services.endings import end_failed
@@ -26,6 +26,7 @@ from haulier.services.moves import move_migration, remember
 from haulier.services.recovery import end_overdue, look_after_partner
 from haulier.services.steps import WITH_MIGRATION, advance_undo, finish_if_done, message_for, roll_back
 from models import Attempt, Migration, MigrationState, Phase, PhaseRule, Side, Step, StepState, chain_of, may_begin
+from models.transitions import GOING_ON
 
 _SWITCH_OVER = (Phase.MOVE_MEMORY, Phase.HAND_OVER)
 # `sweep` sends a step that failed after the hand-over again, every `reconcile_s`.
@@ -75,7 +76,7 @@ def held_step(session: Session, held: Claim, *, undo: bool = False) -> Step | No
     The attempt's row is locked first: of two steps that end at the same moment, the second must see the first as done,
     or neither would send what follows on both.
     """
-    session.execute(select(Attempt.id).where(Attempt.id == held.attempt_id).with_for_update())
+    lock_attempt(session.connection(), held.attempt_id)
     step = session.get_one(Step, held.step_id, options=WITH_MIGRATION)
     expected = StepState.UNDOING if undo else StepState.RUNNING
     return step if step.fence == held.fence and step.state is expected else None

@@ -8,19 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlalchemy import BindParameter, bindparam, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, select, update
 
 from haulier.clock import now
 from haulier.services.context import Context
 from haulier.services.sightings import Sightings
 from models import Base, MigrationState, Phase, Side, StepState
-
-GOING_ON = (MigrationState.RUNNING, MigrationState.HANDED_OVER)
+from models.transitions import GOING_ON
 
 _ATTEMPT, _MIGRATION, _STEP = (Base.metadata.tables[name] for name in ("attempt", "migration", "step"))
 _THIS: BindParameter[int] = bindparam("this")
 _OF_STEP = select(_STEP.c.attempt_id).where(_STEP.c.id == _THIS)
-_LOCK = select(_ATTEMPT.c.id).where(_ATTEMPT.c.id == _OF_STEP.scalar_subquery()).with_for_update()
+_LOCK = select(_ATTEMPT.c.id).where(_ATTEMPT.c.id == _THIS).with_for_update()
+_LOCK_OF_STEP = select(_ATTEMPT.c.id).where(_ATTEMPT.c.id == _OF_STEP.scalar_subquery()).with_for_update()
 _READY = (
     select(
         *(_STEP.c[name] for name in ("attempt_id", "phase", "side", "state", "fence", "started_at")),
@@ -57,6 +57,18 @@ class Claim:
     partners: Sightings = field(default_factory=Sightings, compare=False, repr=False)
 
 
+def lock_attempt(connection: Connection, attempt_id: int) -> None:
+    """Whoever decides about an attempt locks its row first, in a statement of its own: what is read in one statement
+    with the lock is what was there before it was waited for.
+    """
+    connection.execute(_LOCK, {"this": attempt_id})
+
+
+def lock_attempt_of(connection: Connection, step_id: int) -> None:
+    """The same, by one of its steps."""
+    connection.execute(_LOCK_OF_STEP, {"this": step_id})
+
+
 def attempt_of(context: Context, step_id: int) -> int:
     """The attempt that a step belongs to; it never belongs to another one. Raises NoResultFound when there is none."""
     with context.database.read() as session:
@@ -68,8 +80,7 @@ def claim(context: Context, step_id: int, *, worker: str, lease_s: float) -> Cla
     """Take a step that is ready to be run or undone; None if there is nothing to take (a doubled message)."""
     with context.unit() as unit:
         connection, it, moment = unit.session.connection(), {"this": step_id}, now()
-        connection.execute(_LOCK, it)
-        # Not in one statement with the lock: whoever had to wait for that would see what was there before.
+        lock_attempt_of(connection, step_id)
         step = connection.execute(_READY, it).one_or_none()
         if step is None or step.needs_operator:
             return None

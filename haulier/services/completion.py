@@ -11,13 +11,14 @@ from typing import Any
 from sqlalchemy import BindParameter, bindparam, select, update
 
 from haulier.clock import now
-from haulier.services.claims import GOING_ON, Claim
-from haulier.services.context import Message, Unit
+from haulier.services.claims import Claim, lock_attempt
+from haulier.services.context import Unit
+from haulier.services.steps import message_for
 from models import Base, Phase, StepState, chain_of, may_begin
+from models.transitions import GOING_ON
 
 _ATTEMPT, _MIGRATION, _STEP = (Base.metadata.tables[name] for name in ("attempt", "migration", "step"))
 _THIS: BindParameter[int] = bindparam("this")
-_LOCK = select(_ATTEMPT.c.id).where(_ATTEMPT.c.id == _THIS).with_for_update()
 _STEPS = select(
     *(_STEP.c[name] for name in ("id", "phase", "side", "queue", "state", "fence", "notes", "marks"))
 ).where(_STEP.c.attempt_id == _THIS)
@@ -42,7 +43,7 @@ def complete_plainly(unit: Unit, held: Claim, *, notes: dict[str, Any], marks: d
     """
     connection, it = unit.session.connection(), {"this": held.attempt_id}
     # Of two steps that end at the same moment, the second must see the first as done.
-    connection.execute(_LOCK, it)
+    lock_attempt(connection, held.attempt_id)
     steps = connection.execute(_STEPS, it).all()
     mine = next(step for step in steps if step.id == held.step_id)
     if mine.fence != held.fence or mine.state is not StepState.RUNNING:
@@ -61,6 +62,6 @@ def complete_plainly(unit: Unit, held: Claim, *, notes: dict[str, Any], marks: d
     for step in steps:
         if (step.phase, step.side) in following:
             connection.execute(_READY, {"this": step.id, "ready_at": moment})
-            unit.send(Message(f"haulier.{step.phase}", step.queue, step.id))
+            unit.send(message_for(step))
     unit.ring(f"migration.{held.migration_id}")
     return True

@@ -112,6 +112,7 @@ def expired_copies(context: Context, node_id: int) -> list[tuple[int, Path]]:
     Not those of a VM that is still leaving the node: `retire_source` writes down the quarantine as the file's place
     before it puts it there, and who looked in between would take a file that comes a moment later for gone.
     """
+    asked = context.sightings.moment()
     leaving = select(Migration.vm_id).where(Migration.source_id == node_id, Migration.state.in_(AT_WORK))
     with context.database.read() as session:
         rows = session.scalars(
@@ -123,7 +124,7 @@ def expired_copies(context: Context, node_id: int) -> list[tuple[int, Path]]:
             )
         )
         paths = {row.id: Path(row.path) for row in rows}
-    return [(row_id, paths[row_id]) for row_id in surely_over(context, "tpm copies", paths)]
+    return [(row_id, paths[row_id]) for row_id in surely_over(context, "tpm copies", paths, asked=asked)]
 
 
 def record_destroyed(context: Context, row_id: int) -> None:

@@ -1,6 +1,6 @@
 """Reads an attempt with everything that hangs on it, as every step does when it begins.
 
-Below the ORM, in four statements that are built once: as objects the same rows take a step longer than Celery does.
+Below the ORM, in statements that are built once: as objects the same rows take four times as long.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import BindParameter, Row, and_, bindparam, select
 
 from haulier.definition import VmDefinition
-from haulier.definition.storage import StorageKind, StoragePlace
+from haulier.definition.storage import StoragePlace
 from haulier.services.attempts import AttemptView, NodeView, ReplicaView, TransferView, Turn, is_wanted
 from haulier.services.context import Context
+from haulier.services.nodes import place_at
 from models import Base, LedgerRole, MigrationState
 
 _ATTEMPT, _MIGRATION, _VM, _STEP, _TRANSFER, _VOLUME, _REPLICA, _REPLICATION, _LEDGER = (
@@ -148,7 +149,7 @@ def _transfer(row: Found) -> TransferView:
 
 def _place(row: Found, side: str) -> StoragePlace:
     of = row._mapping
-    return StoragePlace(StorageKind(of[f"{side}_kind"]), Path(of[f"{side}_path"]), of[f"{side}_pool"])
+    return place_at(of[f"{side}_kind"], of[f"{side}_path"], of[f"{side}_pool"])
 
 
 def _replica(row: Found, folder: Path) -> ReplicaView | None:

@@ -102,7 +102,12 @@ def place_named(storage: str, name: str) -> Place:
 
 def place_of(storage: Storage) -> StoragePlace:
     """Where a storage is, as its node's worker needs it."""
-    return StoragePlace(StorageKind(storage.kind), Path(storage.path), storage.pool)
+    return place_at(storage.kind, storage.path, storage.pool)
+
+
+def place_at(kind: str, path: str, pool: str | None) -> StoragePlace:
+    """The same, by what its row says."""
+    return StoragePlace(StorageKind(kind), Path(path), pool)
 
 
 def beat(context: Context, node_id: int, facts: Mapping[str, Any] | None = None) -> None:

@@ -40,12 +40,15 @@ class Orphan:
 
 def find_orphans(context: Context, node_id: int) -> list[Orphan]:
     """The files of the node that are to be put away, and those whose time in quarantine is over."""
+    asked = context.sightings.moment()
     kept_since = now() - timedelta(seconds=context.settings.tpm_quarantine_s)
     is_kept = and_(Allocation.purpose == _QUARANTINED, Allocation.taken_at > kept_since)
     with context.database.read() as session:
         wanted = select(Allocation).where(*_forgotten(node_id), Allocation.kind == AllocationKind.VOLUME, ~is_kept)
         found = [_orphan(row) for row in session.scalars(wanted.order_by(Allocation.id))]
-    over = surely_over(context, "orphans", {orphan.id: orphan.path for orphan in found if orphan.quarantined})
+    over = surely_over(
+        context, "orphans", {orphan.id: orphan.path for orphan in found if orphan.quarantined}, asked=asked
+    )
     return [orphan for orphan in found if not orphan.quarantined or orphan.id in over]
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Delete, Insert, Update, bindparam, delete, in
 from haulier.clock import now
 from haulier.definition.sections import Place, moved
 from haulier.services.attempts import AttemptView, TransferView
-from haulier.services.claims import Claim
+from haulier.services.claims import Claim, lock_attempt
 from haulier.services.context import Context
 from haulier.services.nodes import place_named
 from models import (
@@ -34,8 +34,8 @@ from models import (
     VolumeTransfer,
 )
 
-_ATTEMPT, _STEP, _MIGRATION, _VM, _VOLUME, _LEDGER, _EVENT = (
-    Base.metadata.tables[name] for name in ("attempt", "step", "migration", "vm", "volume", "tpm_ledger", "event")
+_STEP, _MIGRATION, _VM, _VOLUME, _LEDGER, _EVENT = (
+    Base.metadata.tables[name] for name in ("step", "migration", "vm", "volume", "tpm_ledger", "event")
 )
 
 
@@ -58,8 +58,7 @@ class HandOver:
     def __init__(self, context: Context, held: Claim, view: AttemptView, home: NewHome) -> None:
         self._database = context.database
         self._keep = timedelta(seconds=context.settings.tpm_quarantine_s)
-        # Locked as by every other decision about this attempt (chain.py): who looks after us sees what we have done.
-        self._lock = select(_ATTEMPT.c.id).where(_ATTEMPT.c.id == held.attempt_id).with_for_update()
+        self._attempt_id = held.attempt_id
         self._still_ours = select(_STEP.c.id).where(
             _STEP.c.id == held.step_id, _STEP.c.fence == held.fence, _STEP.c.state == StepState.RUNNING
         )
@@ -85,7 +84,8 @@ class HandOver:
             return taken
 
     def _take(self, connection: Connection, *, digest: str | None) -> bool:
-        connection.execute(self._lock)
+        # As by every other decision about this attempt: who looks after us sees what we have done.
+        lock_attempt(connection, self._attempt_id)
         if connection.scalar(self._still_ours) is None:
             return False
         if not all(connection.execute(change).rowcount == 1 for change in self._decision):

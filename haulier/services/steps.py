@@ -6,10 +6,13 @@ same moment see what the other has done.
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, select
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.orm import Session, joinedload
 
 from haulier.clock import now
+from haulier.services.claims import lock_attempt_of
 from haulier.services.context import Message, Unit
 from haulier.services.endings import end_failed
 from haulier.services.moves import move_migration
@@ -25,14 +28,12 @@ LOST = "lost"
 
 def locked_step(session: Session, step_id: int, *conditions: ColumnElement[bool]) -> Step | None:
     """The step, with its attempt locked, if it is still as it was found."""
-    of_the_step = select(Step.attempt_id).where(Step.id == step_id).scalar_subquery()
-    session.execute(select(Attempt.id).where(Attempt.id == of_the_step).with_for_update())
-    # Not in one statement with the lock: whoever had to wait for that would see what was there before.
+    lock_attempt_of(session.connection(), step_id)
     return session.scalar(select(Step).where(Step.id == step_id, *conditions).options(*WITH_MIGRATION))
 
 
-def message_for(step: Step) -> Message:
-    """The nudge that makes a worker look at this step."""
+def message_for(step: Step | Row[*tuple[Any, ...]]) -> Message:
+    """The nudge that makes a worker look at this step, an object or a row."""
     return Message(f"haulier.{step.phase}", step.queue, step.id)
 
 
