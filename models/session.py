@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, func, select
 from sqlalchemy.orm import Session, sessionmaker
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 # A guest may be paused while we wait: a server that has vanished must be noticed in seconds, not in TCP's quarter of an
 # hour. (libpq's names; a local socket knows nothing of them.)
@@ -21,18 +22,31 @@ _POSTGRESQL = {
 
 # Transactions are short. One of a process that was frozen in the middle holds rows that everybody else waits for.
 _IDLE_AT_MOST = "15s"
+# A server that is back tells nobody.
+_TRY_AGAIN_S = 0.1
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str, *, patience_s: float = 0.0) -> Engine:
     """Open a database by its SQLAlchemy URL.
 
-    PostgreSQL ends a transaction in which nothing is done for 15 s.
+    PostgreSQL ends a transaction in which nothing is done for 15 s. A server of it that does not take a connection, as
+    one that is started again, is tried for `patience_s`: nothing has been asked of it then, so nothing is asked twice.
 
     SQLite gets a write-ahead log, full synchronisation and `BEGIN IMMEDIATE`: a plain BEGIN that later wants to write
     answers "database is locked" at once, without waiting for the busy time-out.
     """
     if not url.startswith("sqlite"):
         server = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRESQL)
+        patiently = Retrying(
+            retry=retry_if_exception_type(server.dialect.loaded_dbapi.OperationalError),
+            stop=stop_after_delay(patience_s),
+            wait=wait_fixed(_TRY_AGAIN_S),
+            reraise=True,
+        )
+
+        @event.listens_for(server, "do_connect")
+        def _connect(dialect: Dialect, _record: object, words: Any, names: Any) -> Any:  # noqa: ANN401 - a raw connection
+            return patiently.copy()(dialect.connect, *words, **names)
 
         @event.listens_for(server, "connect")
         def _limit(connection: Any, _record: object) -> None:  # noqa: ANN401 - a raw driver connection
@@ -64,8 +78,8 @@ class Database:
     inside one.
     """
 
-    def __init__(self, url: str) -> None:
-        self.engine = make_engine(url)
+    def __init__(self, url: str, *, patience_s: float = 0.0) -> None:
+        self.engine = make_engine(url, patience_s=patience_s)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
         options: dict[str, Any] = {"reads_only": True}
         if self.engine.dialect.name == "postgresql":

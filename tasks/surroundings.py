@@ -28,8 +28,12 @@ def dispatch(message: Message) -> None:
 
 
 def make_context(settings: Settings) -> Context:
-    """The surroundings of a use-case for a process with these settings."""
-    return Context(settings, Database(settings.database), Signals(settings.broker), dispatch)
+    """The surroundings of a use-case for a process with these settings.
+
+    A phase that asks a database which is just started again waits for it, no longer than a guest may be kept waiting.
+    """
+    database = Database(settings.database, patience_s=settings.pause_lease_s)
+    return Context(settings, database, Signals(settings.broker), dispatch)
 
 
 @functools.cache

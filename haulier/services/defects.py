@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from haulier.errors import HaulierError, Problem, Refused
 
@@ -17,4 +17,16 @@ def problems_of(error: Exception) -> tuple[Problem, ...]:
     if isinstance(error, HaulierError):
         return (error.problem,)
     text = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(error, DBAPIError) and _is_away(error):
+        words = " ".join(str(text).split())
+        return (Problem("database_away", f"the database did not answer: {words}", "See the database's log."),)
     return (Problem("unexpected", f"{type(error).__name__}: {text}", "See the worker's log."),)
+
+
+def _is_away(error: DBAPIError) -> bool:
+    """Whether it is about the database, which may be another in a moment, and not about what was asked of it."""
+    if error.connection_invalidated:
+        return True
+    # SQLite says so of a statement that is wrong, too.
+    wrong = getattr(error.orig, "sqlite_errorname", None) == "SQLITE_ERROR"
+    return isinstance(error, OperationalError | InterfaceError) and not wrong

@@ -6,13 +6,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import pytest
 from sqlalchemy import QueuePool, event, select, text, update
-from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
+from haulier.planner.failures import FailureClass, class_of
+from haulier.services.defects import problems_of
 from models import Database, Node, Vm
 from models import session as session_module
+from tests.fixtures.postgres import Server
 from tests.integration.rows import NOW
 
 THREADS = 4
@@ -167,8 +171,66 @@ def test_transaction_of_a_frozen_process_is_ended(postgres_url: str, monkeypatch
         stuck.execute(lock)
         with other.write() as session:
             session.execute(lock)
-        with pytest.raises(InternalError, match="idle-in-transaction"):
+        with pytest.raises(InternalError, match="idle-in-transaction") as ended:
             stuck.execute(text("SELECT 1"))
+        assert problems_of(ended.value)[0].code == "database_away"
         stuck.close()
         with frozen.read() as session:
             assert session.scalar(text("SELECT 1")) == 1, "the next one has another connection"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server.running() as server:
+        yield server
+
+
+def count_tries(database: Database, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """One more for each time that somebody begins to make a connection."""
+    begun, dialect = threading.Semaphore(0), database.engine.dialect
+    connect = dialect.connect
+
+    def counted(*words: Any, **names: Any) -> Any:
+        begun.release()
+        return connect(*words, **names)
+
+    monkeypatch.setattr(dialect, "connect", counted)
+    return begun
+
+
+def test_server_that_is_started_again_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.cluster.url("postgres")
+    with closing(Database(url, patience_s=60)) as database, ThreadPoolExecutor(1) as pool:
+
+        def ask() -> object:
+            with database.read() as session:
+                return session.scalar(text("SELECT 1"))
+
+        assert ask() == 1
+        begun = count_tries(database, monkeypatch)
+        server.kill()
+        asking = pool.submit(ask)
+        for _ in range(3):
+            assert begun.acquire(timeout=30), "the connection of before is dead, and it asks for a new one again"
+        server.start()
+        assert asking.result() == 1
+
+
+def test_server_that_stays_away_is_told_of(server: Server) -> None:
+    with closing(Database(server.cluster.url("postgres"), patience_s=0.2)) as database:
+        server.kill()
+        with pytest.raises(OperationalError) as raised, database.read() as session:
+            session.execute(text("SELECT 1"))
+    (problem,) = problems_of(raised.value)
+    assert (problem.code, class_of(problem.code)) == ("database_away", FailureClass.PASSING)
+    assert "\n" not in problem.message
+
+
+def test_statement_that_is_wrong_is_a_defect(database_url: str) -> None:
+    with (
+        closing(Database(database_url)) as database,
+        pytest.raises(DBAPIError) as raised,
+        database.read() as session,
+    ):
+        session.execute(text("SELECT nothing FROM nowhere"))
+    assert problems_of(raised.value)[0].code == "unexpected"
