@@ -48,6 +48,8 @@ class Migration(Base):
     One that is `queued` waits until the limits leave room for it, and nobody works on its VM; it has no attempt then.
     Its `rank` is its place in the queue (haulier/planner/admission.py), in seconds: the lowest goes first.
 
+    `label` is a word of whoever filed it, by which it may be held (`QueueLabel`).
+
     One of a `batch` begins only while that is open, and after those of it that `MigrationAfter` names. `target_auto`:
     its target was chosen by Haulier. `deadline` is when it should be done, for people;
     `planned_bytes` what was to cross when it was filed, RAM included.
@@ -79,6 +81,7 @@ class Migration(Base):
     state: Mapped[MigrationState] = mapped_column(word(MigrationState), default=MigrationState.QUEUED)
     offline: Mapped[bool] = mapped_column(default=False)
     priority: Mapped[int] = mapped_column(default=50)
+    label: Mapped[str | None]
     rank: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     epoch: Mapped[int]
     cancel_asked: Mapped[bool] = mapped_column(default=False)
@@ -162,6 +165,24 @@ class QueueLimit(Base):
     allowed: Mapped[int]
 
 
+class QueueLabel(Base):
+    """A label by which migrations are held: none with it begins while it is `paused`, and at most `allowed` in any
+    `period_s`. One that says nothing has no row.
+    """
+
+    __tablename__ = "queue_label"
+    __table_args__ = (
+        CheckConstraint("allowed > 0 AND period_s > 0", name="rate"),
+        CheckConstraint("(allowed IS NULL) = (period_s IS NULL)", name="rate_is_whole"),
+        CheckConstraint("paused OR allowed IS NOT NULL", name="says_something"),
+    )
+
+    label: Mapped[str] = mapped_column(primary_key=True)
+    paused: Mapped[bool]
+    allowed: Mapped[int | None]
+    period_s: Mapped[int | None]
+
+
 class Attempt(Base):
     """One try of a migration, from `check` to its end;
     a migration that is tried again keeps the rows of the earlier tries.
@@ -179,7 +200,7 @@ class Attempt(Base):
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     migration_id: Mapped[int] = mapped_column(ForeignKey("migration.id"))
     number: Mapped[int]
-    started_at: Mapped[datetime]
+    started_at: Mapped[datetime] = mapped_column(index=True)
     target_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
     problem: Mapped[dict[str, Any] | None]
     at_gate_since: Mapped[datetime | None]

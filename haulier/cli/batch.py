@@ -51,19 +51,22 @@ def submit(
     key: str | None = None,
     policy: str | None = None,
     tries: int = batch_filing.USUAL_TRIES,
+    label: str | None = None,
 ) -> None:
     """File the migrations of a file, or of all VMs on a node or with a tag. All is checked before the first moves.
 
     Parameters
     ----------
     file
-        A .toml, .csv or .jsonl file: vm, and if wanted target, priority, after, deadline.
+        A .toml, .csv or .jsonl file: vm, and if wanted target, priority, after, deadline, label.
     key
         What the batch is known by; the same key again is the same batch. Not given: what the file says.
     policy
         all_or_nothing_checks (nothing is filed if one is refused), go_on, or `stop_after: 3` failures.
     tries
         How often each is begun at most, if it fails by something that may pass.
+    label
+        A word for those that have none of their own, by which they may be held: haulier queue pause LABEL.
     """
     around, node, tag, to = context(), chosen.node, chosen.tag, chosen.to
     if (file is None) == (node is None and tag is None):
@@ -77,7 +80,7 @@ def submit(
         wanted = read_batch(read_text(file, what="batch", most_mib=16, hint=_FORMS_HINT), form=form)
     else:
         wanted = batch_filing.select_entries(around, node=node, tag=tag, target=to)
-    document = batch_filing.submit(around, wanted, key=key, policy=policy, tries=tries)
+    document = batch_filing.submit(around, wanted, key=key, policy=policy, tries=tries, label=label)
     again = " is there already (with --key it would be another one)" if document["again"] else ""
     show(document, f"batch {document['id']}{again}: {_counts(document)}")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+from haulier.cli.moments import interval_of
 from haulier.definition.values import size_in_bytes
 from haulier.errors import Refused
+from haulier.planner.labels import Rate
 from haulier.services.limits import LimitChange
 from models import Gate, LimitScope
 
@@ -34,6 +37,18 @@ def read_pairs(words: Iterable[str], gate: Gate = Gate.PREPARE) -> list[LimitCha
         if not (equals and colon and source and target) or ":" in target or source == target:
             raise Refused("bad_limit", f"{word!r} names no pair and limit", f"For example alpha:beta={example}.")
         found.append(LimitChange(LimitScope.PAIR, (source, target), _read(gate, limit), gate))
+    return found
+
+
+def read_rates(words: Iterable[str]) -> dict[str, Rate | None]:
+    """Rates of labels, of words such as `nightly=6/h`, `nightly=1/10m`, `nightly=usual`. Raises Refused for others."""
+    found = dict[str, Rate | None]()
+    for word in words:
+        label, _, rate = word.partition("=")
+        match = re.fullmatch(r"(\d{1,6})/(\d{0,6})([smhd])", rate)
+        if not label or not (match or rate == USUAL):
+            raise Refused("bad_rate", f"{word!r} names no label and rate", f"For example nightly=6/h, or ={USUAL}.")
+        found[label] = Rate(int(match[1]), round(interval_of(f"{match[2] or 1}{match[3]}"))) if match else None
     return found
 
 

@@ -65,6 +65,8 @@ class Wishes:
         Of two that wait for room, the higher one goes first; a point of it is worth a minute of waiting.
     tries
         How often it is begun at most, if it fails by something that may pass.
+    label
+        A word by which those that have it may be held: haulier queue pause LABEL.
     """
 
     offline: Flag = False
@@ -73,6 +75,7 @@ class Wishes:
     stall_timeout_s: float | None = None
     priority: int = USUAL_PRIORITY
     tries: int = 1
+    label: str | None = None
 
 
 def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishes()) -> int:
@@ -96,6 +99,7 @@ def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishe
         stall_s=wishes.stall_timeout_s,
         priority=wishes.priority,
         tries=wishes.tries,
+        label=wishes.label,
     )
     migration_id = migrations.file_migration(around, name, target=to, terms=terms)
     until = migrations.is_over if wait else migrations.is_past_check

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from haulier.cli.around import context
-from haulier.cli.limits import read_limits, read_pairs
+from haulier.cli.limits import read_limits, read_pairs, read_rates
 from haulier.cli.moments import interval
 from haulier.cli.output import rate, show, table
 from haulier.errors import Refused
-from haulier.services import limits, queue
+from haulier.services import labels, limits, queue
 from models import Gate, LimitScope
 
 app = App(name="queue", help="Show what waits, and why; show and set the limits.")
@@ -44,7 +44,7 @@ def _begins(seconds: float | None) -> str:
 
 @app.command(name="limits")
 def limits_() -> None:
-    """All limits: the cluster's, the usual ones, and those that nodes and pairs have of their own."""
+    """All limits: the cluster's, the usual ones, and those that nodes, pairs and labels have of their own."""
     document = limits.show_limits(context())
     show(document, _text(document))
 
@@ -57,8 +57,10 @@ def set_(
     pair: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     bandwidth: str | None = None,
     link: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    rate: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
 ) -> None:
-    """Change how many may be at work at once, and the bandwidth that they share. What is at work goes on.
+    """Change how many may be at work at once, how many of a label are begun in a time, and the bandwidth that they
+    share. What is at work goes on.
 
     Parameters
     ----------
@@ -72,6 +74,9 @@ def set_(
         What all that crosses in the cluster shares, in bytes per second, for example 2G, or `usual`.
     link
         SOURCE:TARGET=BANDWIDTH, the same of what goes from one node to another; may be given more than once.
+    rate
+        LABEL=N/TIME, for example nightly=6/h or nightly=1/10m: so many with this label are begun in any such time; or
+        LABEL=usual; may be given more than once.
     """
     cluster = (
         (Gate.PREPARE, LimitScope.CLUSTER, max_running),
@@ -79,20 +84,51 @@ def set_(
         (Gate.BANDWIDTH, LimitScope.CLUSTER, bandwidth),
     )
     changes = [*read_limits(cluster), *read_pairs(pair), *read_pairs(link, Gate.BANDWIDTH)]
-    if not changes:
-        hint = "--max-running, --max-moves, --pair SOURCE:TARGET=N, --bandwidth, or --link SOURCE:TARGET=BANDWIDTH."
+    rates = read_rates(rate)
+    if not changes and not rates:
+        hint = (
+            "--max-running, --max-moves, --pair SOURCE:TARGET=N, --bandwidth, --link SOURCE:TARGET=BANDWIDTH, --rate."
+        )
         raise Refused("nothing_to_set", "no limit is named", hint)
-    document = limits.set_limits(context(), changes)
-    show(document, _text(document))
+    limits.set_limits(context(), changes, rates=rates)
+    limits_()
 
 
 def _text(document: dict[str, Any]) -> str:
-    parts = (
+    parts = [
         _lines("at work, at once", document[Gate.PREPARE], str),
         _lines("moving RAM, at once", document[Gate.MOVE], str),
         _lines("bandwidth, shared by all that crosses", document[Gate.BANDWIDTH], rate),
-    )
+    ]
+    if document["labels"]:
+        parts.append(["by label:", *(f"  {_label(each)}" for each in document["labels"])])
     return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _label(document: dict[str, Any]) -> str:
+    rate, wait = document["rate"], document["waiting"]
+    said = [
+        *(["paused"] if document["paused"] else []),
+        *([f"{rate['allowed']} in {interval(rate['period_s'])}"] if rate else []),
+        *([f"{wait} {'waits' if wait == 1 else 'wait'}"] if wait else []),
+    ]
+    return f"{document['label']}: {', '.join(said)}"
+
+
+@app.command
+def pause(label: str, /, *others: str) -> None:
+    """Begin none of those that were filed with these labels, until `haulier queue resume`. What is at work goes on."""
+    _show_labels(labels.pause_labels(context(), (label, *others), paused=True))
+
+
+@app.command
+def resume(label: str, /, *others: str) -> None:
+    """Let those with these labels begin again that were paused by `haulier queue pause`."""
+    _show_labels(labels.pause_labels(context(), (label, *others), paused=False))
+
+
+def _show_labels(documents: list[dict[str, Any]]) -> None:
+    show(documents, "\n".join(map(_label, documents)) or "no label is held")
 
 
 def _lines(what: str, limits: dict[str, Any], shown: Callable[[int], str]) -> list[str]:

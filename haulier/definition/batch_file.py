@@ -36,6 +36,7 @@ class BatchEntry:
     priority: int | None
     after: tuple[str, ...]
     deadline: datetime | None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class _Entry(BaseModel):
     priority: Annotated[int | None, BeforeValidator(_number)] = None
     after: Annotated[list[Name], BeforeValidator(_words)] = []
     deadline: Annotated[datetime | None, BeforeValidator(_moment)] = None
+    label: Annotated[Name | None, BeforeValidator(_nothing)] = None
 
 
 class _Head(BaseModel):
@@ -147,7 +149,7 @@ def _toml(text: str) -> tuple[_Head, list[tuple[int, object]]]:
 
 
 def _csv(text: str) -> Iterator[tuple[int, object]]:
-    hint = "The first line names the columns: vm,target,priority,after,deadline."
+    hint = "The first line names the columns: vm,target,priority,after,deadline,label."
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
     try:
         names = list(reader.fieldnames or ())
@@ -194,7 +196,7 @@ def _entry(line: int, row: object, problems: list[Problem]) -> BatchEntry | None
     except OverflowError:
         problems.append(Problem("bad_batch", at_line(line, "deadline: beyond all calendars"), "A moment to come."))
         return None
-    return BatchEntry(line, found.vm, found.target, found.priority, tuple(found.after), deadline)
+    return BatchEntry(line, found.vm, found.target, found.priority, tuple(found.after), deadline, found.label)
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:

@@ -123,6 +123,13 @@ def vm_name(text: str) -> str:
     return text
 
 
+def label_name(text: str) -> str:
+    """A label of migrations, by which they are held together."""
+    if not _NAME.fullmatch(text):
+        raise invalid("label", text, "use up to 128 letters, digits, dots, dashes and underscores")
+    return text
+
+
 def mac_address(text: str) -> str:
     """A card's own address, in upper case with colons."""
     mac = text.upper()

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
+
+from haulier.planner.labels import Labels
+from haulier.planner.limits import PREPARE_WORDS, Closed, Hold, Limits, Words
 
 K = TypeVar("K")
 
@@ -24,6 +27,7 @@ PATIENCE_S = 600.0
 MOST_PRIORITY = 1_000_000
 # For so many at most, the oldest: all of them are looked at each time.
 MOST_KEPT = 32
+_NONE_CLOSED = Closed()
 
 
 def rank(filed_at_s: float, *, priority: int, place: int = 0) -> float:
@@ -35,74 +39,15 @@ def rank(filed_at_s: float, *, priority: int, place: int = 0) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How many may be at work at once. What has no number of its own has the usual one; None is no limit, 0 a pause.
-
-    Nodes are named; a pair is source and target, in this order.
-    """
-
-    cluster: int | None = None
-    usual_out: int | None = None
-    usual_in: int | None = None
-    usual_pair: int | None = None
-    out: Mapping[str, int] = field(default_factory=dict)
-    into: Mapping[str, int] = field(default_factory=dict)
-    pair: Mapping[tuple[str, str], int] = field(default_factory=dict)
-
-    def out_of(self, node: str) -> int | None:
-        """How many may leave a node."""
-        return self.out.get(node, self.usual_out)
-
-    def into_of(self, node: str) -> int | None:
-        """How many may go to a node."""
-        return self.into.get(node, self.usual_in)
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What a migration waits for: a limit (`cluster`, `out`, `in`, `pair`), or what else is in its way: a `node`, its
-    `vm`, its `batch`, another migration that it comes `after`, or the `delay` after a failure.
-
-    `in_use` and `allowed` are the numbers of a limit.
-    """
-
-    limit: str
-    text: str
-    in_use: int | None = None
-    allowed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Wish:
     """One that waits. `overdue`: it was filed longer ago than `PATIENCE_S`. `blocked`: by what else than a limit."""
 
     id: int
     source: str
     target: str
+    label: str | None = None
     overdue: bool = False
     blocked: Hold | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Nodes that nothing can leave or reach now, each with the reason."""
-
-    sources: Mapping[str, str] = field(default_factory=dict)
-    targets: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """What those under the limits do, as a hold says it after their number."""
-
-    cluster: str
-    out: str
-    into: str
-    pair: str
-
-
-PREPARE_WORDS = Words("are at work in the cluster", "leave {0}", "go to {1}", "go from {0} to {1}")
-MOVE_WORDS = Words("move their RAM", "move their RAM out of {0}", "move it to {1}", "move it from {0} to {1}")
 
 
 class Room:
@@ -113,9 +58,11 @@ class Room:
         limits: Limits,
         at_work: Iterable[tuple[str, str]],
         *,
-        closed: Closed = Closed(),
+        closed: Closed = _NONE_CLOSED,
         words: Words = PREPARE_WORDS,
+        labels: Labels | None = None,
     ) -> None:
+        self.labels = labels or Labels()
         self._limits = limits
         self._words = words
         self._closed = closed
@@ -142,6 +89,15 @@ class Room:
         self._out[source] -= 1
         self._in[target] -= 1
         self._pair[source, target] -= 1
+
+    def hold_of(self, wish: Wish, *, at_s: float = 0.0) -> Hold | None:
+        """The first thing that is in the way of one that waits, in so many seconds, its label before the limits."""
+        return self.labels.hold(wish.label, at_s=at_s) or self.hold(wish.source, wish.target)
+
+    def let_in(self, wish: Wish, *, at_s: float = 0.0) -> None:
+        """It is begun then."""
+        self.labels.take(wish.label, at_s=at_s)
+        self.take(wish.source, wish.target)
 
     def hold(self, source: str, target: str) -> Hold | None:
         """The first thing that is in the way of one more; None if there is room."""
@@ -214,9 +170,9 @@ def decide(waiting: Iterable[Wish], room: Room) -> tuple[list[Wish], dict[int, H
     """
     granted, held = list[Wish](), dict[int, Hold]()
     for wish in waiting:
-        hold = wish.blocked or room.hold(wish.source, wish.target)
+        hold = wish.blocked or room.hold_of(wish)
         if hold is None:
-            room.take(wish.source, wish.target)
+            room.let_in(wish)
             granted.append(wish)
             continue
         held[wish.id] = hold

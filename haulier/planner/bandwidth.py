@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from haulier.planner.admission import Limits
+from haulier.planner.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 
 from haulier.definition.batch_file import AUTO, BatchEntry, at_line
+from haulier.definition.values import label_name
 from haulier.errors import Problem, Refused, meant
 from haulier.planner.admission import MOST_PRIORITY
 
@@ -78,6 +79,11 @@ def _entry_problems(entry: BatchEntry, known: Known, first: Mapping[str, int], *
         yield problem("already_there", f"VM {entry.vm} is on {entry.target} already", f"Another node, or {AUTO}.")
     if abs(entry.priority or 0) > MOST_PRIORITY:
         yield problem("bad_priority", f"{entry.priority} is no priority", "100 is an evacuation's, 50 the usual one.")
+    try:
+        if entry.label is not None:
+            label_name(entry.label)
+    except Refused as error:
+        yield problem(error.code, error.problem.message, error.problem.hint)
     if entry.deadline is not None and entry.deadline <= known.moment:
         yield problem("deadline_over", f"the deadline {entry.deadline.isoformat()} is over", "A moment to come.")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from haulier.planner.admission import Closed, Limits, Room, Wish
+from haulier.planner.admission import Room, Wish
 
 # So many of those that wait are looked at for each that ends; farther down the guess is worth little anyway.
 _WINDOW = 64
-_NONE_CLOSED = Closed()
 # Beyond this place in the queue nothing is said.
 MOST = 2000
 
@@ -41,32 +41,35 @@ class Span:
     end_s: float
 
 
-def forecast(
-    waiting: Sequence[Waiting], running: Iterable[Running], limits: Limits, *, closed: Closed = _NONE_CLOSED
-) -> dict[int, Span]:
+def forecast(waiting: Sequence[Waiting], running: Iterable[Running], room: Room) -> dict[int, Span]:
     """The spans of those at work and of those that wait, given in the queue's order, by their numbers.
 
-    One that is blocked, whose node is closed, or that no end of another will let in, is not among them.
+    `room` is what is left beside those at work; it is used up. One that is blocked, whose node is closed, or that no
+    end of another will let in, is not among them.
     """
     at_work = [(each.left_s, each.id, each.source, each.target) for each in running]
     spans = {each_id: Span(0.0, left_s) for left_s, each_id, _, _ in at_work}
-    room = Room(limits, [(source, target) for _, _, source, target in at_work], closed=closed)
     heapq.heapify(at_work)
     left = [each for each in waiting[:MOST] if each.wish.blocked is None]
     moment = 0.0
-    while True:
-        for each in [each for each in left[:_WINDOW] if _enters(room, each.wish)]:
-            left.remove(each)
-            spans[each.wish.id] = Span(moment, moment + each.takes_s)
-            heapq.heappush(at_work, (moment + each.takes_s, each.wish.id, each.wish.source, each.wish.target))
-        if not left or not at_work:
-            return spans
+    while left:
+        for each in _first(left, but=room.labels.full(at_s=moment)):
+            if room.hold_of(each.wish, at_s=moment) is None:
+                room.let_in(each.wish, at_s=moment)
+                left.remove(each)
+                spans[each.wish.id] = Span(moment, moment + each.takes_s)
+                heapq.heappush(at_work, (moment + each.takes_s, each.wish.id, each.wish.source, each.wish.target))
+        by_label = room.labels.next_free_s(at_s=moment)
+        if not at_work and by_label is None:
+            break
+        if by_label is not None and not (at_work and at_work[0][0] < by_label):
+            moment = by_label
+            continue
         moment, _, source, target = heapq.heappop(at_work)
         room.give_back(source, target)
+    return spans
 
 
-def _enters(room: Room, wish: Wish) -> bool:
-    if room.hold(wish.source, wish.target) is not None:
-        return False
-    room.take(wish.source, wish.target)
-    return True
+def _first(left: Iterable[Waiting], *, but: Sequence[str]) -> list[Waiting]:
+    """The first of them whose labels let anything begin."""
+    return list(islice((each for each in left if each.wish.label not in but), _WINDOW))

@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
-from haulier.planner.admission import MOST_KEPT, PATIENCE_S, Hold, Room, Wish, decide
+from haulier.planner.admission import MOST_KEPT, PATIENCE_S, Room, Wish, decide
 from haulier.planner.failures import lasting
+from haulier.planner.limits import Hold
 from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.chain import release, start_attempt
 from haulier.services.context import Context, Unit
@@ -112,7 +113,7 @@ def _may_begin() -> tuple[ColumnElement[bool], ...]:
 
 
 def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
-    """Those that wait, in the queue's order: id, rank, filed_at, source and target."""
+    """Those that wait, in the queue's order: id, rank, filed_at, source, target and label."""
     query = (
         select(
             Migration.id,
@@ -121,6 +122,7 @@ def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
             Migration.created_at.label("filed_at"),
             source_node.name.label("source"),
             target_node.name.label("target"),
+            Migration.label,
         )
         .join(source_node, Migration.source_id == source_node.id)
         .join(target_node, Migration.target_id == target_node.id)
@@ -133,13 +135,16 @@ def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
 def wish_of(row: Any, *, blocked: Hold | None = None) -> Wish:  # noqa: ANN401 - a row of `waiting`
     """As the planner sees it."""
     overdue = row.filed_at < now() - timedelta(seconds=PATIENCE_S)
-    return Wish(row.id, row.source, row.target, overdue=overdue, blocked=blocked)
+    return Wish(row.id, row.source, row.target, row.label, overdue=overdue, blocked=blocked)
 
 
 def _with_room(room: Room, passed: set[int]) -> Select[*tuple[Any, ...]]:
     pairs = [and_(source_node.name == pair[0], target_node.name == pair[1]) for pair in room.full_pairs()]
     query = waiting(but=passed).where(
-        *_may_begin(), source_node.name.not_in(room.full_sources()), target_node.name.not_in(room.full_targets())
+        *_may_begin(),
+        source_node.name.not_in(room.full_sources()),
+        target_node.name.not_in(room.full_targets()),
+        or_(Migration.label.is_(None), Migration.label.not_in(room.labels.full())),
     )
     return query.where(not_(or_(*pairs))) if pairs else query
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.definition.batch_file import AUTO, BatchEntry, BatchFile, at_line, refused
+from haulier.definition.values import label_name
 from haulier.errors import Problem, Refused
 from haulier.planner.batches import Known, Policy, check_batch, read_policy
 from haulier.planner.failures import lasting
@@ -52,13 +53,22 @@ class _There:
 
 
 def submit(
-    context: Context, file: BatchFile, *, key: str | None = None, policy: str | None = None, tries: int = USUAL_TRIES
+    context: Context,
+    file: BatchFile,
+    *,
+    key: str | None = None,
+    policy: str | None = None,
+    tries: int = USUAL_TRIES,
+    label: str | None = None,
 ) -> dict[str, Any]:
-    """File a batch. The same again, or another one under its key, is the batch that is there already.
+    """File a batch. The same again, or another one under its key, is the batch that is there already. `label` is of
+    those entries that have none.
 
     Everything is checked first. Raises Refused with all that is wrong, each with its line; nothing is filed then.
     """
     chosen = read_policy(policy or file.policy)
+    if label is not None:
+        file = _labelled(file, label_name(label))
     if key is not None and not key.strip():
         raise Refused("bad_batch", "an empty key is none", "Leave --key out, or give it a word.")
     key = key or _key_of(file)
@@ -82,12 +92,19 @@ def submit(
     return {**show_batch(context, batch_id), "again": False}
 
 
+def _labelled(file: BatchFile, label: str) -> BatchFile:
+    return replace(file, entries=tuple(replace(each, label=each.label or label) for each in file.entries))
+
+
 def _key_of(file: BatchFile) -> str:
     """What the entries say, whatever the form of the file. VMs that were chosen are others the next time."""
     if file.chosen:
         return uuid.uuid4().hex
     said = [
-        (each.vm, each.target, each.priority, each.after, each.deadline and each.deadline.isoformat())
+        (
+            *(each.vm, each.target, each.priority, each.after, each.deadline and each.deadline.isoformat()),
+            *([each.label] if each.label else []),
+        )
         for each in file.entries
     ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
@@ -117,7 +134,7 @@ def _plan(context: Context, session: Session, entries: Sequence[BatchEntry], *, 
 
 def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, there: _There) -> _Planned:
     priority = USUAL_PRIORITY if entry.priority is None else entry.priority
-    terms = Terms(offline=vm.state not in STARTED, priority=priority, tries=there.tries)
+    terms = Terms(offline=vm.state not in STARTED, priority=priority, tries=there.tries, label=entry.label)
     nodes = there.nodes
     target = entry.target
     if target == AUTO:

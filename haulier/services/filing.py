@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
+from haulier.definition.values import label_name
 from haulier.errors import Refused
 from haulier.planner.admission import MOST_PRIORITY, rank
 from haulier.planner.refusals import FilingFacts, MissingStorage
@@ -41,7 +42,7 @@ class Terms:
     `timeout_s` is how long a try of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
     limit, None is what the settings say. Raises Refused for what is neither and no time to wait. Of two that wait, the
     one of the higher `priority` goes first, if the other was not filed much earlier. It is begun `tries` times at most,
-    if its failures are of a kind that another try may help.
+    if its failures are of a kind that another try may help. A `label` is what those are held by that have it.
     """
 
     offline: bool = False
@@ -50,6 +51,7 @@ class Terms:
     stall_s: float | None = None
     priority: int = USUAL_PRIORITY
     tries: int = 1
+    label: str | None = None
 
     def __post_init__(self) -> None:
         for what, seconds in (("time-out", self.timeout_s), ("stall time-out", self.stall_s)):
@@ -57,6 +59,8 @@ class Terms:
                 words = f"a {what} of {seconds:g} s is none"
                 raise Refused("bad_time_out", words, f"Give seconds, at most {LONGEST_S:.0f}; 0 is no limit.")
         require_priority(self.priority)
+        if self.label is not None:
+            label_name(self.label)
         if not 1 <= self.tries <= MOST_TRIES:
             raise Refused("bad_tries", f"{self.tries} tries are none", f"1 to {MOST_TRIES}.")
 
@@ -73,6 +77,7 @@ def terms_of(migration: Migration) -> Terms:
         stall_s=migration.stall_s,
         priority=migration.priority,
         tries=migration.tries,
+        label=migration.label,
     )
 
 
@@ -150,6 +155,7 @@ def values_of(settings: Settings, wanted: Wanted, *, at: datetime, place: int = 
         "epoch": vm.epoch,
         "offline": terms.offline,
         "priority": terms.priority,
+        "label": terms.label,
         "tries": terms.tries,
         "rank": rank(at.timestamp(), priority=terms.priority, place=place),
         "storage_map": dict(terms.storage_map),

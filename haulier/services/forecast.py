@@ -10,11 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.planner.admission import Hold
 from haulier.planner.forecast import MOST, Running, Span, Waiting, forecast
+from haulier.planner.limits import Hold
 from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
-from haulier.services.room import closed_nodes, load_limits, source_node, target_node
+from haulier.services.room import load_room, source_node, target_node
 from models import IS_AT_WORK, Gate, Migration, MigrationState
 
 # So many of the newest tell how fast it goes.
@@ -86,8 +86,7 @@ def spans(context: Context, session: Session, *, blocked: Mapping[int, Hold]) ->
         )
         for row in session.execute(sizes)
     ]
-    closed = closed_nodes(context, session)
-    return forecast(queued, running, load_limits(context, session, Gate.PREPARE), closed=closed)
+    return forecast(queued, running, load_room(context, session, Gate.PREPARE))
 
 
 def _left_s(rates: Rates, migration: Migration, moment: datetime) -> float:

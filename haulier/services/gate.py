@@ -53,7 +53,7 @@ def let_through(context: Context, session: Session) -> list[Wish]:
 
 
 def at_gate() -> Select[*tuple[Any, ...]]:
-    """The attempts at the gate, in the queue's order: id, filed_at, at_gate_since, source and target."""
+    """The attempts at the gate, in the queue's order: id, filed_at, at_gate_since, source, target and label."""
     going_on = (
         Migration.state == MigrationState.RUNNING,
         Migration.cancel_asked.is_(False),
@@ -67,6 +67,7 @@ def at_gate() -> Select[*tuple[Any, ...]]:
             Migration.created_at.label("filed_at"),
             source_node.name.label("source"),
             target_node.name.label("target"),
+            Migration.label,
         )
         .join(Migration, Attempt.migration_id == Migration.id)
         .join(source_node, Migration.source_id == source_node.id)

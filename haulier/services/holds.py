@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, select, true
 from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
-from haulier.planner.admission import Hold
-from haulier.services.admission import waiting
+from haulier.planner.limits import Hold
+from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
 from haulier.services.room import load_room
 from models import WAITS, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Operation, Vm
@@ -25,9 +25,7 @@ def holds_of(context: Context, session: Session, ids: Collection[int]) -> dict[i
     """
     rows = session.execute(waiting().where(Migration.id.in_(ids))).all()
     room, blocked, busy = load_room(context, session, Gate.PREPARE), blocked_now(session, ids), busy_with(session, ids)
-    return {
-        row.id: blocked.get(row.id) or room.hold(row.source, row.target) or busy.get(row.id, ITS_TURN) for row in rows
-    }
+    return {row.id: blocked.get(row.id) or room.hold_of(wish_of(row)) or busy.get(row.id, ITS_TURN) for row in rows}
 
 
 def blocked_now(session: Session, ids: Collection[int] | None = None) -> dict[int, Hold]:

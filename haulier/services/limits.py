@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select
 
 from haulier.errors import Refused
-from haulier.planner.admission import Limits
+from haulier.planner.labels import Rate
+from haulier.planner.limits import Limits
 from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
+from haulier.services.labels import change_rates, list_labels
 from haulier.services.lookup import find_node
 from haulier.services.room import ADMISSION, load_limits
 from haulier.services.waiting import make_room
@@ -70,18 +73,27 @@ def _change(unit: Unit, change: LimitChange) -> None:
     unit.note("limit.changed", node=node, **about, allowed=change.allowed)
 
 
-def set_limits(context: Context, changes: Sequence[LimitChange]) -> dict[str, Any]:
-    """Change limits of the cluster and of pairs. Returns all limits; raises Refused, and nothing is changed then."""
+def set_limits(
+    context: Context, changes: Sequence[LimitChange], *, rates: Mapping[str, Rate | None] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Change limits of the cluster and of pairs, and rates of labels.
+
+    Returns all limits; raises Refused, and nothing is changed then.
+    """
     with context.unit() as unit:
         change_limits(context, unit, changes)
+        change_rates(unit, rates)
     divide_anew(context)
     return show_limits(context)
 
 
 def show_limits(context: Context) -> dict[str, Any]:
-    """All limits by gate: the cluster's, the usual ones, and those that nodes and pairs have of their own."""
+    """All limits by gate: the cluster's, the usual ones, and those that nodes and pairs have of their own; and what
+    holds the `labels`.
+    """
     with context.database.read() as session:
-        return {gate.value: _document(load_limits(context, session, gate)) for gate in Gate}
+        limits: dict[str, Any] = {gate.value: _document(load_limits(context, session, gate)) for gate in Gate}
+        return {**limits, "labels": list_labels(session)}
 
 
 def _document(limits: Limits) -> dict[str, Any]:

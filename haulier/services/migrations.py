@@ -249,6 +249,7 @@ def _document(migration: Migration, held: Mapping[int, dict[str, Any]]) -> dict[
         "target": migration.target.name,
         "state": shown_state(migration.state, needs_operator=migration.needs_operator),
         "priority": migration.priority,
+        "label": migration.label,
         "waiting_for": held.get(migration.id),
         "phases": [_phase(step, migration) for step in steps],
         "volumes": [

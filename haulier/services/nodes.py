@@ -17,7 +17,7 @@ from haulier.definition.sections import Place
 from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
-from haulier.planner.admission import Limits
+from haulier.planner.limits import Limits
 from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
 from haulier.services.limits import LimitChange, change_limits

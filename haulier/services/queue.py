@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.planner.admission import Hold, decide, rank
+from haulier.planner.admission import decide, rank
 from haulier.planner.forecast import Span
+from haulier.planner.limits import Hold
 from haulier.services.admission import waiting, wish_of
 from haulier.services.context import Context
 from haulier.services.filing import require_priority
@@ -35,6 +36,7 @@ class Place:
     vm: str
     source: str
     target: str
+    label: str | None
     priority: int
     position: int
     filed_at: datetime
@@ -74,7 +76,7 @@ def _with_vm(query: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 def _places(gate: Gate, rows: Sequence[Row[*tuple[Any, ...]]], held: Mapping[int, Hold]) -> list[Place]:
     return [
         Place(
-            row.migration_id, gate, row.vm, row.source, row.target, row.priority, position, row.filed_at,
+            row.migration_id, gate, row.vm, row.source, row.target, row.label, row.priority, position, row.filed_at,
             held.get(row.id, ITS_TURN),
         )
         for position, row in enumerate(rows, start=1)
@@ -115,6 +117,7 @@ def list_queue(context: Context) -> list[dict[str, Any]]:
                 "vm": place.vm,
                 "source": place.source,
                 "target": place.target,
+                "label": place.label,
                 "priority": place.priority,
                 "gate": place.gate,
                 "position": place.position,

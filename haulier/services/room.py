@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from haulier.clock import now
-from haulier.planner.admission import MOVE_WORDS, Closed, Limits, Room
+from haulier.planner.admission import Room
+from haulier.planner.labels import LabelRule, Labels, Rate
+from haulier.planner.limits import MOVE_WORDS, Closed, Limits
 from haulier.planner.refusals import silent_node
 from haulier.services.context import Context
 from haulier.services.liveness import silent_s
 from haulier.settings import Settings
-from models import IS_AT_WORK, Attempt, Gate, LimitScope, Migration, Node, NodeState, QueueLimit
+from models import IS_AT_WORK, Attempt, Gate, LimitScope, Migration, Node, NodeState, QueueLabel, QueueLimit
 
 # Who decides about room excludes all others that do.
 ADMISSION = 1
@@ -27,7 +29,8 @@ def load_room(context: Context, session: Session, gate: Gate) -> Room:
     if gate is Gate.MOVE:
         # A node that is silent holds nobody back here: who is let through is undone then, which frees the rest.
         return Room(limits, _pairs(session, _moving()), words=MOVE_WORDS)
-    return Room(limits, _pairs(session, _at_work()), closed=closed_nodes(context, session))
+    closed, labels = _closed_nodes(context, session), _load_labels(session)
+    return Room(limits, _pairs(session, _at_work()), closed=closed, labels=labels)
 
 
 def _pairs(session: Session, query: Select[str, str]) -> list[tuple[str, str]]:
@@ -82,7 +85,33 @@ def usual_limits(settings: Settings, gate: Gate) -> Limits:
     return Limits(settings.max_running, settings.max_out, settings.max_in, settings.max_pair)
 
 
-def closed_nodes(context: Context, session: Session) -> Closed:
+def _load_labels(session: Session) -> Labels:
+    """The rules, and when those of a label with a rate were begun: each try counts."""
+    rules = {row.label: rule_of(row) for row in session.scalars(select(QueueLabel))}
+    moment = now()
+    rates = {label: rule.rate for label, rule in rules.items() if rule.rate is not None}
+    return Labels(rules, {label: _begun(session, label, rate, moment) for label, rate in rates.items()})
+
+
+def rule_of(row: QueueLabel) -> LabelRule:
+    """As the planner sees it."""
+    if row.allowed is None or row.period_s is None:
+        return LabelRule(row.paused)
+    return LabelRule(row.paused, Rate(row.allowed, row.period_s))
+
+
+def _begun(session: Session, label: str, rate: Rate, moment: datetime) -> list[float]:
+    # What was begun after now was so by a clock that has been put back since: if it is not far, it was just now.
+    period = timedelta(seconds=rate.period_s)
+    begun = (
+        select(Attempt.started_at)
+        .join(Migration, Migration.id == Attempt.migration_id)
+        .where(Migration.label == label, Attempt.started_at.between(moment - period, moment + period))
+    )
+    return [min(0.0, (at - moment).total_seconds()) for at in session.scalars(begun)]
+
+
+def _closed_nodes(context: Context, session: Session) -> Closed:
     """The nodes that cannot take part now. What goes to one that was declared lost is refused, and does not wait."""
     limit_s = context.settings.node_silent_after_s
     moment, limit = now(), timedelta(seconds=limit_s)

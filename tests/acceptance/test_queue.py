@@ -9,6 +9,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _PACE = "tick_us=20000 line_every=5 disk_every=2 tpm_every=5"
 # Each goes to the next node, but for those of delta, which go to two.
 _MOVES = [(source, NODES[(NODES.index(source) + step) % 4]) for source in NODES for step in (1, 1, 2)]
 MAX_RUNNING, MAX_OUT, MAX_IN, MAX_MOVES = 4, 2, 1, 2
+# Those of the first moment, and one more before there is room by that again.
+BEGUN, BEGUN_IN_S = 5, 10
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +96,30 @@ def most_moves(stack: Stack) -> int:
     return max(sum(1 for begin, end in spans if begin <= at < end) for at, _ in spans)
 
 
+def most_begun(stack: Stack) -> int:
+    """The most that were begun in the time of the rate."""
+    begun: list[datetime] = [row["started_at"] for row in stack.table("attempt")]
+    period = timedelta(seconds=BEGUN_IN_S)
+    return max(sum(at <= other < at + period for other in begun) for at in begun)
+
+
 @pytest.mark.timeout(900)
 def test_limits_hold_at_every_moment(four_nodes: Stack, guests: list[tuple[Guest, str]]) -> None:
     stack = four_nodes
-    stack.haulier("queue", "set", "--max-running", "0", "--max-moves", str(MAX_MOVES)).done()
+    limits = ("--max-running", str(MAX_RUNNING), "--max-moves", str(MAX_MOVES))
+    stack.haulier("queue", "set", *limits, "--rate", f"rack7={BEGUN}/{BEGUN_IN_S}s").done()
+    stack.haulier("queue", "pause", "rack7").done()
     for node in NODES:
         stack.haulier("node", "set", node, "--max-out", str(MAX_OUT), "--max-in", str(MAX_IN)).done()
     file = stack.state / "moves.csv"
     file.write_text("vm,target\n" + "".join(f"{guest.name},{target}\n" for guest, target in guests))
     # One try each: whatever fails is to be seen.
-    submitted = stack.haulier("batch", "submit", str(file), "--tries", "1").done()
+    submitted = stack.haulier("batch", "submit", str(file), "--label", "rack7", "--tries", "1").done()
     assert submitted["counts"] == {"queued": len(guests)}
-    assert stack.haulier("batch", "submit", str(file)).done()["id"] == submitted["id"]
-    stack.haulier("queue", "set", "--max-running", str(MAX_RUNNING)).done()
+    assert stack.haulier("batch", "submit", str(file), "--label", "rack7").done()["id"] == submitted["id"]
+    held = {each["waiting_for"]["text"] for each in stack.haulier("queue").done()}
+    assert held == {"label rack7 is paused"}
+    stack.haulier("queue", "resume", "rack7").done()
     for done in (2, 6):
         wait_until(f"{done} have ended", lambda done=done: ended(stack) >= done, deadline_s=300)  # type: ignore[misc]
         assert_queue_says_why(stack)
@@ -116,6 +130,7 @@ def test_limits_hold_at_every_moment(four_nodes: Stack, guests: list[tuple[Guest
     assert (shown["state"], shown["counts"], shown["eta_s"]) == ("done", {"done": len(guests)}, 0.0)
     assert most(stack) == {"all": MAX_RUNNING, "out": MAX_OUT, "in": MAX_IN}, "neither more nor less"
     assert most_moves(stack) <= MAX_MOVES
+    assert most_begun(stack) <= BEGUN
     for guest, target in guests:
         assert guest.row()["node"] == target
         guest.wait_ticks(10)

@@ -126,6 +126,22 @@ NEVER = (
     ),
     Never("a migration that is never tried", "migration", "ck_migration_tries", {"tries": 0}, (({}, {"tries": 1}),)),
     Never("a limit below 0", "queue_limit", "ck_queue_limit_allowed", {"allowed": -1}, (({}, {"allowed": 0}),)),
+    Never("a rate of nothing", "queue_label", "ck_queue_label_rate", {"allowed": 0}, (({}, {"allowed": 1}),)),
+    Never("a rate in no time", "queue_label", "ck_queue_label_rate", {"period_s": 0}, (({}, {"period_s": 1}),)),
+    Never(
+        "a rate without its time",
+        "queue_label",
+        "ck_queue_label_rate_is_whole",
+        {"period_s": None},
+        (({}, {"period_s": 1}), ({}, {"allowed": None, "paused": True})),
+    ),
+    Never(
+        "a label that is held by nothing",
+        "queue_label",
+        "ck_queue_label_says_something",
+        {"allowed": None, "period_s": None},
+        (({}, {"allowed": 1, "period_s": 1}), ({}, {"paused": True})),
+    ),
     Never(
         "a budget of nothing",
         "queue_limit",

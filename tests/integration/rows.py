@@ -39,6 +39,7 @@ EXAMPLES: dict[str, Row] = {
     | {"epoch": 3, "cancel_asked": False, "needs_operator": False, "problems": [], "created_at": NOW},
     "migration_after": {"migration_id": 1, "after_id": 2},
     "queue_limit": {"gate": "prepare", "scope": "pair", "node_id": 1, "peer_id": 2, "allowed": 2},
+    "queue_label": {"label": "l", "paused": False, "allowed": 6, "period_s": 3600},
     "attempt": {"migration_id": 1, "number": 9, "started_at": NOW},
     "step": {"attempt_id": 1, "position": 0, "phase": "check", "side": "control", "queue": "control"}
     | {"state": "waiting", "fence": 0, "marks": {}, "notes": {}, "progress": {}},

@@ -19,16 +19,18 @@ target = "beta"
 priority = 70
 after = ["db1", "db2"]
 deadline = 2026-12-01T04:00:00Z
+label = "nightly"
 
 [[migration]]
 vm = "db1"
 """
-CSV = """vm,target,priority,after,deadline
-web1,beta,70,db1 db2,2026-12-01T04:00:00Z
-db1,,,,
+CSV = """vm,target,priority,after,deadline,label
+web1,beta,70,db1 db2,2026-12-01T04:00:00Z,nightly
+db1,,,,,
 """
 JSON_LINES = """
-{"vm": "web1", "target": "beta", "priority": 70, "after": ["db1", "db2"], "deadline": "2026-12-01T04:00:00+00:00"}
+{"vm": "web1", "target": "beta", "priority": 70, "after": ["db1", "db2"], "deadline": "2026-12-01T04:00:00+00:00",\
+ "label": "nightly"}
 
 {"vm": "db1"}
 """
@@ -36,11 +38,11 @@ DEADLINE = datetime(2026, 12, 1, 4, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "lines"), [("toml", TOML, (5, 12)), ("csv", CSV, (2, 3)), ("jsonl", JSON_LINES, (2, 4))]
+    ("form", "text", "lines"), [("toml", TOML, (5, 13)), ("csv", CSV, (2, 3)), ("jsonl", JSON_LINES, (2, 4))]
 )
 def test_three_forms_say_the_same(form: str, text: str, lines: tuple[int, int]) -> None:
     assert read_batch(text, form=form).entries == (
-        BatchEntry(lines[0], "web1", "beta", 70, ("db1", "db2"), DEADLINE),
+        BatchEntry(lines[0], "web1", "beta", 70, ("db1", "db2"), DEADLINE, "nightly"),
         BatchEntry(lines[1], "db1", "auto", None, (), None),
     )
 

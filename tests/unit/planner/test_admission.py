@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.planner.admission import AGE_S, PATIENCE_S, Closed, Hold, Limits, Room, Wish, decide, rank
+from haulier.planner.admission import AGE_S, PATIENCE_S, Room, Wish, decide, rank
+from haulier.planner.limits import Closed, Hold, Limits
 
 NODES = ("a", "b", "c", "d")
 _pairs = st.tuples(st.sampled_from(NODES), st.sampled_from(NODES)).filter(lambda pair: pair[0] != pair[1])

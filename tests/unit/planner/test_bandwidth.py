@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.planner.admission import Limits
 from haulier.planner.bandwidth import Flow, fair_shares, next_shares
+from haulier.planner.limits import Limits
 
 NODES = ("a", "b", "c", "d")
 PAIRS = [(source, target) for source in NODES for target in NODES if source != target]

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.planner.admission import Closed, Hold, Limits, Wish
+from haulier.planner.admission import Room, Wish
 from haulier.planner.forecast import Running, Span, Waiting, forecast
+from haulier.planner.labels import LabelRule, Labels, Rate
+from haulier.planner.limits import Closed, Hold, Limits
 
 NODES = ("a", "b", "c")
 _pairs = st.tuples(st.sampled_from(NODES), st.sampled_from(NODES)).filter(lambda pair: pair[0] != pair[1])
@@ -19,28 +21,30 @@ def wait(number: int, source: str = "a", target: str = "b", *, takes_s: float = 
 
 
 def test_one_after_the_other() -> None:
-    spans = forecast([wait(1), wait(2, takes_s=5)], [Running(0, "a", "b", 4.0)], Limits(cluster=1))
+    spans = forecast([wait(1), wait(2, takes_s=5)], [Running(0, "a", "b", 4.0)], Room(Limits(cluster=1), [("a", "b")]))
     assert spans == {0: Span(0, 4), 1: Span(4, 14), 2: Span(14, 19)}
 
 
 def test_side_by_side_as_far_as_the_limits_go() -> None:
     waiting = [wait(1), wait(2), wait(3, "c", "b", takes_s=1), wait(4, "c", "b")]
-    spans = forecast(waiting, [], Limits(usual_out=1))
+    spans = forecast(waiting, [], Room(Limits(usual_out=1), ()))
     assert [spans[number].begin_s for number in (1, 2, 3, 4)] == [0, 10, 0, 1]
 
 
 def test_nobody_can_say_of_one_that_is_held() -> None:
-    assert forecast([wait(1, held="paused"), wait(2)], [], Limits(cluster=1)) == {2: Span(0, 10)}
+    assert forecast([wait(1, held="paused"), wait(2)], [], Room(Limits(cluster=1), ())) == {2: Span(0, 10)}
 
 
 def test_nobody_can_say_when_a_node_will_be_back() -> None:
-    spans = forecast([wait(1), wait(2, "a", "c")], [], Limits(), closed=Closed(targets={"b": "in maintenance"}))
+    spans = forecast(
+        [wait(1), wait(2, "a", "c")], [], Room(Limits(), (), closed=Closed(targets={"b": "in maintenance"}))
+    )
     assert spans == {2: Span(0, 10)}
 
 
 @pytest.mark.parametrize("limits", [Limits(cluster=0), Limits(out={"a": 0}), Limits(usual_pair=0)])
 def test_nobody_can_say_when_a_pause_will_be_over(limits: Limits) -> None:
-    assert forecast([wait(1)], [Running(0, "c", "b", 4.0)], limits) == {0: Span(0, 4)}
+    assert forecast([wait(1)], [Running(0, "c", "b", 4.0)], Room(limits, [("c", "b")])) == {0: Span(0, 4)}
 
 
 @given(
@@ -49,7 +53,7 @@ def test_nobody_can_say_when_a_pause_will_be_over(limits: Limits) -> None:
 )
 def test_limits_hold_at_every_moment_of_it(limits: Limits, drawn: list[tuple[tuple[str, str], float]]) -> None:
     waiting = [wait(number, *pair, takes_s=takes_s) for number, (pair, takes_s) in enumerate(drawn)]
-    spans = forecast(waiting, [], limits)
+    spans = forecast(waiting, [], Room(limits, ()))
     assert set(spans) == set(range(len(drawn))), "with room for one, everybody's turn comes"
     for span in spans.values():
         together = [n for n, other in spans.items() if other.begin_s <= span.begin_s < other.end_s]
@@ -57,3 +61,28 @@ def test_limits_hold_at_every_moment_of_it(limits: Limits, drawn: list[tuple[tup
         for place, allowed in ((0, limits.usual_out), (1, limits.usual_in)):
             nodes = [drawn[n][0][place] for n in together]
             assert allowed is None or all(nodes.count(node) <= allowed for node in nodes)
+
+
+def label(number: int, name: str, *, takes_s: float = 1.0) -> Waiting:
+    return Waiting(Wish(number, "a", "b", name), takes_s)
+
+
+def test_rate_of_a_label_is_waited_for() -> None:
+    labels = Labels({"slow": LabelRule(rate=Rate(2, 60))}, {"slow": [-50.0]})
+    waiting = [label(number, "slow") for number in range(1, 5)]
+    spans = forecast(waiting, [], Room(Limits(), (), labels=labels))
+    assert [round(spans[number].begin_s) for number in (1, 2, 3, 4)] == [0, 10, 60, 70]
+
+
+def test_rate_of_a_label_is_waited_for_beside_a_limit() -> None:
+    """The first's end and the rate both let somebody in, in their order."""
+    labels = Labels({"slow": LabelRule(rate=Rate(1, 10))})
+    waiting = [label(1, "slow", takes_s=25), label(2, "slow"), label(3, "other", takes_s=7), label(4, "other")]
+    spans = forecast(waiting, [], Room(Limits(cluster=2), (), labels=labels))
+    assert [round(spans[number].begin_s) for number in (1, 2, 3, 4)] == [0, 10, 0, 7]
+
+
+def test_many_of_a_paused_label_hide_nobody_behind_them() -> None:
+    labels = Labels({"nightly": LabelRule(paused=True)})
+    waiting = [*(label(number, "nightly") for number in range(200)), wait(200)]
+    assert forecast(waiting, [], Room(Limits(cluster=1), (), labels=labels)) == {200: Span(0, 10)}

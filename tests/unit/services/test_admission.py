@@ -464,6 +464,7 @@ def test_limits_are_shown_and_go_back_to_the_usual(world: World) -> None:
             "in": {},
             "pair": [],
         },
+        "labels": [],
     }
     limit(world, LimitScope.CLUSTER, allowed=3)
     limit(world, LimitScope.OUT, "alpha", allowed=2)
