@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, func, select
 from sqlalchemy.orm import Session, sessionmaker
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 # A guest may be paused while we wait: a server that has vanished must be noticed in seconds, not in TCP's quarter of an
 # hour. (libpq's names; a local socket knows nothing of them.)
@@ -22,8 +24,9 @@ _POSTGRESQL = {
 
 # Transactions are short. One of a process that was frozen in the middle holds rows that everybody else waits for.
 _IDLE_AT_MOST = "15s"
-# A server that is back tells nobody.
-_TRY_AGAIN_S = 0.1
+# A server that is back tells nobody, and all workers ask at once.
+_TRY_AGAIN_S = (0.05, 0.2)
+_AT_ONCE = ContextVar("at_once", default=False)
 
 
 def make_engine(url: str, *, patience_s: float = 0.0) -> Engine:
@@ -39,8 +42,8 @@ def make_engine(url: str, *, patience_s: float = 0.0) -> Engine:
         server = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRESQL)
         patiently = Retrying(
             retry=retry_if_exception_type(server.dialect.loaded_dbapi.OperationalError),
-            stop=stop_after_delay(patience_s),
-            wait=wait_fixed(_TRY_AGAIN_S),
+            stop=lambda state: _AT_ONCE.get() or stop_after_delay(patience_s)(state),
+            wait=wait_random(*_TRY_AGAIN_S),
             reraise=True,
         )
 
@@ -105,6 +108,15 @@ class Database:
             if patience_s is not None:
                 session.execute(select(func.set_config("lock_timeout", f"{patience_s * 1000:.0f}ms", True)))
             session.execute(select(func.pg_advisory_xact_lock(what)))
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the block a server that takes no connection is told of at once: for who asks again by himself."""
+        before = _AT_ONCE.set(True)
+        try:
+            yield
+        finally:
+            _AT_ONCE.reset(before)
 
     def close(self) -> None:
         """Close all connections."""

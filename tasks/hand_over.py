@@ -204,7 +204,7 @@ async def _wait_for_source(work: StepRun, bell: AsyncBell) -> SourceNote:
     """Wait for the source's note: its QEMU knows that we have loaded, and this is the TPM's last digest."""
     while True:
         # A database that is away for a moment ends nothing as long as the lease lasts.
-        with contextlib.suppress(SQLAlchemyError):
+        with contextlib.suppress(SQLAlchemyError), work.context.database.at_once():
             note = source_note(work.context, work.view.attempt_id)
             if note is not None:
                 work.mark("source_noted")

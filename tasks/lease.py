@@ -74,13 +74,15 @@ class Lease:
             if (limit_s := self._limit_s()) and time.monotonic() - moved > limit_s:
                 return _stalled(self.claim.phase, limit_s)
             try:
-                alive = await asyncio.to_thread(
-                    chain.renew,
-                    self.context,
-                    self.claim,
-                    lease_s=settings.lease_s,
-                    progress=dict(self.progress) or None,
-                )
+                # The thread has our context with it.
+                with self.context.database.at_once():
+                    alive = await asyncio.to_thread(
+                        chain.renew,
+                        self.context,
+                        self.claim,
+                        lease_s=settings.lease_s,
+                        progress=dict(self.progress) or None,
+                    )
             except SQLAlchemyError as error:
                 # A database that is away for a moment ends nothing as long as the lease lasts.
                 log.warning("lease.not_renewed", step=self.claim.step_id, error=str(error).splitlines()[0])

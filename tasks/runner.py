@@ -193,7 +193,8 @@ async def patiently(work: StepRun, ask: Callable[[], Found], *, tried: str) -> F
     """
     while True:
         try:
-            return ask()
+            with work.context.database.at_once():
+                return ask()
         except SQLAlchemyError:
             work.mark(tried)
             await asyncio.sleep(_TRY_AGAIN_S)

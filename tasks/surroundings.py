@@ -30,7 +30,7 @@ def dispatch(message: Message) -> None:
 def make_context(settings: Settings) -> Context:
     """The surroundings of a use-case for a process with these settings.
 
-    A phase that asks a database which is just started again waits for it, no longer than a guest may be kept waiting.
+    Who asks a database which is just started again waits for it, each time for no longer than a guest may be paused.
     """
     database = Database(settings.database, patience_s=settings.pause_lease_s)
     return Context(settings, database, Signals(settings.broker), dispatch)

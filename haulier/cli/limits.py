@@ -45,7 +45,9 @@ def read_rates(words: Iterable[str]) -> dict[str, Rate | None]:
     found = dict[str, Rate | None]()
     for word in words:
         label, _, rate = word.partition("=")
-        match = re.fullmatch(r"(\d{1,6})/(\d{0,6})([smhd])", rate)
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{0,6})([smhd])", rate)
+        if label in found:
+            raise Refused("bad_rate", f"{label} is given two rates", "One for each label.")
         if not label or not (match or rate == USUAL):
             raise Refused("bad_rate", f"{word!r} names no label and rate", f"For example nightly=6/h, or ={USUAL}.")
         found[label] = Rate(int(match[1]), round(interval_of(f"{match[2] or 1}{match[3]}"))) if match else None

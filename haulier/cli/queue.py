@@ -12,6 +12,7 @@ from haulier.cli.limits import read_limits, read_pairs, read_rates
 from haulier.cli.moments import interval
 from haulier.cli.output import rate, show, table
 from haulier.errors import Refused
+from haulier.planner.labels import Rate
 from haulier.services import labels, limits, queue
 from models import Gate, LimitScope
 
@@ -28,6 +29,7 @@ def list_() -> None:
     columns = {
         "before": "gate", "place": "position", "id": "id", "vm": "vm", "source": "source", "target": "target",
         "priority": "priority",
+        **({"label": "label"} if any(document["label"] for document in documents) else {}),
         "waits": "waits", "begins": "begins", "for": "for",
     }  # fmt: skip
     show(documents, table(rows, columns) if rows else "nothing waits")
@@ -35,7 +37,8 @@ def list_() -> None:
 
 def _row(document: dict[str, Any]) -> dict[str, Any]:
     waits, begins = interval(document["waited_s"]), _begins(document["starts_in_s"])
-    return {**document, "waits": waits, "begins": begins, "for": document["waiting_for"]["text"]}
+    shown = {"waits": waits, "begins": begins, "label": document["label"] or "", "for": document["waiting_for"]["text"]}
+    return {**document, **shown}
 
 
 def _begins(seconds: float | None) -> str:
@@ -90,8 +93,8 @@ def set_(
             "--max-running, --max-moves, --pair SOURCE:TARGET=N, --bandwidth, --link SOURCE:TARGET=BANDWIDTH, --rate."
         )
         raise Refused("nothing_to_set", "no limit is named", hint)
-    limits.set_limits(context(), changes, rates=rates)
-    limits_()
+    document = limits.set_limits(context(), changes, rates=rates)
+    show(document, _text(document))
 
 
 def _text(document: dict[str, Any]) -> str:
@@ -109,8 +112,8 @@ def _label(document: dict[str, Any]) -> str:
     rate, wait = document["rate"], document["waiting"]
     said = [
         *(["paused"] if document["paused"] else []),
-        *([f"{rate['allowed']} in {interval(rate['period_s'])}"] if rate else []),
-        *([f"{wait} {'waits' if wait == 1 else 'wait'}"] if wait else []),
+        *([f"{rate['allowed']} in {Rate(**rate).period}"] if rate else []),
+        f"{wait or 'none'} {'wait' if wait > 1 else 'waits'}",
     ]
     return f"{document['label']}: {', '.join(said)}"
 
@@ -128,7 +131,7 @@ def resume(label: str, /, *others: str) -> None:
 
 
 def _show_labels(documents: list[dict[str, Any]]) -> None:
-    show(documents, "\n".join(map(_label, documents)) or "no label is held")
+    show(documents, "\n".join(map(_label, documents)))
 
 
 def _lines(what: str, limits: dict[str, Any], shown: Callable[[int], str]) -> list[str]:

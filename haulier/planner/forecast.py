@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from haulier.planner.admission import Room, Wish
 
@@ -53,13 +52,12 @@ def forecast(waiting: Sequence[Waiting], running: Iterable[Running], room: Room)
     left = [each for each in waiting[:MOST] if each.wish.blocked is None]
     moment = 0.0
     while left:
-        for each in _first(left, but=room.labels.full(at_s=moment)):
-            if room.hold_of(each.wish, at_s=moment) is None:
-                room.let_in(each.wish, at_s=moment)
-                left.remove(each)
-                spans[each.wish.id] = Span(moment, moment + each.takes_s)
-                heapq.heappush(at_work, (moment + each.takes_s, each.wish.id, each.wish.source, each.wish.target))
-        by_label = room.labels.next_free_s(at_s=moment)
+        full = set(room.labels.full(at_s=moment))
+        for each in _entering(left, room, full, moment):
+            left.remove(each)
+            spans[each.wish.id] = Span(moment, moment + each.takes_s)
+            heapq.heappush(at_work, (moment + each.takes_s, each.wish.id, each.wish.source, each.wish.target))
+        by_label = room.labels.next_free_s(full)
         if not at_work and by_label is None:
             break
         if by_label is not None and not (at_work and at_work[0][0] < by_label):
@@ -70,6 +68,19 @@ def forecast(waiting: Sequence[Waiting], running: Iterable[Running], room: Room)
     return spans
 
 
-def _first(left: Iterable[Waiting], *, but: Sequence[str]) -> list[Waiting]:
-    """The first of them whose labels let anything begin."""
-    return list(islice((each for each in left if each.wish.label not in but), _WINDOW))
+def _entering(left: Iterable[Waiting], room: Room, full: set[str], moment: float) -> list[Waiting]:
+    """Let in who may begin at this moment, of the first whose labels let anything begin; these are in `full` if not."""
+    entering, looked_at = list[Waiting](), 0
+    for each in left:
+        label = each.wish.label
+        if label in full:
+            continue
+        if room.hold_of(each.wish, at_s=moment) is None:
+            room.let_in(each.wish, at_s=moment)
+            entering.append(each)
+        if label is not None and room.labels.hold(label, at_s=moment) is not None:
+            full.add(label)
+        looked_at += 1
+        if looked_at == _WINDOW:
+            break
+    return entering

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -38,7 +39,7 @@ class LabelRule:
 
 class Labels:
     """The labels that have a rule, and when those of a label with a rate were begun, as far as it matters: in seconds
-    from now on, so that what is over is below 0.
+    from now on, so that what is over is below 0. What was begun later than now, by another clock, was begun now.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Labels:
         begun: Mapping[str, Iterable[float]] = MappingProxyType({}),
     ) -> None:
         self._rules = rules
-        self._begun = {label: sorted(begun.get(label, ())) for label in rules}
+        self._begun = {label: sorted(min(0.0, at_s) for at_s in begun.get(label, ())) for label in rules}
 
     def hold(self, label: str | None, *, at_s: float = 0.0) -> Hold | None:
         """What its label says against one more; None if nothing does."""
@@ -58,7 +59,8 @@ class Labels:
             return Hold("label", f"label {label} is paused")
         if rule.rate is None:
             return None
-        lately = sum(at_s - begun < rule.rate.period_s for begun in self._begun[str(label)])
+        begun = self._begun[str(label)]
+        lately = len(begun) - bisect_right(begun, at_s - rule.rate.period_s)
         if lately < rule.rate.allowed:
             return None
         words = f"{lately} of label {label} were begun in {rule.rate.period}, {rule.rate.allowed} may be"
@@ -73,10 +75,13 @@ class Labels:
         """The labels of which nothing more may be begun then."""
         return [label for label in self._rules if self.hold(label, at_s=at_s) is not None]
 
-    def next_free_s(self, *, at_s: float) -> float | None:
-        """When the next of those that are held by their rate then lets one more begin; None if there are none."""
-        found = []
-        for label in self.full(at_s=at_s):
-            if rate := None if self._rules[label].paused else self._rules[label].rate:
-                found.append(self._begun[label][-rate.allowed] + rate.period_s + _AFTERWARDS_S)
-        return min(found, default=None)
+    def paused(self) -> list[str]:
+        """The labels of which nothing is begun until somebody says so."""
+        return [label for label, rule in self._rules.items() if rule.paused]
+
+    def next_free_s(self, full: Iterable[str]) -> float | None:
+        """When the next of these, as far as their rate holds them, lets one more begin; None if there are none."""
+        rates = {label: self._rules[label].rate for label in full if not self._rules[label].paused}
+        free = (self._begun[label][-rate.allowed] + rate.period_s for label, rate in rates.items() if rate)
+        soonest = min(free, default=None)
+        return None if soonest is None else soonest + _AFTERWARDS_S

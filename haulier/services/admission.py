@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, true, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -90,7 +90,8 @@ def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
     if room.is_full:
         return
     # The oldest even if their nodes are full, because room may be kept for them.
-    portion, query = MOST_KEPT, waiting(but=passed).where(*_may_begin())
+    portion = MOST_KEPT
+    query = waiting(but=passed).where(*_may_begin(), has_no_label_of(room.labels.full()))
     while rows := session.execute(query.limit(portion)).all():
         yield from decide([wish_of(row) for row in rows], room)[0]
         if room.is_full or len(rows) < portion:
@@ -132,6 +133,11 @@ def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
     return query.where(Migration.id.not_in(but)) if but else query
 
 
+def has_no_label_of(labels: Collection[str]) -> ColumnElement[bool]:
+    """What is true of all that do not have one of these."""
+    return or_(Migration.label.is_(None), Migration.label.not_in(labels)) if labels else true()
+
+
 def wish_of(row: Any, *, blocked: Hold | None = None) -> Wish:  # noqa: ANN401 - a row of `waiting`
     """As the planner sees it."""
     overdue = row.filed_at < now() - timedelta(seconds=PATIENCE_S)
@@ -144,7 +150,7 @@ def _with_room(room: Room, passed: set[int]) -> Select[*tuple[Any, ...]]:
         *_may_begin(),
         source_node.name.not_in(room.full_sources()),
         target_node.name.not_in(room.full_targets()),
-        or_(Migration.label.is_(None), Migration.label.not_in(room.labels.full())),
+        has_no_label_of(room.labels.full()),
     )
     return query.where(not_(or_(*pairs))) if pairs else query
 

@@ -55,6 +55,7 @@ def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
                 "vm": vm,
                 "source": names[migration.source_id],
                 "target": names[migration.target_id],
+                "label": migration.label,
                 "priority": migration.priority,
                 "deadline": migration.deadline and migration.deadline.isoformat(),
                 "state": shown_state(migration.state, needs_operator=migration.needs_operator),

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.planner.forecast import MOST, Running, Span, Waiting, forecast
 from haulier.planner.limits import Hold
-from haulier.services.admission import waiting, wish_of
+from haulier.services.admission import has_no_label_of, waiting, wish_of
 from haulier.services.context import Context
 from haulier.services.room import load_room, source_node, target_node
 from models import IS_AT_WORK, Gate, Migration, MigrationState
@@ -78,15 +78,16 @@ def spans(context: Context, session: Session, *, blocked: Mapping[int, Hold]) ->
         Running(migration.id, source, target, _left_s(rates, migration, moment))
         for migration, source, target in session.execute(at_work)
     ]
-    sizes = waiting().add_columns(Migration.planned_bytes, Migration.source_id, Migration.target_id).limit(MOST)
+    room = load_room(context, session, Gate.PREPARE)
+    sizes = waiting().add_columns(Migration.planned_bytes, Migration.source_id, Migration.target_id)
     queued = [
         Waiting(
             wish_of(row, blocked=blocked.get(row.id)),
             rates.seconds(row.planned_bytes, (row.source_id, row.target_id)),
         )
-        for row in session.execute(sizes)
+        for row in session.execute(sizes.where(has_no_label_of(room.labels.paused())).limit(MOST))
     ]
-    return forecast(queued, running, load_room(context, session, Gate.PREPARE))
+    return forecast(queued, running, room)
 
 
 def _left_s(rates: Rates, migration: Migration, moment: datetime) -> float:

@@ -24,7 +24,7 @@ MOST_BEGUN = 100_000
 def pause_labels(context: Context, labels: Sequence[str], *, paused: bool) -> list[dict[str, Any]]:
     """Begin none with these labels any more, or let them go on; those at work go on. Safe to call twice.
 
-    Returns all rules; raises Refused for what is no label, and nothing is changed then.
+    Returns their rules; raises Refused for what is no label, and nothing is changed then.
     """
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
@@ -34,7 +34,7 @@ def pause_labels(context: Context, labels: Sequence[str], *, paused: bool) -> li
             _written(unit, row)
         make_room(unit)
     with context.database.read() as session:
-        return list_labels(session)
+        return list_labels(session, labels)
 
 
 def change_rates(unit: Unit, rates: Mapping[str, Rate | None]) -> None:
@@ -45,7 +45,7 @@ def change_rates(unit: Unit, rates: Mapping[str, Rate | None]) -> None:
     for label, rate in rates.items():
         label_name(label)
         if rate is not None and not (1 <= rate.allowed <= MOST_BEGUN and 1 <= rate.period_s <= LONGEST_PERIOD_S):
-            words = f"{rate.allowed} in {rate.period} is no rate"
+            words = f"{rate.allowed} in {rate.period_s} s is no rate"
             hint = f"1 to {MOST_BEGUN} in 1s to 1d, for example 6/h; `haulier queue pause {label}` begins none."
             raise Refused("bad_rate", words, hint)
         row = _row(unit, label)
@@ -68,12 +68,13 @@ def _written(unit: Unit, row: QueueLabel) -> None:
         unit.session.expunge(row) if row in unit.session.new else unit.session.delete(row)
 
 
-def list_labels(session: Session) -> list[dict[str, Any]]:
-    """All labels that have a rule or that somebody waits with, and how many do."""
+def list_labels(session: Session, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """All labels that have a rule or that somebody waits with, or these, and how many wait with each."""
     query = select(Migration.label, func.count()).where(WAITS, Migration.label.is_not(None)).group_by(Migration.label)
     wait = {str(label): number for label, number in session.execute(query)}
     rules = {row.label: rule_of(row) for row in session.scalars(select(QueueLabel))}
-    return [_document(label, rules.get(label, LabelRule()), wait.get(label, 0)) for label in sorted({*wait, *rules})]
+    named = {*wait, *rules} if labels is None else set(labels)
+    return [_document(label, rules.get(label, LabelRule()), wait.get(label, 0)) for label in sorted(named)]
 
 
 def _document(label: str, rule: LabelRule, wait: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from datetime import timedelta
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -15,10 +16,12 @@ from haulier.planner.refusals import silent_node
 from haulier.services.context import Context
 from haulier.services.liveness import silent_s
 from haulier.settings import Settings
-from models import IS_AT_WORK, Attempt, Gate, LimitScope, Migration, Node, NodeState, QueueLabel, QueueLimit
+from models import IS_AT_WORK, WAITS, Attempt, Gate, LimitScope, Migration, Node, NodeState, QueueLabel, QueueLimit
 
 # Who decides about room excludes all others that do.
 ADMISSION = 1
+# By so much the clocks of hosts that work together may differ.
+AHEAD_S = 60.0
 
 source_node, target_node = aliased(Node), aliased(Node)
 
@@ -88,9 +91,8 @@ def usual_limits(settings: Settings, gate: Gate) -> Limits:
 def _load_labels(session: Session) -> Labels:
     """The rules, and when those of a label with a rate were begun: each try counts."""
     rules = {row.label: rule_of(row) for row in session.scalars(select(QueueLabel))}
-    moment = now()
     rates = {label: rule.rate for label, rule in rules.items() if rule.rate is not None}
-    return Labels(rules, {label: _begun(session, label, rate, moment) for label, rate in rates.items()})
+    return Labels(rules, _begun(session, rates) if rates else {})
 
 
 def rule_of(row: QueueLabel) -> LabelRule:
@@ -100,15 +102,25 @@ def rule_of(row: QueueLabel) -> LabelRule:
     return LabelRule(row.paused, Rate(row.allowed, row.period_s))
 
 
-def _begun(session: Session, label: str, rate: Rate, moment: datetime) -> list[float]:
-    # What was begun after now was so by a clock that has been put back since: if it is not far, it was just now.
-    period = timedelta(seconds=rate.period_s)
+def _begun(session: Session, rates: Mapping[str, Rate]) -> dict[str, list[float]]:
+    """When those with these labels were begun, as far as it matters, in seconds from now; only if somebody waits."""
+    moment = now()
+    longest = timedelta(seconds=max(rate.period_s for rate in rates.values()))
+    # Of another host, whose clock is a little ahead. What is farther ahead was begun before a clock was put back, and
+    # when that was nobody knows.
+    ahead = moment + timedelta(seconds=AHEAD_S)
+    with_label = select(Migration.label).where(WAITS, Migration.label.in_(rates)).distinct()
     begun = (
-        select(Attempt.started_at)
+        select(Migration.label, Attempt.started_at)
         .join(Migration, Migration.id == Attempt.migration_id)
-        .where(Migration.label == label, Attempt.started_at.between(moment - period, moment + period))
+        .where(
+            Attempt.started_at.between(moment - longest, ahead), Migration.label.in_(list(session.scalars(with_label)))
+        )
     )
-    return [min(0.0, (at - moment).total_seconds()) for at in session.scalars(begun)]
+    found: dict[str, list[float]] = {label: [] for label in rates}
+    for label, at in session.execute(begun):
+        found[str(label)].append((at - moment).total_seconds())
+    return found
 
 
 def _closed_nodes(context: Context, session: Session) -> Closed:

@@ -13,8 +13,6 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-_BEGUN = "ix_attempt_started_at"
-
 
 def upgrade() -> None:
     op.create_table(
@@ -29,10 +27,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("label", name=op.f("pk_queue_label")),
     )
     op.add_column("migration", sa.Column("label", sa.String(), nullable=True))
-    op.create_index(op.f(_BEGUN), "attempt", ["started_at"])
 
 
 def downgrade() -> None:
-    op.drop_index(op.f(_BEGUN), "attempt")
     op.drop_column("migration", "label")
     op.drop_table("queue_label")

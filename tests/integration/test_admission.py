@@ -15,6 +15,8 @@ from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import HaulierError
 from haulier.services import batch_filing, batches, chain, claims, migrations
 from haulier.services.admission import admit
+from haulier.services.filing import Terms
+from haulier.services.labels import pause_labels
 from haulier.services.limits import LimitChange, set_limits
 from models import IS_AT_WORK, Database, Gate, LimitScope, Migration, Phase, Step, StepState
 from tests.unit.services.world import DIGEST, LEASE_S, World, between, neighbour, open_world
@@ -192,6 +194,21 @@ def test_batch_is_paused_while_somebody_decides(on_postgres: World) -> None:
     with neighbour(world) as other, between(world, "SELECT vm.", lambda: batches.pause(other.context, 1)) as theirs:
         admit(world.context)
     assert theirs.result()["counts"] == {"running": 1} == batches.show_batch(world.context, 1)["counts"]
+
+
+def test_label_is_paused_while_somebody_decides(on_postgres: World) -> None:
+    """Who is told that none waits is told so after whoever was being begun."""
+    world = on_postgres
+    allow(world, 0)
+    migrations.file_migration(world.context, "web", target="beta", terms=Terms(label="nightly"))
+    allow(world, 1)
+    with (
+        neighbour(world) as other,
+        between(world, "SELECT vm.", lambda: pause_labels(other.context, ["nightly"], paused=True)) as theirs,
+    ):
+        admit(world.context)
+    assert theirs.result() == [{"label": "nightly", "paused": True, "rate": None, "waiting": 0}]
+    assert states(world) == {"running"}
 
 
 def test_batch_is_cancelled_while_some_of_it_begin(on_postgres: World) -> None:

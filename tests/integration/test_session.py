@@ -173,7 +173,7 @@ def test_transaction_of_a_frozen_process_is_ended(postgres_url: str, monkeypatch
             session.execute(lock)
         with pytest.raises(InternalError, match="idle-in-transaction") as ended:
             stuck.execute(text("SELECT 1"))
-        assert problems_of(ended.value)[0].code == "database_away"
+        assert problems_of(ended.value)[0].code == "database_failed"
         stuck.close()
         with frozen.read() as session:
             assert session.scalar(text("SELECT 1")) == 1, "the next one has another connection"
@@ -222,7 +222,7 @@ def test_server_that_stays_away_is_told_of(server: Server) -> None:
         with pytest.raises(OperationalError) as raised, database.read() as session:
             session.execute(text("SELECT 1"))
     (problem,) = problems_of(raised.value)
-    assert (problem.code, class_of(problem.code)) == ("database_away", FailureClass.PASSING)
+    assert (problem.code, class_of(problem.code)) == ("database_failed", FailureClass.PASSING)
     assert "\n" not in problem.message
 
 

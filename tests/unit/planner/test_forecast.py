@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haulier.planner.admission import Room, Wish
-from haulier.planner.forecast import Running, Span, Waiting, forecast
+from haulier.planner.forecast import MOST, Running, Span, Waiting, forecast
 from haulier.planner.labels import LabelRule, Labels, Rate
 from haulier.planner.limits import Closed, Hold, Limits
 
@@ -80,6 +80,52 @@ def test_rate_of_a_label_is_waited_for_beside_a_limit() -> None:
     waiting = [label(1, "slow", takes_s=25), label(2, "slow"), label(3, "other", takes_s=7), label(4, "other")]
     spans = forecast(waiting, [], Room(Limits(cluster=2), (), labels=labels))
     assert [round(spans[number].begin_s) for number in (1, 2, 3, 4)] == [0, 10, 0, 7]
+
+
+@given(
+    limits=st.builds(Limits, cluster=st.integers(1, 3), usual_out=_limit),
+    rate=st.builds(Rate, st.integers(1, 3), st.integers(5, 60)),
+    drawn=st.lists(st.tuples(_pairs, st.sampled_from((None, "slow")), st.integers(1, 50)), max_size=20),
+)
+def test_nobody_begins_later_or_earlier_than_who_looks_at_every_moment(
+    limits: Limits, rate: Rate, drawn: list[tuple[tuple[str, str], str | None, int]]
+) -> None:
+    waiting = [Waiting(Wish(number, *pair, name), takes_s) for number, (pair, name, takes_s) in enumerate(drawn)]
+    spans = forecast(waiting, [], Room(limits, (), labels=Labels({"slow": LabelRule(rate=rate)})))
+    expected = begins(waiting, limits, rate)
+    assert {number: round(span.begin_s) for number, span in spans.items()} == expected
+
+
+def begins(waiting: list[Waiting], limits: Limits, rate: Rate) -> dict[int, int]:
+    """The same in the plainest way: second by second, counted anew each time."""
+    begun, second = dict[int, int](), 0
+    while len(begun) < len(waiting):
+        for each in waiting:
+            now_at_work = [other for other in waiting if begun.get(other.wish.id, second + 1) <= second]
+            now_at_work = [other for other in now_at_work if second < begun[other.wish.id] + other.takes_s]
+            leaving = sum(other.wish.source == each.wish.source for other in now_at_work)
+            lately = sum(
+                second - begun[w.wish.id] < rate.period_s for w in waiting if w.wish.label and w.wish.id in begun
+            )
+            full = len(now_at_work) >= (limits.cluster or 0) or (limits.usual_out or 99) <= leaving
+            if each.wish.id not in begun and not full and not (each.wish.label and lately >= rate.allowed):
+                begun[each.wish.id] = second
+        second += 1
+    return begun
+
+
+def test_label_that_fills_up_hides_nobody_behind_it() -> None:
+    labels = Labels({"slow": LabelRule(rate=Rate(1, 3600))})
+    waiting = [*(label(number, "slow", takes_s=600) for number in range(100)), wait(100)]
+    assert forecast(waiting, [], Room(Limits(cluster=4), (), labels=labels))[100].begin_s == 0
+
+
+def test_thousands_with_many_begun_are_forecast_by_a_few_looks() -> None:
+    """No look walks through all that were begun: 2,000 times 5,000 would take a minute."""
+    labels = Labels({"slow": LabelRule(rate=Rate(5000, 86_400))}, {"slow": [-float(n) for n in range(4990)]})
+    waiting = [label(number, "slow") for number in range(MOST)]
+    spans = forecast(waiting, [], Room(Limits(cluster=8), (), labels=labels))
+    assert len(spans) == MOST
 
 
 def test_many_of_a_paused_label_hide_nobody_behind_them() -> None:

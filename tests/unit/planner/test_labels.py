@@ -34,14 +34,19 @@ def test_rate_says_its_numbers() -> None:
     assert labels.hold("nightly") is None, "the oldest is an hour old"
     labels.take("nightly")
     assert labels.hold("nightly") == Hold("rate", "6 of label nightly were begun in 1h, 6 may be", 6, 6)
-    assert labels.next_free_s(at_s=0.0) == pytest.approx(1.0, abs=0.01)
+    assert labels.next_free_s(["nightly"]) == pytest.approx(1.0, abs=0.01)
     assert labels.hold("nightly", at_s=1.0) is None
+
+
+def test_what_was_begun_later_than_now_was_begun_now() -> None:
+    labels = Labels({"nightly": LabelRule(rate=Rate(1, 60))}, {"nightly": [30.0]})
+    assert labels.next_free_s(["nightly"]) == pytest.approx(60.0, abs=0.01)
 
 
 def test_pause_goes_before_a_rate() -> None:
     labels = Labels({"nightly": LabelRule(paused=True, rate=Rate(1, 60))}, {"nightly": [-1.0]})
     assert labels.hold("nightly") == Hold("label", "label nightly is paused")
-    assert labels.next_free_s(at_s=0.0) is None, "nobody can say when that is over"
+    assert labels.next_free_s(labels.full()) is None, "nobody can say when that is over"
 
 
 @given(rate=_rates, before=st.lists(st.floats(-60, 0), max_size=8), waits=st.lists(st.floats(0, 20), max_size=30))
@@ -60,7 +65,7 @@ def test_no_time_of_that_length_has_more(rate: Rate, before: list[float], waits:
 @given(rate=_rates, before=st.lists(st.floats(-60, 0), max_size=8))
 def test_next_is_free_when_it_is_said_and_not_before(rate: Rate, before: list[float]) -> None:
     labels = Labels({"x": LabelRule(rate=rate)}, {"x": before})
-    free_at = labels.next_free_s(at_s=0.0)
+    free_at = labels.next_free_s(labels.full())
     if labels.hold("x") is None:
         assert free_at is None
     else:

@@ -6,20 +6,21 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.definition.batch_file import BatchFile
 from haulier.errors import Refused
-from haulier.planner.admission import MOST_KEPT
+from haulier.planner.admission import MOST_KEPT, PATIENCE_S
 from haulier.planner.labels import Rate
-from haulier.services import batch_filing, migrations
+from haulier.services import batch_filing, forecast, migrations
 from haulier.services.admission import admit
 from haulier.services.filing import Terms
 from haulier.services.labels import pause_labels
-from haulier.services.limits import set_limits, show_limits
+from haulier.services.limits import LimitChange, set_limits, show_limits
 from haulier.services.queue import list_queue
-from models import Attempt, Migration, QueueLabel
-from tests.unit.services.test_admission import admits, states
+from models import Attempt, LimitScope, Migration, Node, QueueLabel, Vm
+from tests.unit.services.test_admission import add_node, admits, states
 from tests.unit.services.test_batches import file_of
 from tests.unit.services.test_tries import PASSING, fail, let_delay_pass
 from tests.unit.services.world import World, neighbour
@@ -68,7 +69,8 @@ def test_resumed_label_is_begun(world: World) -> None:
     pause(world, "nightly", "daily")
     file(world, "web", label="nightly")
     world.sent.clear()
-    assert resume(world, "nightly") == [
+    assert resume(world, "nightly") == [{"label": "nightly", "paused": False, "rate": None, "waiting": 1}]
+    assert show_limits(world.context)["labels"] == [
         {"label": "daily", "paused": True, "rate": None, "waiting": 0},
         {"label": "nightly", "paused": False, "rate": None, "waiting": 1},
     ]
@@ -106,6 +108,16 @@ def test_many_that_are_paused_hide_nobody_behind_them(world: World) -> None:
     assert set(holds(world).values()) == {"label nightly is paused"}
 
 
+def test_many_that_are_paused_do_not_hide_when_others_begin(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many nothing is said, and of so many others behind them there is."""
+    monkeypatch.setattr(forecast, "MOST", 3)
+    set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), 1)])
+    pause(world, "nightly")
+    file(world, *(f"vm{number}" for number in range(3)), label="nightly")
+    file(world, "web", "db", label=None)
+    assert [each["starts_in_s"] is not None for each in list_queue(world.context)] == [False] * 3 + [True]
+
+
 def test_rate_holds_what_is_too_much_in_its_time(world: World) -> None:
     rate(world, "nightly", HOUR)
     file(world, "web", "db", "ci", label="nightly")
@@ -131,14 +143,44 @@ def test_each_try_counts(world: World) -> None:
     assert holds(world) == {"web": "2 of label nightly were begun in 1h, 2 may be"}
 
 
-@pytest.mark.parametrize(("ahead_s", "state"), [(60, "queued"), (3700, "running")])
+@pytest.mark.parametrize(("ahead_s", "state"), [(30, "queued"), (120, "running")])
 def test_clock_that_was_put_back_holds_nobody_for_long(world: World, ahead_s: float, state: str) -> None:
-    """What was begun a little after now counts as begun now; what is farther ahead than the time itself does not."""
+    """Another host's clock may be a little ahead; what is farther ahead was begun before a clock was put back."""
     rate(world, "nightly", Rate(1, 3600))
     file(world, "web", label="nightly")
     world.change(Attempt, started_at=now() + timedelta(seconds=ahead_s))
     file(world, "db", label="nightly")
     assert states(world) == ["running", state]
+
+
+def test_another_hosts_clock_that_is_ahead_hides_none_of_those_begun(world: World) -> None:
+    """Two of a rate of two count, the one of now and the one of soon."""
+    rate(world, "nightly", HOUR)
+    file(world, "web", label="nightly")
+    world.change(Attempt, started_at=now() + timedelta(seconds=30))
+    file(world, "db", "ci", label="nightly")
+    assert states(world) == ["running", "running", "queued"]
+
+
+def test_many_of_a_held_label_hide_nobody_for_whom_room_is_kept(world: World) -> None:
+    """One waits for long to leave alpha, which is full; what is free at gamma is kept for it."""
+    add_node(world, "gamma")
+    set_limits(world.context, [LimitChange(LimitScope.OUT, ("alpha",), 1), LimitChange(LimitScope.IN, ("gamma",), 1)])
+    file(world, "web", label=None)
+    pause(world, "nightly")
+    file(world, *(f"vm{number}" for number in range(MOST_KEPT + 3)), label="nightly")
+    world.add_vm("old")
+    old = migrations.file_migration(world.context, "old", target="gamma")
+    world.change(Migration, Migration.id == old, created_at=now() - timedelta(seconds=PATIENCE_S + 1))
+    world.add_vm("young")
+    with world.context.database.write() as session:
+        vm = session.scalars(select(Vm).where(Vm.name == "young")).one()
+        vm.node = session.scalars(select(Node).where(Node.name == "beta")).one()
+        for volume in vm.volumes:
+            volume.storage = vm.node.storages[0]
+    migrations.file_migration(world.context, "young", target="gamma")
+    assert states(world).count("running") == 1
+    assert holds(world)["young"] == "0 go to gamma, 1 may, 1 is kept for who waits for long"
 
 
 def test_label_goes_with_the_wish_that_is_filed_again(world: World) -> None:
