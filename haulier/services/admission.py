@@ -44,10 +44,11 @@ def admit(context: Context) -> None:
     One that can never begin is refused, with all reasons, as it would have been when it was filed. Those that are
     prepared and wait before their guests' RAM is moved are let through first.
     """
-    _open_gate(context)
-    passed = set[int]()
-    while _admit_some(context, passed):
-        pass
+    passed, again = set[int](), True
+    while again:
+        # Each time: where there is always room for one more to begin, this does not end for long.
+        _open_gate(context)
+        again = _admit_some(context, passed)
 
 
 def _open_gate(context: Context) -> None:

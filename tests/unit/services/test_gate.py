@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -104,6 +105,28 @@ def test_failed_move_lets_the_next_through(world: World) -> None:
         chain.complete_undo(world.context, held)
     assert world.state(1) == "rolling_back", "its mirrors are not undone yet"
     admit(world.context)
+    assert world.picture(2) == "dddddddd.r."
+
+
+def test_move_that_ends_while_many_begin_lets_the_next_through(world: World) -> None:
+    """Where there is always room for others to begin, those that are prepared do not wait for the end of that."""
+    allow(world, 1)
+    prepare(world, "web")
+    prepare(world, "db")
+    limits = [LimitChange(LimitScope.OUT, ("alpha",), 2), LimitChange(LimitScope.IN, ("beta",), 100)]
+    set_limits(world.context, limits)
+    for number in range(6):
+        world.add_vm(f"vm{number}")
+        world.file(f"vm{number}")
+    set_limits(world.context, [LimitChange(LimitScope.OUT, ("alpha",), 100)])
+
+    def dispatch(message: Message) -> None:
+        """The first of those that begin are committed, and a move ends."""
+        if message.task == "haulier.check":
+            world.change(Attempt, Attempt.id == 1, moved_at=now())
+
+    admit(replace(world.context, dispatch=dispatch))
+    assert world.count(Attempt) == 8
     assert world.picture(2) == "dddddddd.r."
 
 
