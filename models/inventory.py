@@ -112,7 +112,7 @@ class Volume(Base):
     vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id"))
     device: Mapped[str]
     role: Mapped[VolumeRole] = mapped_column(word(VolumeRole))
-    storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"))
+    storage_id: Mapped[int] = mapped_column(ForeignKey("storage.id"), index=True)
     name: Mapped[str]
     format: Mapped[str]
     size_bytes: Mapped[int | None]

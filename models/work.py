@@ -36,6 +36,7 @@ def _state_in(states: tuple[MigrationState, ...]) -> str:
 IS_AT_WORK = text("migration." + _state_in(AT_WORK))
 WAITS = text("migration.state = 'queued'")
 _WAITS = text("state = 'queued'")
+_HELD = text("freed_at IS NULL")
 
 
 class Migration(Base):
@@ -337,6 +338,9 @@ class Allocation(Base):
         CheckConstraint("(kind = 'memory') = (bytes IS NOT NULL)", name="memory_has_bytes"),
         only_where("uq_allocation_port", "address", "port", where="port IS NOT NULL AND freed_at IS NULL"),
         only_where("uq_allocation_volume", "node_id", "path", where="path IS NOT NULL AND freed_at IS NULL"),
+        # What was ever taken stays; what is taken now is little.
+        Index("ix_allocation_attempt_id", "attempt_id", sqlite_where=_HELD, postgresql_where=_HELD),
+        Index("ix_allocation_node_id", "node_id", sqlite_where=_HELD, postgresql_where=_HELD),
     )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)

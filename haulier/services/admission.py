@@ -5,13 +5,15 @@ Only rows are looked at, all in the transaction that begins somebody: a process 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from enum import Enum, auto
+from math import inf
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, true, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -27,7 +29,7 @@ from haulier.services.filing import plan_migration, terms_of
 from haulier.services.gate import let_through
 from haulier.services.moves import end_waiting
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
-from haulier.services.settling import settle
+from haulier.services.settling import settle, stop_batches
 from haulier.services.transfers import file_transfers
 from haulier.services.way import ask_to_make_way
 from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
@@ -36,6 +38,8 @@ log = structlog.get_logger()
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
 _PORTION = 64
+# All that wait are looked through for it.
+_SETTLE_EVERY_S = 1.0
 
 
 def admit(context: Context) -> None:
@@ -44,11 +48,22 @@ def admit(context: Context) -> None:
     One that can never begin is refused, with all reasons, as it would have been when it was filed. Those that are
     prepared and wait before their guests' RAM is moved are let through first.
     """
-    passed, again = set[int](), True
+    passed, again, settled_at = set[int](), True, -inf
+    # Where there is always room for one more to begin, this does not end for long.
     while again:
-        # Each time: where there is always room for one more to begin, this does not end for long.
+        if time.monotonic() - settled_at > _SETTLE_EVERY_S:
+            settled_at = time.monotonic()
+            _settle(context)
         _open_gate(context)
         again = _admit_some(context, passed)
+
+
+def _settle(context: Context) -> None:
+    again = True
+    while again:
+        with context.unit() as unit:
+            context.database.exclude_others(unit.session, ADMISSION)
+            again = settle(unit)
 
 
 def _open_gate(context: Context) -> None:
@@ -71,7 +86,8 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
     """In one transaction. `passed` are those that something about their own VM holds. Says whether to look again."""
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
-        begun, again = 0, settle(unit)
+        stop_batches(unit)
+        begun, again = 0, False
         for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
             match _begin_or_refuse(context, unit, wish):
                 case _Found.ROOM:
@@ -102,16 +118,21 @@ def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
 
 
 def _may_begin() -> tuple[ColumnElement[bool], ...]:
-    """Its batch, if it has one, is open, all that it comes after is done, and what failed may be tried again."""
-    before = aliased(Migration)
-    closed = select(Batch.id).where(Batch.id == Migration.batch_id, Batch.state != BatchState.OPEN)
+    """Its batch, if it has one, is open, all that it comes after is done, and what failed may be tried again.
+
+    Counted, where it could be asked whether there are any: PostgreSQL makes a join of that, and looks through all that
+    wait instead of the first ones in their order.
+    """
+    before, number = aliased(Migration), func.count()
+    closed = select(number).select_from(Batch).where(Batch.id == Migration.batch_id, Batch.state != BatchState.OPEN)
     not_done = (
-        select(MigrationAfter.after_id)
+        select(number)
+        .select_from(MigrationAfter)
         .join(before, before.id == MigrationAfter.after_id)
         .where(MigrationAfter.migration_id == Migration.id, before.state != MigrationState.DONE)
     )
     due = or_(Migration.not_before.is_(None), Migration.not_before <= now())
-    return ~closed.exists(), ~not_done.exists(), due
+    return closed.scalar_subquery() == 0, not_done.scalar_subquery() == 0, due
 
 
 def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:
@@ -187,6 +208,10 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
     vm = session.get_one(Vm, vm_id, with_for_update=True, populate_existing=True)
     migration = session.get_one(Migration, wish.id, with_for_update=True, populate_existing=True)
     if migration.state is not MigrationState.QUEUED:
+        return _Found.CHANGED
+    if vm.node_id not in (migration.source_id, migration.target_id):
+        # It was recovered there since we looked after that: other limits hold it now.
+        migration.source_id = vm.node_id
         return _Found.CHANGED
     if migration.batch_id is not None:
         # It may have been started or stopped since.

@@ -127,7 +127,9 @@ def take_port(context: Context, attempt_id: int, node: NodeView, purpose: str, *
     first, last = node.ports
     with context.database.read() as session:
         promised = session.scalars(
-            select(Allocation.port).where(Allocation.address == node.address, Allocation.freed_at.is_(None))
+            select(Allocation.port).where(
+                Allocation.address == node.address, Allocation.port.is_not(None), Allocation.freed_at.is_(None)
+            )
         ).all()
     ports = list(set(range(first, last + 1)) - avoid - set(promised))
     random.shuffle(ports)

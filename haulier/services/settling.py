@@ -1,6 +1,4 @@
-"""What has changed about those that wait, before anybody is begun: asked in the transaction that begins, so that no
-event can be missed.
-"""
+"""What has changed about those that wait, before anybody is begun: asked of the rows, so no event can be missed."""
 
 from __future__ import annotations
 
@@ -18,11 +16,10 @@ _AFTER_FAILED = "after_failed"
 
 
 def settle(unit: Unit) -> bool:
-    """Look after those that wait: batches that stop, VMs that are elsewhere, those that can never begin.
+    """Look after those that wait: VMs that are elsewhere, those that can never begin. Says whether there may be more.
 
-    Says whether there may be more.
+    Whoever begins one looks again whether that is so.
     """
-    _stop_batches(unit)
     _follow_vms(unit)
     left = _AT_A_TIME
     while left > 0 and (ends := _to_be_ended(unit.session, left)):
@@ -45,7 +42,8 @@ def failures() -> ScalarSelect[int]:
     return select(func.count()).where(Migration.batch_id == Batch.id, failed).scalar_subquery()
 
 
-def _stop_batches(unit: Unit) -> None:
+def stop_batches(unit: Unit) -> None:
+    """Stop the batches of which as many have failed as may, in the transaction that would begin others of them."""
     waits = select(Migration.id).where(Migration.batch_id == Batch.id, WAITS).exists()
     open_: tuple[ColumnElement[bool], ...] = (Batch.state == BatchState.OPEN, Batch.stop_after.is_not(None), waits)
     for batch in unit.session.scalars(select(Batch).where(*open_, failures() - Batch.forgiven >= Batch.stop_after)):

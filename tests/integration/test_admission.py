@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import HaulierError
+from haulier.planner.admission import MOST_KEPT
 from haulier.services import batch_filing, batches, chain, claims, migrations
-from haulier.services.admission import admit
+from haulier.services.admission import _may_begin, admit, waiting
 from haulier.services.filing import Terms
 from haulier.services.labels import pause_labels
 from haulier.services.limits import LimitChange, set_limits
@@ -22,6 +23,17 @@ from models import IS_AT_WORK, Database, Gate, LimitScope, Migration, Phase, Ste
 from tests.unit.services.world import DIGEST, LEASE_S, World, between, neighbour, open_world
 
 ALLOWED, VMS = 3, 12
+# As many as a large batch, each like the first one.
+MANY = (
+    "INSERT INTO batch (id, key, state, forgiven, created_at) VALUES (1, 'k', 'open', 0, now())",
+    "INSERT INTO vm (id, name, node_id, state, epoch, definition, pinned, created_at)"
+    " SELECT 100 + i, 'many' || i, node_id, state, epoch, definition, pinned, created_at"
+    " FROM vm, generate_series(1, 10000) AS i WHERE vm.id = 1",
+    "INSERT INTO migration (vm_id, source_id, target_id, state, offline, priority, rank, epoch, cancel_asked,"
+    " needs_operator, problems, batch_id, created_at)"
+    " SELECT 100 + i, source_id, target_id, state, offline, priority, rank + i, epoch, cancel_asked,"
+    " needs_operator, problems, 1, created_at FROM migration, generate_series(1, 10000) AS i WHERE migration.id = 1",
+)
 
 
 @pytest.fixture
@@ -140,6 +152,26 @@ def on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[World]:
         world.add_vm()
         set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), 0, Gate.MOVE)])
         yield world
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["fresh", "analyzed"])
+def test_who_is_next_is_read_in_the_queues_order(on_postgres: World, counted: bool) -> None:
+    """And not sorted out of all that wait: what a begin costs does not grow with the queue."""
+    world = on_postgres
+    allow(world, 0)
+    world.file("web")
+    with world.context.database.write() as session:
+        for statement in MANY:
+            session.execute(text(statement))
+    with world.context.database.write() as session:
+        if counted:
+            session.execute(text("ANALYZE"))
+    with world.context.database.read() as session:
+        query = waiting().where(*_may_begin()).limit(MOST_KEPT)
+        words = str(query.compile(session.get_bind(), compile_kwargs={"literal_binds": True}))
+        plan = "\n".join(session.scalars(text("EXPLAIN " + words.replace(":", "\\:"))))
+    assert "ix_migration_queue" in plan
+    assert "Sort" not in plan, plan
 
 
 @pytest.mark.parametrize("statement", ["SELECT attempt.", "UPDATE migration"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -413,6 +414,29 @@ def test_vm_that_was_recovered_elsewhere(world: World) -> None:
     assert (world.state(), world.migration().epoch) == ("running", 4)
     assert {transfer.source_storage for transfer in world.view().transfers} == {"local"}
     assert world.view().source.name == "gamma"
+
+
+def test_vm_that_is_recovered_elsewhere_while_others_begin(world: World) -> None:
+    """It leaves from there, and by the limits of that node, although nobody has looked after it since."""
+    add_node(world, "gamma")
+    limit(world, LimitScope.OUT, "gamma", allowed=0)
+    limit(world, LimitScope.OUT, "alpha", allowed=100)
+    limit(world, LimitScope.IN, "beta", allowed=100)
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, *(f"vm{number}" for number in range(6)))
+    limit(world, LimitScope.CLUSTER, allowed=100)
+
+    def dispatch(_: Message) -> None:
+        """The first of them are begun."""
+        with world.context.database.write() as session:
+            vm = session.scalars(select(Vm).where(Vm.name == "vm5")).one()
+            vm.node = session.scalars(select(Node).where(Node.name == "gamma")).one()
+            for volume in vm.volumes:
+                volume.storage = vm.node.storages[0]
+
+    admit(replace(world.context, dispatch=dispatch))
+    assert states(world) == ["running"] * 5 + ["queued"]
+    assert holds(world) == [(6, "out", "none may leave gamma: the limit is 0")]
 
 
 @pytest.mark.parametrize("on", ["alpha", "beta", "gamma"])
