@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from haulier.clock import Pace
 from haulier.services import admission
 from haulier.services.bandwidth import divide_anew
 from haulier.services.operations import sweep_operations
@@ -13,7 +14,8 @@ from tasks.coalescing import Coalesced
 from tasks.surroundings import context
 
 # Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
-_admit = Coalesced(lambda: admission.admit(context()))
+_settling = Pace(admission.SETTLE_EVERY_S)
+_admit = Coalesced(lambda: admission.admit(context(), settling=_settling))
 
 
 def _look_after_all() -> None:

@@ -5,11 +5,9 @@ Only rows are looked at, all in the transaction that begins somebody: a process 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from enum import Enum, auto
-from math import inf
 from typing import Any
 
 import structlog
@@ -17,7 +15,7 @@ from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, tru
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from haulier.clock import now
+from haulier.clock import Pace, now
 from haulier.planner.admission import MOST_KEPT, PATIENCE_S, Room, Wish, decide
 from haulier.planner.failures import lasting
 from haulier.planner.limits import Hold
@@ -38,21 +36,22 @@ log = structlog.get_logger()
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
 _PORTION = 64
-# All that wait are looked through for it.
-_SETTLE_EVERY_S = 1.0
+# It takes the longer the more wait.
+SETTLE_EVERY_S = 1.0
 
 
-def admit(context: Context) -> None:
+def admit(context: Context, *, settling: Pace | None = None) -> None:
     """Begin those that wait, in the queue's order, as far as the limits leave room. Safe to call at any time.
+
+    `settling` says when all that wait are looked through for what has changed about them; who has none begins with it.
 
     One that can never begin is refused, with all reasons, as it would have been when it was filed. Those that are
     prepared and wait before their guests' RAM is moved are let through first.
     """
-    passed, again, settled_at = set[int](), True, -inf
+    passed, again, settling = set[int](), True, settling or Pace(SETTLE_EVERY_S)
     # Where there is always room for one more to begin, this does not end for long.
     while again:
-        if time.monotonic() - settled_at > _SETTLE_EVERY_S:
-            settled_at = time.monotonic()
+        if settling.is_due():
             _settle(context)
         _open_gate(context)
         again = _admit_some(context, passed)
