@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, true, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -86,6 +86,7 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
         stop_batches(unit)
+        context.database.read_in_order(unit.session)
         begun, again = 0, False
         for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
             match _begin_or_refuse(context, unit, wish):
@@ -117,21 +118,16 @@ def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
 
 
 def _may_begin() -> tuple[ColumnElement[bool], ...]:
-    """Its batch, if it has one, is open, all that it comes after is done, and what failed may be tried again.
-
-    Counted, where it could be asked whether there are any: PostgreSQL makes a join of that, and looks through all that
-    wait instead of the first ones in their order.
-    """
-    before, number = aliased(Migration), func.count()
-    closed = select(number).select_from(Batch).where(Batch.id == Migration.batch_id, Batch.state != BatchState.OPEN)
+    """Its batch, if it has one, is open, all that it comes after is done, and what failed may be tried again."""
+    before = aliased(Migration)
+    closed = select(Batch.id).where(Batch.id == Migration.batch_id, Batch.state != BatchState.OPEN)
     not_done = (
-        select(number)
-        .select_from(MigrationAfter)
+        select(MigrationAfter.after_id)
         .join(before, before.id == MigrationAfter.after_id)
         .where(MigrationAfter.migration_id == Migration.id, before.state != MigrationState.DONE)
     )
     due = or_(Migration.not_before.is_(None), Migration.not_before <= now())
-    return closed.scalar_subquery() == 0, not_done.scalar_subquery() == 0, due
+    return ~closed.exists(), ~not_done.exists(), due
 
 
 def waiting(*, but: Collection[int] = ()) -> Select[*tuple[Any, ...]]:

@@ -36,21 +36,22 @@ def load_room(context: Context, session: Session, gate: Gate) -> Room:
     return Room(limits, _pairs(session, _at_work()), closed=closed, labels=labels)
 
 
-def _pairs(session: Session, query: Select[str, str]) -> list[tuple[str, str]]:
-    return [(row[0], row[1]) for row in session.execute(query)]
+def _pairs(session: Session, query: Select[str, str, int | None]) -> list[tuple[str, str]]:
+    return [(source, target) for source, target, replication in session.execute(query) if replication is None]
 
 
-def _at_work() -> Select[str, str]:
+def _at_work() -> Select[str, str, int | None]:
+    # Syncs are left out by us: asked to do so, PostgreSQL may take the index of all that are open.
     return (
-        select(source_node.name, target_node.name)
+        select(source_node.name, target_node.name, Migration.replication_id)
         .select_from(Migration)
         .join(source_node, Migration.source_id == source_node.id)
         .join(target_node, Migration.target_id == target_node.id)
-        .where(IS_AT_WORK, Migration.replication_id.is_(None))
+        .where(IS_AT_WORK)
     )
 
 
-def _moving() -> Select[str, str]:
+def _moving() -> Select[str, str, int | None]:
     moving = (Attempt.finished_at.is_(None), Attempt.moving_at.is_not(None), Attempt.moved_at.is_(None))
     return _at_work().join(Attempt, Attempt.migration_id == Migration.id).where(*moving)
 
