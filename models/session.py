@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event, func, select, text
+from sqlalchemy import Connection, Dialect, Engine, bindparam, create_engine, event, func, select
 from sqlalchemy.orm import Session, sessionmaker
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
@@ -27,7 +27,7 @@ _IDLE_AT_MOST = "15s"
 # A server that is back tells nobody, and all workers ask at once.
 _TRY_AGAIN_S = (0.05, 0.2)
 _AT_ONCE = ContextVar("at_once", default=False)
-_NO_SORT = text("SET LOCAL enable_sort = off")
+_SORT = select(func.set_config("enable_sort", bindparam("may"), True))
 
 
 def make_engine(url: str, *, patience_s: float = 0.0) -> Engine:
@@ -55,6 +55,8 @@ def make_engine(url: str, *, patience_s: float = 0.0) -> Engine:
         @event.listens_for(server, "connect")
         def _limit(connection: Any, _record: object) -> None:  # noqa: ANN401 - a raw driver connection
             connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_AT_MOST}'")
+            # To compile a statement takes longer than any of ours.
+            connection.execute("SET jit = off")
             connection.commit()
 
         return server
@@ -110,13 +112,18 @@ class Database:
                 session.execute(select(func.set_config("lock_timeout", f"{patience_s * 1000:.0f}ms", True)))
             session.execute(select(func.pg_advisory_xact_lock(what)))
 
-    def read_in_order(self, session: Session) -> None:
-        """Until the end of this transaction, what is asked for in the order of an index is read along that.
+    @contextmanager
+    def in_order(self, session: Session) -> Iterator[None]:
+        """Inside the block, what is asked for in the order of an index is read along that.
 
         Where PostgreSQL believes that there are few, it would read them all and sort them, however many there are.
         """
-        if self.engine.dialect.name == "postgresql":
-            session.execute(_NO_SORT)
+        told = self.engine.dialect.name == "postgresql"
+        if told:
+            session.execute(_SORT, {"may": "off"})
+        yield
+        if told:
+            session.execute(_SORT, {"may": "on"})
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -5,13 +5,13 @@ Only rows are looked at, all in the transaction that begins somebody: a process 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from enum import Enum, auto
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, not_, or_, select, true, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -86,9 +86,8 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
         stop_batches(unit)
-        context.database.read_in_order(unit.session)
         begun, again = 0, False
-        for wish in _granted(unit.session, load_room(context, unit.session, Gate.PREPARE), passed):
+        for wish in _granted(context, unit.session, passed):
             match _begin_or_refuse(context, unit, wish):
                 case _Found.ROOM:
                     begun += 1
@@ -102,19 +101,25 @@ def _admit_some(context: Context, passed: set[int]) -> bool:
         return again
 
 
-def _granted(session: Session, room: Room, passed: set[int]) -> Iterator[Wish]:
+def _granted(context: Context, session: Session, passed: set[int]) -> Iterator[Wish]:
     """Those that there is room for: the oldest first, then portions without the nodes that are full by then."""
+    room = load_room(context, session, Gate.PREPARE)
     if room.is_full:
         return
     # The oldest even if their nodes are full, because room may be kept for them.
     portion = MOST_KEPT
     query = waiting(but=passed).where(*_may_begin(), has_no_label_of(room.labels.full()))
-    while rows := session.execute(query.limit(portion)).all():
+    while rows := _in_order(context, session, query.limit(portion)):
         yield from decide([wish_of(row) for row in rows], room)[0]
         if room.is_full or len(rows) < portion:
             return
         last = (rows[-1].rank, rows[-1].id)
         portion, query = _PORTION, _with_room(room, passed).where(tuple_(Migration.rank, Migration.id) > last)
+
+
+def _in_order(context: Context, session: Session, query: Select[*tuple[Any, ...]]) -> Sequence[Row[Any]]:
+    with context.database.in_order(session):
+        return session.execute(query).all()
 
 
 def _may_begin() -> tuple[ColumnElement[bool], ...]:
