@@ -44,8 +44,10 @@ def failures() -> ScalarSelect[int]:
 
 def stop_batches(unit: Unit) -> None:
     """Stop the batches of which as many have failed as may, in the transaction that would begin others of them."""
-    waits = select(Migration.id).where(Migration.batch_id == Batch.id, WAITS).exists()
-    open_: tuple[ColumnElement[bool], ...] = (Batch.state == BatchState.OPEN, Batch.stop_after.is_not(None), waits)
+    open_: list[ColumnElement[bool]] = [Batch.state == BatchState.OPEN, Batch.stop_after.is_not(None)]
+    if unit.session.scalar(select(Batch.id).where(*open_).limit(1)) is None:
+        return
+    open_.append(select(Migration.id).where(Migration.batch_id == Batch.id, WAITS).exists())
     for batch in unit.session.scalars(select(Batch).where(*open_, failures() - Batch.forgiven >= Batch.stop_after)):
         batch.state = BatchState.STOPPED
         unit.note("batch.stopped", batch=batch.id, stop_after=batch.stop_after)
