@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from enum import Enum, auto
+from math import inf
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, not_, or_, select, true
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from haulier.clock import Pace, now
+from haulier.clock import Pace, now, steady_s
 from haulier.planner.admission import MOST_KEPT, PATIENCE_S, Room, Wish, decide
 from haulier.planner.failures import lasting
 from haulier.planner.limits import Hold
@@ -29,6 +30,7 @@ from haulier.services.moves import end_waiting
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
 from haulier.services.settling import settle, stop_batches
 from haulier.services.transfers import file_transfers
+from haulier.services.waiting import make_room
 from haulier.services.way import ask_to_make_way
 from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
 
@@ -38,23 +40,30 @@ _AT_A_TIME = 4
 _PORTION = 64
 # It takes the longer the more wait.
 SETTLE_EVERY_S = 1.0
+# Who waits for a command's answer begins what there is room for now, and leaves the others to the control worker.
+AT_ONCE_S = 1.0
 
 
-def admit(context: Context, *, settling: Pace | None = None) -> None:
+def admit(context: Context, *, settling: Pace | None = None, at_most_s: float = inf) -> None:
     """Begin those that wait, in the queue's order, as far as the limits leave room. Safe to call at any time.
 
     `settling` says when all that wait are looked through for what has changed about them; who has none begins with it.
+    After `at_most_s` the control worker is asked to go on.
 
     One that can never begin is refused, with all reasons, as it would have been when it was filed. Those that are
     prepared and wait before their guests' RAM is moved are let through first.
     """
     passed, again, settling = set[int](), True, settling or Pace(SETTLE_EVERY_S)
+    give_up_at = steady_s() + at_most_s
     # Where there is always room for one more to begin, this does not end for long.
-    while again:
+    while again and steady_s() < give_up_at:
         if settling.is_due():
             _settle(context)
         _open_gate(context)
         again = _admit_some(context, passed)
+    if again:
+        with context.unit() as unit:
+            make_room(unit)
 
 
 def _settle(context: Context) -> None:

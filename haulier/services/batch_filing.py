@@ -22,7 +22,7 @@ from haulier.planner.batches import Known, Policy, check_batch, read_policy
 from haulier.planner.failures import lasting
 from haulier.planner.placement import Host, choose_host
 from haulier.planner.refusals import STARTED, refuse_filing
-from haulier.services.admission import admit
+from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.batches import show_batch
 from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_PRIORITY, Terms, Wanted, plan_migration, values_of
@@ -88,7 +88,7 @@ def submit(
             raise
         words = "a migration of one of these VMs was filed in this moment"
         raise Refused("migration_open", words, "haulier queue; then submit it again.") from error
-    admit(context)
+    admit(context, at_most_s=AT_ONCE_S)
     return {**show_batch(context, batch_id), "again": False}
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.planner.forecast import Span
-from haulier.services.admission import admit
+from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.context import Context, Unit
 from haulier.services.forecast import spans
 from haulier.services.holds import blocked_now
@@ -114,7 +114,7 @@ def pause(context: Context, batch_id: int) -> dict[str, Any]:
 def resume(context: Context, batch_id: int) -> dict[str, Any]:
     """Let it go on; failures so far are forgiven. Raises Refused for one that was cancelled."""
     document = _change(context, batch_id, BatchState.OPEN)
-    admit(context)
+    admit(context, at_most_s=AT_ONCE_S)
     return document
 
 

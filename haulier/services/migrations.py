@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.planner.refusals import STARTED, refuse_filing
-from haulier.services.admission import admit
+from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.context import Context, Unit
 from haulier.services.filing import USUAL_TERMS, Terms, Wanted, plan_migration, terms_of, write_migration
 from haulier.services.forecast import measured_rates
@@ -92,7 +92,7 @@ def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms 
         if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
             raise
         raise Refused("migration_open", f"VM {vm_name} is already in a migration", "haulier migration list") from error
-    admit(context)
+    admit(context, at_most_s=AT_ONCE_S)
     return migration_id
 
 

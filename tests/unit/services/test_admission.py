@@ -416,6 +416,25 @@ def test_vm_that_was_recovered_elsewhere(world: World) -> None:
     assert world.view().source.name == "gamma"
 
 
+def test_who_waits_for_an_answer_leaves_the_rest_to_the_control_worker(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is always room for one more, a command would never come back."""
+    for node, scope in (("alpha", LimitScope.OUT), ("beta", LimitScope.IN)):
+        limit(world, scope, node, allowed=100)
+    limit(world, LimitScope.CLUSTER, allowed=0)
+    queue_up(world, *(f"vm{number}" for number in range(9)))
+    limit(world, LimitScope.CLUSTER, allowed=100)
+    world.sent.clear()
+    seconds = iter(range(100))
+    monkeypatch.setattr(admission, "steady_s", lambda: next(seconds))
+    admit(world.context, at_most_s=1.5)
+    assert states(world) == ["running"] * 4 + ["queued"] * 5
+    assert len(admits(world)) == 1
+    admit(world.context)
+    assert states(world) == ["running"] * 9
+
+
 def test_vm_that_is_recovered_elsewhere_while_others_begin(world: World) -> None:
     """It leaves from there, and by the limits of that node, although nobody has looked after it since."""
     add_node(world, "gamma")
