@@ -180,9 +180,8 @@ def _rules(each: Table) -> list[str]:
 
 def _index(index: Index) -> str:
     where = index.dialect_options["postgresql"]["where"]
-    if not index.unique:
-        return f"index `{index.name}`: {_names(index.columns)}"
-    return f"unique `{index.name}`: {_names(index.columns)}" + (f", where `{where}`" if where is not None else "")
+    kind = "unique" if index.unique else "index"
+    return f"{kind} `{index.name}`: {_names(index.columns)}" + (f", where `{where}`" if where is not None else "")
 
 
 def _names(columns: Iterable[Column[Any]]) -> str:

@@ -9,6 +9,7 @@ from haulier.services.operations import sweep_operations
 from haulier.services.put_off import mend_put_off
 from haulier.services.recovery import sweep
 from haulier.services.replications import sweep_replications
+from haulier.services.waiting import make_room
 from tasks.celery import app
 from tasks.coalescing import Coalesced
 from tasks.surroundings import context
@@ -23,8 +24,10 @@ def _look_after_all() -> None:
     sweep_operations(context())
     mend_put_off(context())
     sweep_replications(context())
-    _admit()
     divide_anew(context())
+    # By a message: where there is always room for one more it does not end for long, and here the dead are noticed.
+    with context().unit() as unit:
+        make_room(unit)
 
 
 _look = Coalesced(_look_after_all)

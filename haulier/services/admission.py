@@ -1,6 +1,6 @@
 """Who of those that wait is begun: asked whenever room may have been made, and by beat.
 
-Only rows are looked at, all in the transaction that begins somebody: a process that dies here has begun them or not.
+Only rows are looked at, in the transaction that begins somebody: a process that dies here has begun them or not.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from haulier.services.settling import settle, stop_batches
 from haulier.services.transfers import file_transfers
 from haulier.services.waiting import make_room
 from haulier.services.way import ask_to_make_way
-from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, Vm
+from models import WAITS, Attempt, Batch, BatchState, Gate, Migration, MigrationAfter, MigrationState, NodeState, Vm
 
 log = structlog.get_logger()
 # A transaction that begins many would keep a guest that is paused waiting for its commit.
 _AT_A_TIME = 4
+_HELD_AT_A_TIME = 16
 _PORTION = 64
 # It takes the longer the more wait.
 SETTLE_EVERY_S = 1.0
@@ -53,25 +54,29 @@ def admit(context: Context, *, settling: Pace | None = None, at_most_s: float = 
     One that can never begin is refused, with all reasons, as it would have been when it was filed. Those that are
     prepared and wait before their guests' RAM is moved are let through first.
     """
-    passed, again, settling = set[int](), True, settling or Pace(SETTLE_EVERY_S)
+    settling = settling or Pace(SETTLE_EVERY_S)
+    passed, begun, again, more = set[int](), 0, True, False
     give_up_at = steady_s() + at_most_s
     # Where there is always room for one more to begin, this does not end for long.
     while again and steady_s() < give_up_at:
-        if settling.is_due():
-            _settle(context)
+        if more or settling.is_due():
+            if begun:
+                context.database.make_way()
+                # What held these few may be over, and they are older than whoever is begun now.
+                passed, begun = passed if len(passed) > _PORTION else set(), 0
+            more = _settle(context)
         _open_gate(context)
-        again = _admit_some(context, passed)
+        number, again = _admit_some(context, passed)
+        begun, again = begun + number, again or more
     if again:
         with context.unit() as unit:
             make_room(unit)
 
 
-def _settle(context: Context) -> None:
-    again = True
-    while again:
-        with context.unit() as unit:
-            context.database.exclude_others(unit.session, ADMISSION)
-            again = settle(unit)
+def _settle(context: Context) -> bool:
+    with context.unit() as unit:
+        context.database.exclude_others(unit.session, ADMISSION)
+        return settle(unit)
 
 
 def _open_gate(context: Context) -> None:
@@ -90,24 +95,27 @@ def _goes_on(migration: Migration) -> bool:
     return migration.state is MigrationState.RUNNING and not stopped
 
 
-def _admit_some(context: Context, passed: set[int]) -> bool:
-    """In one transaction. `passed` are those that something about their own VM holds. Says whether to look again."""
+def _admit_some(context: Context, passed: set[int]) -> tuple[int, bool]:
+    """In one transaction. `passed` are those that something about their own VM holds. Says how many were begun, and
+    whether to look again.
+    """
     with context.unit() as unit:
         context.database.exclude_others(unit.session, ADMISSION)
         stop_batches(unit)
-        begun, again = 0, False
+        begun, held = 0, 0
         for wish in _granted(context, unit.session, passed):
             match _begin_or_refuse(context, unit, wish):
                 case _Found.ROOM:
                     begun += 1
                 case _Found.HELD:
                     passed.add(wish.id)
-                    again = True
+                    held += 1
                 case _Found.CHANGED:
-                    again = True
-            if begun == _AT_A_TIME:
-                return True
-        return again
+                    # It may have been the failure after which its batch stops.
+                    return begun, True
+            if begun == _AT_A_TIME or held == _HELD_AT_A_TIME:
+                return begun, True
+        return begun, held > 0
 
 
 def _granted(context: Context, session: Session, passed: set[int]) -> Iterator[Wish]:
@@ -222,6 +230,9 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
         # It was recovered there since we looked after that: other limits hold it now.
         migration.source_id = vm.node_id
         return _Found.CHANGED
+    if vm.node.state is NodeState.LOST:
+        # Whoever looks after those that wait refuses it, and says what to do about the VM.
+        return _Found.HELD
     if migration.batch_id is not None:
         # It may have been started or stopped since.
         migration.offline = vm.state not in STARTED

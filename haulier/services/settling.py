@@ -18,7 +18,7 @@ _AFTER_FAILED = "after_failed"
 def settle(unit: Unit) -> bool:
     """Look after those that wait: VMs that are elsewhere, those that can never begin. Says whether there may be more.
 
-    Whoever begins one looks again whether that is so.
+    None of these is begun before that: whoever begins looks at the VM, the batch, what comes before, and the nodes.
     """
     _follow_vms(unit)
     left = _AT_A_TIME

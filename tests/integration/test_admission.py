@@ -20,7 +20,7 @@ from haulier.services.admission import _granted, admit
 from haulier.services.filing import Terms
 from haulier.services.labels import pause_labels
 from haulier.services.limits import LimitChange, set_limits
-from models import IS_AT_WORK, Database, Gate, LimitScope, Migration, Phase, Step, StepState
+from models import IS_AT_WORK, Attempt, Database, Gate, LimitScope, Migration, Phase, Step, StepState
 from tests.unit.services.world import DIGEST, LEASE_S, World, between, neighbour, open_world
 
 ALLOWED, VMS = 3, 12
@@ -73,12 +73,13 @@ def end_one(world: World) -> None:
 
 
 def cancel_last(world: World) -> None:
+    """The last of those that wait, and some are left for the others."""
     with world.context.database.read() as session:
-        last = session.scalar(select(func.max(Migration.id)).where(Migration.state == "queued"))
-    if last is not None:
+        waits = list(session.scalars(select(Migration.id).where(Migration.state == "queued").order_by(Migration.id)))
+    if len(waits) > VMS // 3:
         # Its turn may have come.
         try:
-            migrations.cancel_migration(world.context, last)
+            migrations.cancel_migration(world.context, waits[-1])
         except HaulierError as error:
             assert error.code in ("cancel_too_late", "migration_over")
 
@@ -86,7 +87,7 @@ def cancel_last(world: World) -> None:
 def test_limit_holds_at_every_moment(world: World) -> None:
     """Each on connections of its own, as processes would: two admit, one ends, one cancels."""
     over = threading.Event()
-    # Beside the others the one may always come too late, and the other always find that one has ended.
+    # Beside the others it may always come too late.
     cancel_last(world)
     admit(world.context)
     seen = [at_work(world)]
@@ -115,7 +116,7 @@ def test_limit_holds_at_every_moment(world: World) -> None:
         for work in works:
             work.result()
     assert max(seen) <= ALLOWED
-    assert ALLOWED in seen, "or the limit was never tried"
+    assert world.count(Attempt) > seen[0] == ALLOWED, "or the limit was never tried"
     assert states(world) == {"undone", "cancelled"}
 
 

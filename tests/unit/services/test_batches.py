@@ -356,3 +356,16 @@ def test_batch_says_what_each_waits_for(world: World) -> None:
     assert shown["web"] is None
     assert shown["db"] | {"text": ""} == {"limit": "cluster", "text": "", "in_use": 1, "allowed": 1}
     assert shown["log"]["text"] == "to be moved before: db"
+
+
+def test_batch_stops_at_a_refusal_and_begins_nobody_in_the_same_breath(world: World) -> None:
+    submit(world, "web", "db", "ci", "log", "mail", policy="stop_after: 1")
+    with world.context.database.write() as session:
+        for vm in session.scalars(select(Vm).where(Vm.name.in_(("web", "db")))):
+            # A storage that the target has not.
+            vm.node.storages.append(Storage(name=f"ssd-{vm.name}", kind="folder", path=f"/ssd/{vm.name}"))
+            vm.volumes[0].storage = vm.node.storages[-1]
+    room(world, None)
+    admit(world.context)
+    assert states(world) == {"web": "refused", "db": "queued", "ci": "queued", "log": "queued", "mail": "queued"}
+    assert batches.show_batch(world.context, 1)["state"] == "stopped"
