@@ -117,7 +117,8 @@ class Database:
     def make_way(self) -> None:
         """For who writes for long, in one transaction after the other: whoever waits to write comes first now.
 
-        In SQLite he does not queue, but looks ten times a second whether there is nobody.
+        In SQLite he does not queue, but looks ten times a second whether there is nobody, and nothing tells that he is
+        there: so this waits for as long as he may sleep.
         """
         if self.engine.dialect.name == "sqlite":
             time.sleep(_SQLITE_LOOKS_S)

@@ -14,8 +14,8 @@ from tasks.celery import app
 from tasks.coalescing import Coalesced
 from tasks.surroundings import context
 
-# Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
 _settling = Pace(admission.SETTLE_EVERY_S)
+# Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
 _admit = Coalesced(lambda: admission.admit(context(), settling=_settling))
 
 

@@ -63,9 +63,13 @@ def _row(unit: Unit, label: str) -> QueueLabel:
 
 def _written(unit: Unit, row: QueueLabel) -> None:
     unit.note("label.changed", label=row.label, paused=row.paused, allowed=row.allowed, period_s=row.period_s)
-    if not row.paused and row.allowed is None:
-        # It says nothing any more.
-        unit.session.expunge(row) if row in unit.session.new else unit.session.delete(row)
+    if row.paused or row.allowed is not None:
+        return
+    # It says nothing any more.
+    if row in unit.session.new:
+        unit.session.expunge(row)
+    else:
+        unit.session.delete(row)
 
 
 def list_labels(session: Session, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -92,6 +92,28 @@ def test_writer_holds_the_lock_before_it_has_done_anything(database: Database, i
         late.execute(text("SELECT 1"))
 
 
+def test_who_writes_for_long_lets_another_writer_by(database: Database, other: Database) -> None:
+    """In SQLite he does not queue: without that he would find somebody each time that he looks."""
+    begins, order = threading.Event(), list[str]()
+    event.listen(other.engine, "before_cursor_execute", lambda *_: begins.set())
+
+    def wait_and_write() -> None:
+        with other.write() as session:
+            session.execute(update(Vm).values(epoch=1))
+        order.append("other")
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as session:
+            session.execute(update(Vm).values(epoch=2))
+            waiting = pool.submit(wait_and_write)
+            assert begins.wait(10)
+        database.make_way()
+        with database.write():
+            order.append("again")
+        waiting.result()
+    assert order == ["other", "again"]
+
+
 def test_reader_waits_for_no_writer(database: Database, impatient: Database) -> None:
     with database.write() as session:
         session.execute(update(Vm).values(epoch=7))
