@@ -21,6 +21,7 @@ _BENCHMARKS: dict[str, Callable[[int], str]] = {
     "pause": lambda rounds: pause.measure(_guest(), rounds=rounds),
     "cures": lambda rounds: cures.measure(_guest(), rounds=rounds),
     "queue": lambda _: simulate.measure(),
+    "queue-whole": lambda _: simulate.measure_whole(),
     "queue-sqlite": lambda _: simulate.measure(sizes=simulate.SIZES[:2], postgresql=False),
 }
 

@@ -7,6 +7,7 @@ and the broker allow for on this machine.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -14,10 +15,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
@@ -27,7 +28,7 @@ from typing import Any
 from sqlalchemy import Row, func, select
 
 from bench.crowd import FACTS, all_moves, populate
-from bench.report import table
+from bench.figures import Mark, Result, course, page
 from bench.simulated import SHARDS, dispatch, hop
 from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.services.batch_filing import submit
@@ -54,45 +55,6 @@ _CHAINS = 64
 _STEPS = len(LIVE_CHAIN)
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A moment of a run: how many migrations have ended, what was done to the database by then, and what each process
-    has taken: seconds of a core, MiB of RAM.
-    """
-
-    ended: int
-    counts: Mapping[str, int]
-    cpu_s: Mapping[str, float]
-    memory_mib: Mapping[str, float]
-
-
-@dataclass(slots=True)
-class Result:
-    """One size: figures of a run. Rates are per second, times in milliseconds."""
-
-    vms: int
-    empty_rate: float = 0.0
-    step_rate: float = 0.0
-    migration_rate: float = 0.0
-    filing_ms: float = 0.0
-    hop_alone: float = 0.0
-    hops: list[float] = field(default_factory=list)
-    alone_ms: float = 0.0
-    heartbeat_ms: float = 0.0
-    states: dict[str, int] = field(default_factory=dict)
-    marks: list[Mark] = field(default_factory=list)
-
-    def counted(self, what: str) -> float:
-        """How often something was done for a migration."""
-        first, last = self.marks[0], self.marks[-1]
-        return (last.counts[what] - first.counts[what]) / (last.ended - first.ended)
-
-    def cpu_ms(self, part: str) -> float:
-        """What a migration takes of a core in one part."""
-        first, last = self.marks[0], self.marks[-1]
-        return (last.cpu_s[part] - first.cpu_s[part]) * 1000 / (last.ended - first.ended)
-
-
 @dataclass(slots=True)
 class Stage:
     """A control plane at work: its context, its processes by their names, where its workers count."""
@@ -112,7 +74,9 @@ class Stage:
             root = self.server.pid
             pids["database"] = [root, *map(int, Path(f"/proc/{root}/task/{root}/children").read_text().split())]
         cpu_s = {name: sum(map(_cpu_s, found)) for name, found in pids.items()}
-        return Mark(ended, counts, cpu_s, {name: sum(map(_pss_mib, found)) for name, found in pids.items()})
+        return Mark(
+            time.monotonic(), ended, counts, cpu_s, {name: sum(map(_pss_mib, found)) for name, found in pids.items()}
+        )
 
     def require_alive(self) -> None:
         """Raises SystemExit when one of the processes has ended."""
@@ -208,8 +172,8 @@ def measure_empty(stage: Stage, steps: int) -> float:
         return each * _CHAINS / (time.monotonic() - begun)
 
 
-def run(vms: int, *, postgresql: bool, say: Callable[[str], None]) -> Result:
-    """One size, in a control plane of its own."""
+def run(vms: int, *, measured: int, postgresql: bool, say: Callable[[str], None]) -> Result:
+    """One size, in a control plane of its own, until so many have ended."""
     result = Result(vms)
     with stage(postgresql=postgresql) as here:
         context = here.context
@@ -225,7 +189,7 @@ def run(vms: int, *, postgresql: bool, say: Callable[[str], None]) -> Result:
         set_limits(context, [LimitChange(LimitScope.CLUSTER, (), 0)])
         result.filing_ms = _submit(context, moves[:vms]) / vms
         set_limits(context, [LimitChange(LimitScope.CLUSTER, (), None)])
-        _wait_until_over(here, min(vms, MEASURED), result, say, of=vms)
+        _wait_until_over(here, min(vms, measured), result, say, of=vms)
         _read_rows(context, result)
         result.heartbeat_ms = _heartbeat_ms(context)
     return result
@@ -246,11 +210,11 @@ def _open(context: Context) -> int:
 
 def _wait_until_over(here: Stage, wanted: int, result: Result, say: Callable[[str], None], *, of: int) -> None:
     """Wait until so many of those that were filed have ended, and mark how it goes."""
-    marks, said = list(_MARKS), time.monotonic()
+    marks, said = [math.ceil(part * wanted) for part in _MARKS], time.monotonic()
     while marks:
         here.require_alive()
         ended = of - _open(here.context)
-        while marks and ended >= marks[0] * wanted:
+        while marks and ended >= marks[0]:
             marks.pop(0)
             result.marks.append(here.mark(ended))
         if time.monotonic() - said > 15:
@@ -298,45 +262,17 @@ def _heartbeat_ms(context: Context) -> float:
 
 def measure(*, sizes: Sequence[int] = SIZES, postgresql: bool = True) -> str:
     """The table of docs/performance.md. Takes ten minutes."""
-    return _page([_apart(vms, postgresql=postgresql) for vms in sizes], "PostgreSQL" if postgresql else "SQLite")
+    results = [_apart(vms, measured=MEASURED, postgresql=postgresql) for vms in sizes]
+    return page(results, "PostgreSQL" if postgresql else "SQLite", nodes=NODES)
 
 
-def _apart(vms: int, *, postgresql: bool) -> Result:
+def measure_whole(*, vms: int = SIZES[-1]) -> str:
+    """The table of a queue that is worked off to its end. Takes an hour."""
+    return course(_apart(vms, measured=vms, postgresql=True))
+
+
+def _apart(vms: int, *, measured: int, postgresql: bool) -> Result:
     """One size in a process of its own: Celery's app speaks to one broker."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(run, vms, postgresql=postgresql, say=partial(print, flush=True)).result()
-
-
-def _page(results: Sequence[Result], database: str) -> str:
-    def row(what: str, figure: Callable[[Result], str]) -> list[str]:
-        return [what, *(figure(result) for result in results)]
-
-    def memory(part: str) -> Callable[[Result], str]:
-        return lambda each: " · ".join(f"{mark.memory_mib[part]:.0f}" for mark in each.marks)
-
-    def cpu(part: str) -> Callable[[Result], str]:
-        return lambda each: f"{each.cpu_ms(part):.0f}"
-
-    parts = list(results[0].marks[0].memory_mib)
-    rows = [
-        row("empty Celery tasks a second", lambda each: f"{each.empty_rate:.0f}"),
-        row("steps a second", lambda each: f"{each.step_rate:.0f}"),
-        row("of the empty tasks", lambda each: f"**{each.step_rate / each.empty_rate:.0%}**"),
-        row("migrations a second", lambda each: f"{each.migration_rate:.1f}"),
-        row("statements a migration", lambda each: f"{each.counted('statements'):.0f}"),
-        row("commits a migration", lambda each: f"{each.counted('commits'):.0f}"),
-        *(row(f"{part}, ms of a core a migration", cpu(part)) for part in parts),
-        row("filing, ms a migration", lambda each: f"{each.filing_ms:.1f}"),
-        row("a migration alone, ms", lambda each: f"{each.alone_ms:.0f}"),
-        row("a hop of it, ms", lambda each: f"{each.hop_alone:.1f}"),
-        row("a hop in the crowd, median · 95 %, ms", lambda each: f"{_median_and_95(each.hops)}"),
-        row("a heartbeat, ms", lambda each: f"{each.heartbeat_ms:.1f}"),
-        *(row(f"{part}, MiB", memory(part)) for part in parts),
-        row("ended", lambda each: ", ".join(f"{number:,} {state}" for state, number in sorted(each.states.items()))),
-    ]
-    head = [f"{database}, {os.cpu_count()} cores, {NODES:,} nodes", *(f"{each.vms:,} VMs" for each in results)]
-    return table(head, rows)
-
-
-def _median_and_95(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.0f} · {statistics.quantiles(values, n=20)[-1]:.0f}"
+        say = partial(print, flush=True)
+        return pool.submit(run, vms, measured=measured, postgresql=postgresql, say=say).result()
