@@ -1,0 +1,138 @@
+"""The plan of an evacuation: who goes where and why, who cannot go and why, and what the hosts are like then. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+from haulier.errors import Problem
+from haulier.planner.placing.arrangement import Arrangement
+from haulier.planner.placing.cluster import Cluster, Guest, Host, RuleKind
+from haulier.planner.placing.greedy import arrange
+from haulier.planner.placing.search import improve
+from haulier.planner.placing.spare import without_spare
+
+# Nobody reads why each of a hundred nodes will not do.
+_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A guest and where it goes, with the reason in words."""
+
+    guest: Guest
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A guest that cannot go anywhere, and why."""
+
+    guest: Guest
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a host's guests have of its RAM and CPUs, before the moves and after them. Infinite CPUs are not counted."""
+
+    host: str
+    ram_bytes: int
+    ram_before_bytes: int
+    ram_after_bytes: int
+    cpus: float
+    cpus_before: float
+    cpus_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """All of it. `gap` is by what part it may cost more than the best there can be; None where guests are blocked."""
+
+    moves: tuple[Move, ...]
+    blocked: tuple[Blocked, ...]
+    loads: tuple[Load, ...]
+    spare: tuple[Problem, ...]
+    gap: float | None
+    cut_short: bool
+
+
+def place(cluster: Cluster, *, clock: Callable[[], float], time_s: float) -> Placing:
+    """Find a place for each guest, the best that is found in `time_s` seconds of this clock.
+
+    The same cluster gets the same places, unless it was cut short. The moves are in the order in which they are to be
+    begun: what takes longest first, so that nothing long is left at the end.
+    """
+    start = arrange(cluster)
+    found = improve(start, clock=clock, time_s=time_s)
+    best = found.arrangement
+    longest = sorted(cluster.guests, key=lambda guest: (-guest.bytes, guest.name))
+    moves = tuple(
+        Move(guest, best.places[guest.name], _reason(best, guest)) for guest in longest if guest.name in best.places
+    )
+    blocked = tuple(Blocked(guest, _why_not(best, guest)) for guest in best.homeless)
+    gap = None if blocked else max(best.cost() / max(best.bound(), 1e-9) - 1, 0.0)
+    return Placing(moves, blocked, tuple(_loads(best)), without_spare(best), gap, found.cut_short)
+
+
+def _reason(arrangement: Arrangement, guest: Guest) -> str:
+    """Why there: what left no choice, or what spoke for it."""
+    cluster = arrangement.cluster
+    host = cluster.by_name[arrangement.places[guest.name]]
+    full = f"RAM {_percent(arrangement.ram_taken(host.name), host)} full then"
+    fit = [each for each in cluster.hosts if arrangement.never(guest, each) is None]
+    if len(fit) == 1:
+        return f"the only node that it may go to; {full}"
+    if host.name in guest.near:
+        return f"its replica is there; {full}"
+    for rule in cluster.rules_of.get(guest.name, ()):
+        if rule.kind is RuleKind.TOGETHER and arrangement.members(rule).get(host.name, 0) > 1:
+            return f"together with others of rule {rule.name}; {full}"
+    return f"the best balance of {len(fit)} nodes that it may go to; {full}"
+
+
+def _percent(taken: float, host: Host) -> str:
+    return f"{taken / max(host.ram_bytes, 1):.0%}"
+
+
+def _why_not(arrangement: Arrangement, guest: Guest) -> Problem:
+    """The reasons of all hosts in one; the code is that of the most frequent one."""
+    cluster = arrangement.cluster
+    others = [host for host in cluster.hosts if host.name != guest.host]
+    if not others:
+        return Problem("no_target", "there is no other node", "Start a worker on another host.")
+    found = [(host, arrangement.problem(guest, host)) for host in others]
+    problems = [problem for _, problem in found if problem is not None]
+    if len(problems) < len(found):
+        # It would fit by itself, but those that it must be together with would not.
+        return Problem("rule", "those that it must be together with find no place with it", "haulier rule list")
+    counts = Counter(problem.code for problem in problems)
+    code = counts.most_common(1)[0][0]
+    named = "; ".join(problem.message for problem in problems[:_NAMED])
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    hint = next(problem.hint for problem in problems if problem.code == code)
+    return Problem(code, f"no node takes it: {named}{more}", hint)
+
+
+def _loads(arrangement: Arrangement) -> Iterator[Load]:
+    cluster = arrangement.cluster
+    leaving = {host.name: (0, 0) for host in cluster.hosts}
+    for guest in cluster.guests:
+        if guest.runs and guest.host in leaving:
+            ram, cpus = leaving[guest.host]
+            leaving[guest.host] = ram + guest.ram_bytes, cpus + guest.cpus
+    for host in cluster.hosts:
+        ram, cpus = leaving[host.name]
+        stays = [guest for guest in arrangement.homeless if guest.runs and guest.host == host.name]
+        yield Load(
+            host.name,
+            host.ram_bytes,
+            host.ram_taken_bytes + ram,
+            arrangement.ram_taken(host.name) + sum(guest.ram_bytes for guest in stays),
+            0.0 if host.cpus == inf else host.cpus,
+            host.cpus_taken + cpus,
+            arrangement.cpus_taken(host.name) + sum(guest.cpus for guest in stays),
+        )

@@ -1,0 +1,281 @@
+"""Guests are placed where they fit and nowhere else, never worse than by the greedy start, and always the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.crowded import crowded
+from haulier.errors import Problem
+from haulier.planner.placing.arrangement import Arrangement, pour
+from haulier.planner.placing.cluster import GIB, Cluster, Guest, Host, Rule, RuleKind, StorageRoom
+from haulier.planner.placing.fitting import breaks_by_itself
+from haulier.planner.placing.greedy import arrange
+from haulier.planner.placing.plan import place
+from haulier.planner.placing.search import improve
+from haulier.planner.placing.spare import without_spare
+
+FOREVER = 1000.0
+HOSTS = ("a", "b", "c", "d")
+NAMES = tuple(f"g{number}" for number in range(8))
+
+
+def still() -> float:
+    """A clock that stands still: nothing is ever cut short."""
+    return 0.0
+
+
+@st.composite
+def hosts(draw: st.DrawFn, name: str) -> Host:
+    ram = draw(st.integers(0, 16))
+    return Host(
+        name,
+        ram_bytes=ram * GIB,
+        ram_taken_bytes=draw(st.integers(0, ram)) * GIB,
+        cpus=draw(st.integers(0, 8)),
+        storages={
+            name: StorageRoom(draw(st.integers(0, 40)) * GIB, shared=draw(st.booleans()))
+            for name in draw(st.sets(st.sampled_from(("local", "fast"))))
+        },
+        accel=draw(st.sampled_from(("kvm", "tcg", None))),
+        bridges=draw(st.none() | st.sets(st.sampled_from(("br0", "br1"))).map(frozenset)),
+        closed=draw(st.sampled_from((None, None, None, Problem("closed", "closed")))),
+    )
+
+
+@st.composite
+def guests(draw: st.DrawFn, name: str) -> Guest:
+    return Guest(
+        name,
+        draw(st.sampled_from(("away", *HOSTS))),
+        ram_bytes=draw(st.integers(1, 8)) * GIB,
+        cpus=draw(st.integers(1, 3)),
+        runs=draw(st.booleans()),
+        storages={
+            name: draw(st.integers(0, 16)) * GIB
+            for name in draw(st.sets(st.sampled_from(("local", "fast")), max_size=1))
+        },
+        accel=draw(st.sampled_from(("kvm", None))),
+        bridges=draw(st.sets(st.sampled_from(("br0",))).map(frozenset)),
+        near=draw(st.sets(st.sampled_from(HOSTS), max_size=1).map(frozenset)),
+        avoids=draw(st.sets(st.sampled_from(HOSTS), max_size=1).map(frozenset)),
+    )
+
+
+@st.composite
+def rules(draw: st.DrawFn, name: str) -> Rule:
+    return Rule(
+        name,
+        draw(st.sampled_from(RuleKind)),
+        draw(st.sets(st.sampled_from(NAMES), min_size=2, max_size=4).map(frozenset)),
+        draw(st.sets(st.sampled_from(HOSTS), min_size=1).map(frozenset)),
+        hard=draw(st.booleans()),
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    there = [draw(guests(name)) for name in NAMES[: draw(st.integers(1, len(NAMES)))]]
+    moving = draw(st.integers(1, len(there)))
+    # Those that stay are somewhere, and count as taken where they are.
+    return Cluster(
+        tuple(draw(hosts(name)) for name in HOSTS[: draw(st.integers(1, len(HOSTS)))]),
+        tuple(there[:moving]),
+        tuple(there[moving:]),
+        tuple(draw(rules(f"r{number}")) for number in range(draw(st.integers(0, 3)))),
+    )
+
+
+def require_sound(found: Arrangement) -> None:
+    """Counted anew from the places alone, by nothing that the planner counts with."""
+    cluster = found.cluster
+    placed = {name: cluster.guest_named[name] for name in found.places}
+    for host in cluster.hosts:
+        here = [guest for name, guest in placed.items() if found.places[name] == host.name]
+        running = [guest for guest in here if guest.runs]
+        assert not running or host.ram_taken_bytes + sum(guest.ram_bytes for guest in running) <= host.ram_bytes
+        assert not running or host.cpus_taken + sum(guest.cpus for guest in running) <= host.cpus
+        needs = Counter[str]()
+        for guest in here:
+            needs.update(guest.storages)
+        for storage, size in needs.items():
+            assert host.storages[storage].shared or size <= host.storages[storage].free_bytes
+        for guest in here:
+            assert host.closed is None
+            assert host.name not in guest.avoids
+            assert not (guest.runs and guest.accel and host.accel and guest.accel != host.accel)
+            assert host.bridges is None or guest.bridges <= host.bridges
+    for rule in cluster.rules:
+        if rule.hard:
+            require_kept(rule, found, placed)
+
+
+def require_kept(rule: Rule, found: Arrangement, placed: dict[str, Guest]) -> None:
+    moved = [found.places[name] for name in placed if name in rule.guests]
+    staying = [guest.host for guest in found.cluster.staying if guest.name in rule.guests]
+    for host in moved:
+        assert not breaks_by_itself(rule, host)
+    if rule.kind is RuleKind.APART:
+        assert len(set(moved)) == len(moved)
+        assert not set(moved) & set(staying)
+    if rule.kind is RuleKind.TOGETHER and moved:
+        assert len(set(moved)) == 1
+        assert not staying or moved[0] in staying
+
+
+@given(clusters())
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_overfull_and_every_rule_is_kept(cluster: Cluster) -> None:
+    start = arrange(cluster)
+    require_sound(start)
+    found = improve(start, clock=still, time_s=FOREVER).arrangement
+    require_sound(found)
+    assert found.cost() <= start.cost()
+    assert found.cost() >= found.bound() * (1 - 1e-9)
+
+
+@given(clusters())
+@settings(max_examples=20, deadline=None)
+def test_same_cluster_gets_same_places(cluster: Cluster) -> None:
+    first = place(cluster, clock=still, time_s=FOREVER)
+    assert place(cluster, clock=still, time_s=FOREVER) == first
+    named = {move.guest.name for move in first.moves} | {each.guest.name for each in first.blocked}
+    assert named == {guest.name for guest in cluster.guests}
+
+
+@given(clusters())
+@settings(max_examples=30, deadline=None)
+def test_running_count_is_what_the_places_add_up_to(cluster: Cluster) -> None:
+    found = arrange(cluster)
+    again = found.copy()
+    for guest in cluster.guests:
+        host = again.places.get(guest.name)
+        again.take(guest)
+        if host:
+            again.put(guest, host)
+    assert again.cost() == pytest.approx(found.cost())
+    assert [again.ram_taken(host.name) for host in cluster.hosts] == [
+        found.ram_taken(host.name) for host in cluster.hosts
+    ]
+
+
+def test_solver_places_whom_the_start_leaves_out() -> None:
+    """Balance parts the two large ones; there is room for all only if they are together."""
+    there = (Host("a", 8 * GIB), Host("b", 8 * GIB))
+    movers = tuple(Guest(f"g{number}", "away", size * GIB) for number, size in enumerate((4, 4, 3, 3, 2)))
+    start = arrange(Cluster(there, movers))
+    found = improve(start, clock=still, time_s=FOREVER).arrangement
+    assert len(start.homeless) == 1
+    assert not found.homeless
+    require_sound(found)
+
+
+def test_crowd_that_the_start_cannot_place_is_placed() -> None:
+    cluster = crowded(guests=60, hosts=8, fill=0.985, seed=4)
+    start = arrange(cluster)
+    found = improve(start, clock=still, time_s=FOREVER)
+    assert start.homeless
+    assert not found.arrangement.homeless
+    require_sound(found.arrangement)
+    assert found.arrangement.cost() <= found.arrangement.bound() * 1.02
+
+
+def test_when_the_time_is_over_the_start_stands() -> None:
+    cluster = crowded(guests=60, hosts=8, fill=0.985, seed=4)
+    ticks = count()
+    found = improve(arrange(cluster), clock=lambda: float(next(ticks)), time_s=0.5)
+    assert found.cut_short
+    assert found.arrangement.places == arrange(cluster).places
+
+
+def test_soft_rule_gives_way_and_hard_one_does_not() -> None:
+    one = (Host("a", 8 * GIB),)
+    pair = tuple(Guest(name, "away", GIB) for name in ("x", "y"))
+    apart = Rule("pair", RuleKind.APART, frozenset(("x", "y")))
+    hard = place(Cluster(one, pair, rules=(apart,)), clock=still, time_s=FOREVER)
+    soft = place(Cluster(one, pair, rules=(replace(apart, hard=False),)), clock=still, time_s=FOREVER)
+    assert [each.problem.code for each in hard.blocked] == ["rule"]
+    assert not soft.blocked
+    two = (*one, Host("b", 8 * GIB, ram_taken_bytes=6 * GIB))
+    wished = place(Cluster(two, pair, rules=(replace(apart, hard=False),)), clock=still, time_s=FOREVER)
+    assert {move.target for move in wished.moves} == {"a", "b"}
+
+
+def test_group_that_must_be_together_goes_as_one_or_not_at_all() -> None:
+    group = tuple(Guest(name, "away", 3 * GIB) for name in ("x", "y"))
+    together = (Rule("group", RuleKind.TOGETHER, frozenset(("x", "y"))),)
+    narrow = place(
+        Cluster((Host("a", 5 * GIB), Host("b", 5 * GIB)), group, rules=together), clock=still, time_s=FOREVER
+    )
+    assert [each.guest.name for each in narrow.blocked] == ["x", "y"]
+    wide = place(Cluster((Host("a", 5 * GIB), Host("b", 6 * GIB)), group, rules=together), clock=still, time_s=FOREVER)
+    assert [move.target for move in wide.moves] == ["b", "b"]
+
+
+def test_blocked_guest_says_why_with_numbers() -> None:
+    there = (
+        Host("a", 4 * GIB, ram_taken_bytes=3 * GIB),
+        Host(
+            "b", 8 * GIB, closed=Problem("node_in_maintenance", "b is in maintenance", "haulier node maintenance b off")
+        ),
+        Host("c", 4 * GIB, ram_taken_bytes=2 * GIB),
+    )
+    (blocked,) = place(Cluster(there, (Guest("x", "away", 4 * GIB),)), clock=still, time_s=FOREVER).blocked
+    assert blocked.problem.code == "no_ram"
+    assert "a has 1.0 GiB of RAM left, it needs 4.0 GiB" in blocked.problem.message
+    assert "b is in maintenance" in blocked.problem.message
+    assert blocked.problem.hint
+
+
+def test_guest_goes_where_its_replica_is_if_that_is_not_much_fuller() -> None:
+    room = {"local": StorageRoom()}
+    there = (
+        Host("a", 64 * GIB, ram_taken_bytes=20 * GIB, storages=room),
+        Host("b", 64 * GIB, ram_taken_bytes=21 * GIB, storages=room),
+    )
+    guest = Guest("x", "away", GIB, storages={"local": 50 * GIB}, near=frozenset("b"))
+    (move,) = place(Cluster(there, (guest,)), clock=still, time_s=FOREVER).moves
+    assert move.target == "b"
+    assert "replica" in move.reason
+
+
+def test_loads_before_and_after_count_who_cannot_leave() -> None:
+    leaving = Host("old", 16 * GIB, closed=Problem("evacuating", "it is being emptied"))
+    target = Host("new", 16 * GIB, ram_taken_bytes=10 * GIB)
+    movers = (Guest("fits", "old", 4 * GIB), Guest("large", "old", 8 * GIB))
+    old, new = place(Cluster((leaving, target), movers), clock=still, time_s=FOREVER).loads
+    assert (old.ram_before_bytes, old.ram_after_bytes) == (12 * GIB, 8 * GIB)
+    assert (new.ram_before_bytes, new.ram_after_bytes) == (10 * GIB, 14 * GIB)
+
+
+def test_spare_tells_which_host_may_not_fail() -> None:
+    there = (Host("a", 8 * GIB), Host("b", 8 * GIB))
+    movers = tuple(Guest(f"g{number}", "away", 3 * GIB) for number in range(3))
+    plan = place(Cluster(there, movers), clock=still, time_s=FOREVER)
+    assert not plan.blocked
+    assert {problem.code for problem in plan.spare} == {"no_spare"}
+    roomy = place(Cluster((*there, Host("c", 8 * GIB)), movers), clock=still, time_s=FOREVER)
+    assert roomy.spare == ()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=6),
+    st.integers(0, 100),
+    st.lists(st.integers(0, 10), min_size=6, max_size=6),
+)
+def test_no_way_of_pouring_is_below_the_bound(vessels: list[tuple[int, int]], amount: int, parts: list[int]) -> None:
+    whole = sum(parts[: len(vessels)])
+    shares = [amount * part / whole if whole else amount / len(vessels) for part in parts[: len(vessels)]]
+    some = sum((taken + share) ** 2 / size for (taken, size), share in zip(vessels, shares, strict=True))
+    assert pour(vessels, amount) <= some * (1 + 1e-9) + 1e-9
+
+
+def test_without_any_host_everything_is_blocked() -> None:
+    plan = place(Cluster((), (Guest("x", "away", GIB),)), clock=still, time_s=FOREVER)
+    assert [each.problem.code for each in plan.blocked] == ["no_target"]
+    assert without_spare(arrange(Cluster((), ()))) == ()
