@@ -64,6 +64,10 @@ class Settings(BaseSettings):
 
     retry_at_most_s: float = Field(default=600.0, gt=0, le=LONGEST_S)
 
+    placement_ram: Literal["configured", "used"] = "configured"
+    cpu_overcommit: float = Field(default=8.0, ge=0, le=1000)
+    placement_time_s: float = Field(default=5.0, ge=0, le=600)
+
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)
     lease_s: float = Field(default=15.0, gt=0)

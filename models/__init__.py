@@ -4,6 +4,8 @@ from models.base import Base
 from models.enums import (
     AllocationKind,
     BatchState,
+    EvacuationPolicy,
+    EvacuationState,
     Gate,
     LedgerRole,
     LimitScope,
@@ -12,11 +14,13 @@ from models.enums import (
     NodeState,
     OperationKind,
     OperationState,
+    RuleKind,
     StepState,
     TransferMethod,
     VmState,
     VolumeRole,
 )
+from models.evacuation import Evacuation, EvacuationVm, PlacementRule, PlacementRuleNode, PlacementRuleVm
 from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
 from models.phases import (
@@ -64,6 +68,10 @@ __all__ = [
     "Batch",
     "BatchState",
     "Database",
+    "Evacuation",
+    "EvacuationPolicy",
+    "EvacuationState",
+    "EvacuationVm",
     "Event",
     "Gate",
     "LedgerRole",
@@ -79,10 +87,14 @@ __all__ = [
     "OperationState",
     "Phase",
     "PhaseRule",
+    "PlacementRule",
+    "PlacementRuleNode",
+    "PlacementRuleVm",
     "QueueLabel",
     "QueueLimit",
     "Replica",
     "Replication",
+    "RuleKind",
     "Side",
     "Step",
     "StepState",

@@ -8,10 +8,13 @@ from enum import StrEnum
 class NodeState(StrEnum):
     """Whether a node takes VMs. Whether its worker is alive is a matter of the heartbeat, not of this word.
 
-    `lost` is the word of a person: the host is off, and whatever ran there does not run any more.
+    One that is `draining` is being emptied by an evacuation, and takes none; `drained` is that it is empty. `lost` is
+    the word of a person: the host is off, and whatever ran there does not run any more.
     """
 
     ONLINE = "online"
+    DRAINING = "draining"
+    DRAINED = "drained"
     MAINTENANCE = "maintenance"
     LOST = "lost"
 
@@ -87,6 +90,41 @@ class BatchState(StrEnum):
     PAUSED = "paused"
     STOPPED = "stopped"
     CANCELLED = "cancelled"
+
+
+class EvacuationState(StrEnum):
+    """The life of an evacuation. It holds its node until it is `cancelled` or the VMs are back (`restored`).
+
+    `planned`: it is filed, and nothing has moved. `blocked`: something cannot leave, and all else has left.
+    """
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    PAUSED = "paused"
+    BLOCKED = "blocked"
+    DRAINED = "drained"
+    CANCELLED = "cancelled"
+    RESTORING = "restoring"
+    RESTORED = "restored"
+
+
+class EvacuationPolicy(StrEnum):
+    """What may happen to a VM when its node is emptied: it moves while it runs, it moves also while it is stopped, or
+    it stays.
+    """
+
+    LIVE = "live"
+    OFFLINE_IF_STOPPED = "offline_if_stopped"
+    STAY = "stay"
+
+
+class RuleKind(StrEnum):
+    """What a rule asks of its VMs: one node for all, a node for each, only some nodes, others than some."""
+
+    TOGETHER = "together"
+    APART = "apart"
+    ONLY_ON = "only_on"
+    NOT_ON = "not_on"
 
 
 class LimitScope(StrEnum):

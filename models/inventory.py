@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
-from models.enums import Locality, NodeState, VmState, VolumeRole
+from models.enums import EvacuationPolicy, Locality, NodeState, VmState, VolumeRole
 
 
 class Node(Base):
@@ -70,6 +70,7 @@ class Vm(Base):
     `definition` is what its owner wrote, with MACs and UUID filled in; `pinned` is what a start fixed for as long as
     the guest runs (machine type, CPU model, RAM in KiB, accelerator), empty while it is stopped and has never run.
     `run_state` is QEMU's own word for a guest that stands still (`paused`, `io-error`, …), as its node saw it last.
+    `evacuation` is what may happen to it when its node is emptied.
     """
 
     __tablename__ = "vm"
@@ -80,6 +81,11 @@ class Vm(Base):
     node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
     state: Mapped[VmState] = mapped_column(word(VmState), default=VmState.STOPPED)
     run_state: Mapped[str | None]
+    evacuation: Mapped[EvacuationPolicy] = mapped_column(
+        word(EvacuationPolicy),
+        default=EvacuationPolicy.OFFLINE_IF_STOPPED,
+        server_default=EvacuationPolicy.OFFLINE_IF_STOPPED,
+    )
     epoch: Mapped[int] = mapped_column(default=0)
     definition: Mapped[dict[str, Any]]
     pinned: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from models.enums import LedgerRole, MigrationState, OperationState, StepState
+from models.enums import EvacuationState, LedgerRole, MigrationState, OperationState, StepState
 
-M, S, L, O = MigrationState, StepState, LedgerRole, OperationState  # noqa: E741 - a table reads better with short heads
+# A table reads better with short heads.
+M, S, L, O, E = MigrationState, StepState, LedgerRole, OperationState, EvacuationState  # noqa: E741
 
 MIGRATION: Mapping[MigrationState, frozenset[MigrationState]] = {
     M.QUEUED: frozenset({M.RUNNING, M.REFUSED, M.CANCELLED}),
@@ -46,6 +47,19 @@ OPERATION: Mapping[OperationState, frozenset[OperationState]] = {
     O.FAILED: frozenset(),
 }
 
+EVACUATION: Mapping[EvacuationState, frozenset[EvacuationState]] = {
+    E.PLANNED: frozenset({E.RUNNING, E.PAUSED, E.BLOCKED, E.DRAINED, E.CANCELLED}),
+    E.RUNNING: frozenset({E.PAUSED, E.BLOCKED, E.DRAINED, E.CANCELLED}),
+    E.PAUSED: frozenset({E.RUNNING, E.CANCELLED}),
+    E.BLOCKED: frozenset({E.RUNNING, E.DRAINED, E.PAUSED, E.CANCELLED, E.RESTORING}),
+    E.DRAINED: frozenset({E.RUNNING, E.CANCELLED, E.RESTORING}),
+    E.CANCELLED: frozenset({E.RESTORING}),
+    E.RESTORING: frozenset({E.RESTORED, E.CANCELLED}),
+    E.RESTORED: frozenset({E.RESTORING}),
+}
+
+# Its node belongs to it.
+OPEN_EVACUATION: tuple[EvacuationState, ...] = (E.PLANNED, E.RUNNING, E.PAUSED, E.BLOCKED, E.DRAINED, E.RESTORING)
 OPEN_OPERATION: tuple[OperationState, ...] = (O.READY, O.RUNNING)
 # Somebody works on the VM, or will before anybody else may.
 AT_WORK: tuple[MigrationState, ...] = (M.RUNNING, M.HANDED_OVER, M.ROLLING_BACK)
@@ -65,7 +79,7 @@ class IllegalMove(ValueError):
 
 def require_legal(before: StrEnum, after: StrEnum) -> None:
     """Raise `IllegalMove` unless the table of this kind of state has the move from `before` to `after`."""
-    tables: tuple[Mapping[StrEnum, frozenset[StrEnum]], ...] = (MIGRATION, STEP, LEDGER, OPERATION)  # type: ignore[assignment]  # Mapping is invariant in its key
+    tables: tuple[Mapping[StrEnum, frozenset[StrEnum]], ...] = (MIGRATION, STEP, LEDGER, OPERATION, EVACUATION)  # type: ignore[assignment]  # Mapping is invariant in its key
     for table in tables:
         if before in table and type(before) is type(next(iter(table))):
             if type(after) is type(before) and after in table[before]:

@@ -114,7 +114,8 @@ class Migration(Base):
 class Batch(Base):
     """Migrations that were filed together. `key` is what it is known by to whoever files it: once is enough.
 
-    It stops when `stop_after` of its migrations have failed beside those that are `forgiven`; None is never.
+    It stops when `stop_after` of its migrations have failed beside those that are `forgiven`; None is never. The moves
+    of an evacuation are a batch, and those `homeward`, that bring its VMs back, are another.
     """
 
     __tablename__ = "batch"
@@ -126,6 +127,8 @@ class Batch(Base):
     state: Mapped[BatchState] = mapped_column(word(BatchState), default=BatchState.OPEN)
     stop_after: Mapped[int | None]
     forgiven: Mapped[int] = mapped_column(default=0)
+    evacuation_id: Mapped[int | None] = mapped_column(ForeignKey("evacuation.id"), index=True)
+    homeward: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime]
 
 

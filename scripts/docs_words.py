@@ -57,6 +57,11 @@ SETTINGS: Mapping[str, str] = {
     "max_moves_in": "How many of them to one target, unless `haulier node set NODE --max-moves-in` says otherwise.",
     "retry_at_most_s": "The longest delay before a migration that failed is tried again, in seconds; the first is 10, "
     "and it doubles.",
+    "placement_ram": "What a node's RAM is counted by when a place is chosen: `configured` counts what its guests may "
+    "have, and what is free as it was measured; `used` only what is free.",
+    "cpu_overcommit": "How many virtual CPUs a node may have for each of its own when a place is chosen; 0 is no "
+    "limit.",
+    "placement_time_s": "For how long places are searched for at most, in seconds; a first answer is there at once.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",

@@ -22,6 +22,7 @@ app = Celery(
         "tasks.take_generation",
         "tasks.vm",
         "tasks.replica",
+        "tasks.evacuate",
         "tasks.reconcile",
         "tasks.node_worker",
         "tasks.guardian",

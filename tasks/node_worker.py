@@ -24,6 +24,7 @@ from tasks.host_watch import HostWatch
 from tasks.orphans import collect_orphans
 from tasks.quarantine import destroy_expired
 from tasks.reconcile import reconcile
+from tasks.storage_rooms import StorageRooms
 from tasks.surroundings import context, this_node
 
 log = structlog.get_logger()
@@ -79,9 +80,10 @@ def _end(**_: Any) -> None:  # noqa: ANN401
 def _live(node_id: int, found: dict[str, Any]) -> None:
     """Beat until the worker ends; a database that is away for a moment ends nothing."""
     watch = HostWatch(context(), node_id, this_node().layout)
+    rooms = StorageRooms(context(), node_id)
     while not _ending.wait(context().settings.heartbeat_s):
         try:
-            beat(context(), node_id, {**found, **facts.memory()})
+            beat(context(), node_id, {**found, **facts.memory(), "storage_free_bytes": rooms.now()})
             watch.look()
             collect_orphans(context(), node_id)
             destroy_expired(context(), node_id, quarantine=this_node().layout.quarantine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from haulier.clock import Pace
 from haulier.services import admission
 from haulier.services.bandwidth import divide_anew
+from haulier.services.evacuation_steps import sweep_evacuations
 from haulier.services.operations import sweep_operations
 from haulier.services.put_off import mend_put_off
 from haulier.services.recovery import sweep
@@ -14,6 +15,8 @@ from tasks.celery import app
 from tasks.coalescing import Coalesced
 from tasks.surroundings import context
 
+# To place the VMs of one that is blocked takes seconds, and room is seldom made from one moment to the next.
+_blocked = Pace(30.0)
 _settling = Pace(admission.SETTLE_EVERY_S)
 # Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
 _admit = Coalesced(lambda: admission.admit(context(), settling=_settling))
@@ -25,6 +28,7 @@ def _look_after_all() -> None:
     mend_put_off(context())
     sweep_replications(context())
     divide_anew(context())
+    sweep_evacuations(context(), blocked_too=_blocked.is_due())
     # By a message: where there is always room for one more it does not end for long, and here the dead are noticed.
     with context().unit() as unit:
         make_room(unit)

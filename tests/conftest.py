@@ -1,5 +1,7 @@
 """The fixtures that every folder of tests may use. Each is defined, and told, in tests/fixtures."""
 
+import hypothesis
+
 from tests.fixtures.databases import (
     _postgres_template,
     _sqlite_template,
@@ -11,6 +13,10 @@ from tests.fixtures.databases import (
     sqlite_url,
 )
 from tests.fixtures.postgres import postgres_cluster
+
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile("haulier", deadline=None)
+hypothesis.settings.load_profile("haulier")
 
 __all__ = [
     "_postgres_template",

@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
-from haulier.cli import batch, events, migration, node, queue, replication, vm
+from haulier.cli import batch, evacuation, events, migration, node, queue, replication, rule, vm
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
@@ -36,10 +36,14 @@ app.command(migration.explain)
 app.command(migration.migrate)
 app.command(replication.replicate)
 app.command(vm.recover)
+app.command(evacuation.evacuate)
+app.command(evacuation.restore)
 app.command(vm.app)
 app.command(migration.app)
 app.command(queue.app)
 app.command(batch.app)
+app.command(evacuation.app)
+app.command(rule.app)
 app.command(replication.app)
 app.command(node.app)
 

@@ -23,6 +23,13 @@ def moment_of(text: str) -> str:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
+def deadline_of(text: str) -> datetime:
+    """A moment, or an interval from now on (`2h`), in UTC. Raises Refused `bad_moment`."""
+    if re.fullmatch(r"\d{1,6}[smhd]", text):
+        return now() + timedelta(seconds=interval_of(text))
+    return datetime.fromisoformat(moment_of(text))
+
+
 def interval_of(text: str) -> float:
     """An interval such as `90s`, `15m`, `2h` or `1d` in seconds. Raises Refused `bad_interval`."""
     match = re.fullmatch(r"(\d{1,6})([smhd])", text)

@@ -13,6 +13,7 @@ from haulier.cli.output import show, size, stderr, table
 from haulier.services import vms
 from haulier.services.recover import recover_vm
 from haulier.services.replications import list_replications
+from models import EvacuationPolicy
 
 app = App(name="vm", help="Define, start, stop and show VMs.")
 _COLUMNS = {"vm": "name", "node": "node", "state": "state", "epoch": "epoch", "pid": "pid"}
@@ -79,6 +80,22 @@ def _state(document: dict[str, Any]) -> str:
     shown = state if word in (None, "paused") else f"{state} ({word})"
     is_hearsay = document["worker"] == "silent" and state in ("running", "paused")
     return f"{shown}, node is silent" if is_hearsay else shown
+
+
+@app.command(name="set")
+def set_(name: str, /, *, evacuation: EvacuationPolicy) -> None:
+    """Change what may happen to a VM.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    evacuation
+        When its node is emptied: `live` moves it if it runs, `offline_if_stopped` (the usual one) also if it does not,
+        `stay` leaves it where it is.
+    """
+    document = vms.set_policy(context(), name, evacuation)
+    show(document, f"{name}: {document['evacuation']}")
 
 
 @app.command(name="show")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from haulier.errors import StepFailed
 from haulier.hypervisor.swtpm import swtpm_facts
 
 _KVM_PROBE_S = 5.0
+_OF_GUESTS = ("tap", "veth", "vnet", "fwbr", "fwln", "fwpr")
 
 
 def node_facts(*, qemu: str, swtpm: str, accel: str) -> dict[str, Any]:
     """All facts as JSON can hold them. A tool that is missing is a fact too (`problem`), not an error."""
-    facts: dict[str, Any] = {"cpus": os.cpu_count() or 1, **memory()}
+    facts: dict[str, Any] = {"cpus": os.cpu_count() or 1, "cpu_model": cpu_model(), "bridges": bridges(), **memory()}
     try:
         facts["qemu_version"] = qemu_version(qemu)
         facts["machines"] = machines(qemu)
@@ -35,6 +37,18 @@ def memory() -> dict[str, int]:
     with open("/proc/meminfo") as file:  # noqa: PTH123 - a kernel file, read as one
         found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
     return {"ram_bytes": found["MemTotal"], "ram_free_bytes": found["MemAvailable"]}
+
+
+def cpu_model() -> str | None:
+    """What the host's CPU is called; guests that see it as it is can go to one of the same name only."""
+    with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a kernel file, read as one
+        return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), None)
+
+
+def bridges() -> list[str]:
+    """The interfaces that guests' cards may be connected to: all but those that are a guest's own."""
+    found = Path("/sys/class/net").iterdir()
+    return sorted(each.name for each in found if not each.name.startswith(_OF_GUESTS))
 
 
 def _ask(*words: str) -> str:

@@ -33,7 +33,8 @@ class ClassRule:
 
 
 _PASSING = """
-    block_job_running copy_failed database_failed given_up merge_failed mirror_failed node_in_maintenance node_silent
+    block_job_running copy_failed database_failed given_up merge_failed mirror_failed node_draining node_in_maintenance
+    node_silent
     operation_open qemu_img_failed qemu_img_silent qmp_silent stalled stream_failed timed_out tool_silent
     tpm_state_unstable worker_lost
 """

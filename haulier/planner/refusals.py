@@ -15,8 +15,8 @@ from haulier.planner.guest_ram import loses_dirty_pages
 from haulier.planner.methods import Choice
 
 # A guest that gets all of a host's free RAM leaves none for QEMU itself and for the page cache of its disks.
-_RAM_HEADROOM = 64 << 20
-_DISK_HEADROOM = 16 << 20
+RAM_HEADROOM = 64 << 20
+DISK_HEADROOM = 16 << 20
 # Of a VM in one of these states a QEMU has the volumes open.
 STARTED = ("running", "paused")
 
@@ -90,14 +90,8 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         yield Problem("vm_running", f"VM {facts.vm} is {facts.vm_state}", "Migrate it live, without --offline.")
     if not facts.offline and facts.vm_state not in STARTED:
         yield Problem("vm_not_running", f"VM {facts.vm} is {facts.vm_state}", "--offline moves it as it is.")
-    if facts.target_state == "lost":
-        yield Problem("node_lost", f"node {facts.target} was declared lost", f"haulier node show {facts.target}")
-    elif facts.target_state != "online":
-        yield Problem(
-            "node_in_maintenance",
-            f"node {facts.target} is in maintenance",
-            f"haulier node maintenance {facts.target} off",
-        )
+    if facts.target_state != "online":
+        yield closed_node(facts.target, facts.target_state)
     for name, silent_s in ((facts.vm_node, facts.source_silent_s), (facts.target, facts.target_silent_s)):
         if silent_s is not None:
             yield silent_node(name, silent_s)
@@ -114,6 +108,19 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
         words = f"{name} is another VM's on {facts.target}, and this one cannot have another name"
         yield Problem("name_taken", words, "Put it onto another storage with --storage-map.")
     yield from (choice.refusal for choice in facts.choices if choice.refusal)
+
+
+def closed_node(name: str, state: str) -> Problem:
+    """Why a node that is not online takes nothing."""
+    match state:
+        case "lost":
+            return Problem("node_lost", f"node {name} was declared lost", f"haulier node show {name}")
+        case "draining" | "drained":
+            words = "is being emptied" if state == "draining" else "was emptied"
+            return Problem("node_draining", f"node {name} {words}", f"When it may be filled: haulier restore {name}.")
+        case _:
+            hint = f"haulier node maintenance {name} off"
+            return Problem("node_in_maintenance", f"node {name} is in maintenance", hint)
 
 
 def _busy(vm: str, *, migration: int | None, operation: str | None) -> Iterator[Problem]:
@@ -307,7 +314,7 @@ def _older(here: str, there: str) -> bool:
 
 
 def _room(facts: TargetFacts) -> Iterator[Problem]:
-    needed = facts.ram_kib * 1024 + _RAM_HEADROOM
+    needed = facts.ram_kib * 1024 + RAM_HEADROOM
     if facts.ram_kib and needed > facts.ram_free_bytes:
         yield Problem(
             "no_ram",
@@ -317,7 +324,7 @@ def _room(facts: TargetFacts) -> Iterator[Problem]:
     for storage, bytes_needed in facts.needed_by_storage.items():
         if storage not in facts.free_by_storage:
             yield Problem("storage_missing", f"node {facts.node} has no storage {storage}", "Define it there.")
-        elif bytes_needed + _DISK_HEADROOM > facts.free_by_storage[storage]:
+        elif bytes_needed + DISK_HEADROOM > facts.free_by_storage[storage]:
             yield Problem(
                 "no_space",
                 f"storage {storage} on {facts.node} has {_mib(facts.free_by_storage[storage])} MiB free, "

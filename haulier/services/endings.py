@@ -26,7 +26,11 @@ def end_failed(unit: Unit, attempt: Attempt, to: MigrationState) -> None:
     attempt.finished_at = now()
     attempt.problem = migration.problems[0] if migration.problems else None
     at_fault = class_of(attempt.problem["code"]) if attempt.problem else FailureClass.LASTING
-    if at_fault is FailureClass.LASTING or not _has_tries_left(migration, attempt):
+    if (
+        at_fault is FailureClass.LASTING
+        or not _has_tries_left(migration, attempt)
+        or _is_placed_anew(migration, at_fault)
+    ):
         move_migration(unit, migration, to, finished_at=now())
         return
     chance = random.random()  # noqa: S311 - of no secret
@@ -34,6 +38,12 @@ def end_failed(unit: Unit, attempt: Attempt, to: MigrationState) -> None:
     if at_fault is FailureClass.TARGET and migration.target_auto:
         _choose_another(unit, migration)
     move_migration(unit, migration, MigrationState.QUEUED, not_before=now() + timedelta(seconds=wait_s))
+
+
+def _is_placed_anew(migration: Migration, at_fault: FailureClass) -> bool:
+    """An evacuation chooses another target, and knows whom it has sent where."""
+    of_evacuation = migration.batch is not None and migration.batch.evacuation_id is not None
+    return at_fault is FailureClass.TARGET and of_evacuation
 
 
 def _has_tries_left(migration: Migration, attempt: Attempt) -> bool:

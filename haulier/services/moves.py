@@ -7,7 +7,7 @@ from sqlalchemy import update
 from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services.context import Unit
-from haulier.services.waiting import make_room
+from haulier.services.waiting import go_on_message, make_room
 from models import Migration, MigrationState
 from models.transitions import AT_WORK, require_legal
 
@@ -33,6 +33,8 @@ def move_migration(unit: Unit, migration: Migration, to: MigrationState, **value
     unit.ring(f"migration.{migration.id}")
     if to not in AT_WORK:
         make_room(unit)
+        if to is not MigrationState.QUEUED and migration.batch and migration.batch.evacuation_id:
+            unit.send(go_on_message(migration.batch.evacuation_id))
     return True
 
 

@@ -110,6 +110,13 @@ def place_at(kind: str, path: str, pool: str | None) -> StoragePlace:
     return StoragePlace(StorageKind(kind), Path(path), pool)
 
 
+def storage_places(context: Context, node_id: int) -> dict[str, StoragePlace]:
+    """Where each of a node's storages is, by its name."""
+    with context.database.read() as session:
+        rows = session.scalars(select(Storage).where(Storage.node_id == node_id))
+        return {storage.name: place_of(storage) for storage in rows}
+
+
 def beat(context: Context, node_id: int, facts: Mapping[str, Any] | None = None) -> None:
     """Say that the node's worker lives, with its facts as they are now; None leaves them. One statement: there may be a
     thousand nodes.

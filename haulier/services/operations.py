@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from haulier.clock import now, steady_s
 from haulier.errors import NeedsOperator, Problem, Refused, StepFailed
-from haulier.planner.refusals import as_problems, silent_node
+from haulier.planner.refusals import as_problems, closed_node, silent_node
 from haulier.services.context import Context, Message, Unit
 from haulier.services.liveness import silent_s
 from haulier.services.sightings import Seen
@@ -30,6 +30,12 @@ _TAKEN = (OperationState.RUNNING,)
 # A worker that dies is noticed when it begins again.
 LONG_S = 6 * 3600.0
 _LONG = (OperationKind.RECOVER, OperationKind.CREATE)
+
+
+def require_not_emptied(node: Node) -> None:
+    """Raise Refused for a node that an evacuation keeps empty."""
+    if node.state in (NodeState.DRAINING, NodeState.DRAINED):
+        raise Refused.because((closed_node(node.name, node.state),))
 
 
 def require_worker(context: Context, node: Node) -> None:

@@ -12,7 +12,7 @@ from haulier.clock import now
 from haulier.planner.admission import Room
 from haulier.planner.labels import LabelRule, Labels, Rate
 from haulier.planner.limits import MOVE_WORDS, Closed, Limits
-from haulier.planner.refusals import silent_node
+from haulier.planner.refusals import closed_node, silent_node
 from haulier.services.context import Context
 from haulier.services.liveness import silent_s
 from haulier.settings import Settings
@@ -137,8 +137,8 @@ def _closed_nodes(context: Context, session: Session) -> Closed:
         if node.state is NodeState.LOST:
             # Whatever waits to leave it or to go there is refused.
             continue
-        if node.state is NodeState.MAINTENANCE:
-            targets[node.name] = f"node {node.name} is in maintenance"
+        if node.state is not NodeState.ONLINE:
+            targets[node.name] = closed_node(node.name, node.state).message
         silent = silent_s(node, limit_s=limit_s)
         if silent is not None:
             sources[node.name] = targets[node.name] = silent_node(node.name, silent).message

@@ -31,11 +31,24 @@ from haulier.services.operations import (
     file_operation,
     hurry_stop,
     require_free,
+    require_not_emptied,
     require_worker,
 )
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S, NAME
-from models import Locality, Node, OperationKind, Replica, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
+from models import (
+    EvacuationPolicy,
+    Locality,
+    Node,
+    OperationKind,
+    Replica,
+    Storage,
+    TpmLedger,
+    Vm,
+    VmState,
+    Volume,
+    VolumeRole,
+)
 from models.enums import LedgerRole
 
 _SECTOR = 512
@@ -72,6 +85,7 @@ def define_vm(
     with context.unit() as unit:
         host = find_node(unit.session, node)
         require_worker(context, host)
+        require_not_emptied(host)
         if unit.session.scalar(select(Vm.id).where(Vm.name == chosen)) is not None:
             raise Refused("vm_exists", f"there is a VM {chosen} already", f"haulier vm show {chosen}")
         storages_of = {
@@ -229,6 +243,7 @@ def start_vm(context: Context, name: str) -> dict[str, Any]:
     make_way(context, name)
     with context.unit() as unit:
         vm = find_vm(unit.session, name, lock=True)
+        require_not_emptied(vm.node)
         if vm.state in (VmState.RUNNING, VmState.PAUSED):
             hint = f"haulier vm show {name}" if vm.state is VmState.RUNNING else "`cont` on its QMP socket lets it run."
             raise Refused("vm_running", f"VM {name} is started already, and {vm.state}", hint)
@@ -267,6 +282,15 @@ def _file_on_node(context: Context, unit: Unit, vm: Vm, kind: OperationKind, **a
     return file_operation(unit, vm, kind, **arguments).id
 
 
+def set_policy(context: Context, name: str, policy: EvacuationPolicy) -> dict[str, Any]:
+    """Change what may happen to a VM when its node is emptied. Raises Refused for an unknown one."""
+    with context.unit() as unit:
+        vm = find_vm(unit.session, name)
+        vm.evacuation = policy
+        unit.note("vm.policy", vm=name, evacuation=policy)
+    return show_vm(context, name)
+
+
 def list_vms(context: Context) -> list[dict[str, Any]]:
     """All VMs as contract.md shows them, by name."""
     with context.database.read() as session:
@@ -289,6 +313,7 @@ def _document(context: Context, session: Session, vm: Vm) -> dict[str, Any]:
         "state": vm.state,
         "run_state": vm.run_state if vm.state is VmState.PAUSED else None,
         "epoch": vm.epoch,
+        "evacuation": vm.evacuation,
         "volumes": [
             {
                 "device": volume.device,

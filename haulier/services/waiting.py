@@ -8,6 +8,11 @@ from haulier.services.context import CONTROL_QUEUE, Message, Unit
 from models import IS_AT_GATE, WAITS, Attempt, Migration
 
 
+def go_on_message(evacuation_id: int) -> Message:
+    """Have the control worker look at an evacuation."""
+    return Message("haulier.evacuate", CONTROL_QUEUE, evacuation_id)
+
+
 def make_room(unit: Unit) -> None:
     """Have those that wait looked at after the commit, if there are any. Beat makes up for a message that is lost."""
     first = unit.session.scalar(select(Migration.id).where(WAITS).limit(1))

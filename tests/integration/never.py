@@ -125,6 +125,28 @@ NEVER = (
         (({}, {"after_id": 2}),),
     ),
     Never("a migration that is never tried", "migration", "ck_migration_tries", {"tries": 0}, (({}, {"tries": 1}),)),
+    *(
+        Never(
+            f"two evacuations of one node, one {state}",
+            "evacuation",
+            "uq_evacuation_one_open",
+            {},
+            (*closed_beside("state", "cancelled", "restored"), ({}, {"node_id": 1})),
+            {"state": state},
+            "evacuation.node_id",
+        )
+        for state in ("planned", "running", "paused", "blocked", "drained", "restoring")
+    ),
+    Never("two nodes that may fail", "evacuation", "ck_evacuation_spare", {"spare": 2}, (({}, {"spare": 1}),)),
+    Never(
+        "two rules of one name",
+        "placement_rule",
+        "uq_placement_rule_name",
+        {},
+        (({}, {"name": "other"}),),
+        {},
+        "placement_rule.name",
+    ),
     Never("a limit below 0", "queue_limit", "ck_queue_limit_allowed", {"allowed": -1}, (({}, {"allowed": 0}),)),
     Never("a rate of nothing", "queue_label", "ck_queue_label_rate", {"allowed": 0}, (({}, {"allowed": 1}),)),
     Never("a rate in no time", "queue_label", "ck_queue_label_rate", {"period_s": 0}, (({}, {"period_s": 1}),)),

@@ -34,6 +34,12 @@ EXAMPLES: dict[str, Row] = {
     | {"size_bytes": 4096, "locality": "local"},
     "replication": {"vm_id": 2, "target_id": 2, "every_s": 900.0, "generation": 1, "failures": 0, "created_at": NOW},
     "replica": {"replication_id": 1, "volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
+    "evacuation": {"node_id": 2, "state": "running", "node_was": "online", "spare": 0, "tried_since": NOW}
+    | {"created_at": NOW},
+    "evacuation_vm": {"evacuation_id": 1, "vm_id": 2, "is_home": False},
+    "placement_rule": {"name": "apart", "kind": "apart", "hard": True, "created_at": NOW},
+    "placement_rule_vm": {"rule_id": 1, "vm_id": 1},
+    "placement_rule_node": {"rule_id": 1, "node_id": 1},
     "batch": {"key": "k", "state": "open", "forgiven": 0, "created_at": NOW},
     "migration": {"vm_id": 1, "source_id": 1, "target_id": 2, "state": "queued", "offline": False, "priority": 50}
     | {"epoch": 3, "cancel_asked": False, "needs_operator": False, "problems": [], "created_at": NOW},
@@ -78,6 +84,8 @@ def store_world(connection: Connection) -> None:
         store(connection, "volume", id=vm, vm_id=vm, device="scsi0", name=f"disk{vm}")
         store(connection, "migration", id=vm, vm_id=vm, state="done")
     store(connection, "replication", id=1, vm_id=1)
+    store(connection, "evacuation", id=1, node_id=1, state="restored")
+    store(connection, "placement_rule", id=1, name="first")
     store(connection, "attempt", id=1, number=1, finished_at=NOW)
     store(connection, "step", id=1, phase="reserve", side="target", state="done")
     store(connection, "vm", id=3, name="vm3")
@@ -89,5 +97,6 @@ def store_world(connection: Connection) -> None:
 
 
 def _count_on_after_given_keys(connection: Connection) -> None:
-    for table in ("node", "storage", "vm", "volume", "migration", "replication", "attempt", "step"):
+    counted = ("node", "storage", "vm", "volume", "migration", "replication", "attempt", "step", "evacuation")
+    for table in (*counted, "placement_rule"):
         connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 100)")

@@ -63,7 +63,7 @@ class Arrangement:
         if guest.runs:
             self._ram[host] += sign * guest.ram_bytes
             self._cpus[host] += sign * guest.cpus
-        for storage, size in guest.storages.items():
+        for storage, size in guest.needs(host).items():
             self._storage[host][storage] += sign * size
         self._count(guest, host, sign)
 
@@ -106,7 +106,7 @@ class Arrangement:
         if guest.runs and (left := host.cpus - self._cpus[name]) < guest.cpus:
             words = f"{name} has {max(left, 0):g} virtual CPUs left, it needs {guest.cpus}"
             return Problem("no_cpus", words, "HAULIER_CPU_OVERCOMMIT, or add a node.")
-        for storage, size in guest.storages.items():
+        for storage, size in guest.needs(name).items():
             room = host.storages[storage]
             if not room.shared and (space := room.free_bytes - self._storage[name][storage]) < size:
                 words = f"storage {storage} of {name} has {_gib(max(space, 0))} left, it needs {_gib(size)}"

@@ -48,7 +48,7 @@ class Guest:
     """A VM that is to be placed, or that has its place. `runs`: it needs RAM and CPUs at once.
 
     `storages` are the bytes that it has on each, `bridges` those that its cards need. `cpu_model` is the host's, if the
-    guest sees that one. `near` are hosts where most of it lies already, `avoids` those that it must not go to again.
+    guest sees that one. `near` are hosts where most of it lies already, `avoids` those that it cannot go to, and why.
     """
 
     name: str
@@ -64,7 +64,11 @@ class Guest:
     libtpms: str | None = None
     has_tpm: bool = False
     near: frozenset[str] = frozenset()
-    avoids: frozenset[str] = frozenset()
+    avoids: Mapping[str, Problem] = field(default_factory=dict)
+
+    def needs(self, host: str) -> Mapping[str, int]:
+        """The bytes that it needs on each storage of a host: where a replica is, that has its room already."""
+        return {} if host in self.near else self.storages
 
     @property
     def bytes(self) -> int:

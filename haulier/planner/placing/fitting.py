@@ -17,7 +17,7 @@ def _reasons(guest: Guest, host: Host, rules: tuple[Rule, ...]) -> Iterator[Prob
     if host.closed:
         yield host.closed
     if host.name in guest.avoids:
-        yield Problem("failed_there", f"its migration to {host.name} has failed", "Mend that, and evacuate again.")
+        yield guest.avoids[host.name]
     for rule in rules:
         if rule.hard and breaks_by_itself(rule, host.name):
             yield Problem("rule", f"rule {rule.name} keeps it from {host.name}", f"haulier rule show {rule.name}")

@@ -98,7 +98,8 @@ class _Model:
         cpus = [(column, float(guest.cpus)) for guest, column in running]
         self.rows.add(cpus, upper=max(host.cpus - self.without.cpus_taken(host.name), 0.0))
         for name, storage in host.storages.items():
-            needs = [(column, guest.storages[name] / _MIB) for guest, column in there if guest.storages.get(name)]
+            sizes = [(column, guest.needs(host.name).get(name, 0)) for guest, column in there]
+            needs = [(column, size / _MIB) for column, size in sizes if size]
             if needs and not storage.shared:
                 left = storage.free_bytes - self.without.storage_taken(host.name, name)
                 self.rows.add(needs, upper=max(left / _MIB, 0.0))

@@ -22,7 +22,7 @@ _NAMED = 4
 class Move:
     """A guest and where it goes, with the reason in words."""
 
-    guest: Guest
+    guest: str
     target: str
     reason: str
 
@@ -31,7 +31,7 @@ class Move:
 class Blocked:
     """A guest that cannot go anywhere, and why."""
 
-    guest: Guest
+    guest: str
     problem: Problem
 
 
@@ -71,9 +71,11 @@ def place(cluster: Cluster, *, clock: Callable[[], float], time_s: float) -> Pla
     best = found.arrangement
     longest = sorted(cluster.guests, key=lambda guest: (-guest.bytes, guest.name))
     moves = tuple(
-        Move(guest, best.places[guest.name], _reason(best, guest)) for guest in longest if guest.name in best.places
+        Move(guest.name, best.places[guest.name], _reason(best, guest))
+        for guest in longest
+        if guest.name in best.places
     )
-    blocked = tuple(Blocked(guest, _why_not(best, guest)) for guest in best.homeless)
+    blocked = tuple(Blocked(guest.name, _why_not(best, guest)) for guest in best.homeless)
     gap = None if blocked else max(best.cost() / max(best.bound(), 1e-9) - 1, 0.0)
     return Placing(moves, blocked, tuple(_loads(best)), without_spare(best), gap, found.cut_short)
 

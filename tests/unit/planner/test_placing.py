@@ -63,7 +63,7 @@ def guests(draw: st.DrawFn, name: str) -> Guest:
         accel=draw(st.sampled_from(("kvm", None))),
         bridges=draw(st.sets(st.sampled_from(("br0",))).map(frozenset)),
         near=draw(st.sets(st.sampled_from(HOSTS), max_size=1).map(frozenset)),
-        avoids=draw(st.sets(st.sampled_from(HOSTS), max_size=1).map(frozenset)),
+        avoids=dict.fromkeys(draw(st.sets(st.sampled_from(HOSTS), max_size=1)), Problem("failed", "it failed there")),
     )
 
 
@@ -102,7 +102,7 @@ def require_sound(found: Arrangement) -> None:
         assert not running or host.cpus_taken + sum(guest.cpus for guest in running) <= host.cpus
         needs = Counter[str]()
         for guest in here:
-            needs.update(guest.storages)
+            needs.update({} if host.name in guest.near else guest.storages)
         for storage, size in needs.items():
             assert host.storages[storage].shared or size <= host.storages[storage].free_bytes
         for guest in here:
@@ -129,7 +129,7 @@ def require_kept(rule: Rule, found: Arrangement, placed: dict[str, Guest]) -> No
 
 
 @given(clusters())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nothing_is_overfull_and_every_rule_is_kept(cluster: Cluster) -> None:
     start = arrange(cluster)
     require_sound(start)
@@ -140,16 +140,16 @@ def test_nothing_is_overfull_and_every_rule_is_kept(cluster: Cluster) -> None:
 
 
 @given(clusters())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_same_cluster_gets_same_places(cluster: Cluster) -> None:
     first = place(cluster, clock=still, time_s=FOREVER)
     assert place(cluster, clock=still, time_s=FOREVER) == first
-    named = {move.guest.name for move in first.moves} | {each.guest.name for each in first.blocked}
+    named = {move.guest for move in first.moves} | {each.guest for each in first.blocked}
     assert named == {guest.name for guest in cluster.guests}
 
 
 @given(clusters())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_running_count_is_what_the_places_add_up_to(cluster: Cluster) -> None:
     found = arrange(cluster)
     again = found.copy()
@@ -212,7 +212,7 @@ def test_group_that_must_be_together_goes_as_one_or_not_at_all() -> None:
     narrow = place(
         Cluster((Host("a", 5 * GIB), Host("b", 5 * GIB)), group, rules=together), clock=still, time_s=FOREVER
     )
-    assert [each.guest.name for each in narrow.blocked] == ["x", "y"]
+    assert [each.guest for each in narrow.blocked] == ["x", "y"]
     wide = place(Cluster((Host("a", 5 * GIB), Host("b", 6 * GIB)), group, rules=together), clock=still, time_s=FOREVER)
     assert [move.target for move in wide.moves] == ["b", "b"]
 

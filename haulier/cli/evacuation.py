@@ -1,0 +1,163 @@
+"""`haulier evacuate`, `restore` and `evacuation …`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from haulier.cli.around import context
+from haulier.cli.moments import deadline_of, interval
+from haulier.cli.output import show, show_text, size, table
+from haulier.errors import Problem
+from haulier.services import evacuation_view, evacuations
+from haulier.services.context import Context
+
+app = App(name="evacuation", help="Show, pause, resume and cancel what empties and fills nodes.")
+_MOVES = {"vm": "vm", "target": "target", "state": "state", "now on": "now_on", "why there": "reason"}
+_ENDS = frozenset({"drained", "blocked", "cancelled", "restored", "paused"})
+_YES = Parameter(negative=())
+
+
+def evacuate(
+    node: str,
+    /,
+    *,
+    plan: Annotated[bool, _YES] = False,
+    wait: Annotated[bool, _YES] = False,
+    deadline: str | None = None,
+    spare: Annotated[bool, _YES] = False,
+) -> int:
+    """Move all VMs off a node, each where the planner finds the best place. The node takes none until it is restored.
+
+    Asked twice, it goes on with the evacuation that there is.
+
+    Parameters
+    ----------
+    node
+        The node.
+    plan
+        Only say what would be done, and touch nothing.
+    wait
+        Return when the node is empty, or something cannot leave.
+    deadline
+        By when it must be done, a moment such as 2026-12-01T04:00:00Z, or 2h: refused if it would take longer.
+    spare
+        Refuse if afterwards there is a node that may not fail, because its VMs would find no RAM on the others.
+    """
+    wishes = evacuations.Wishes(spare=int(spare), deadline=deadline_of(deadline) if deadline else None)
+    around = context()
+    if plan:
+        return _show_plan(evacuations.plan_evacuation(around, node, wishes))
+    document = evacuations.evacuate(around, node, wishes)
+    return _show(_awaited(around, document) if wait else document)
+
+
+def _show_plan(document: dict[str, Any]) -> int:
+    count = f"{len(document['plan'])} VMs would leave {document['node']}"
+    takes = "" if document["eta_s"] is None else f", in about {interval(document['eta_s'])}"
+    show(document, f"{count}{takes}")
+    rows = [{**each, "bytes": size(each["bytes"])} for each in document["plan"]]
+    show_text(table(rows, {"vm": "vm", "target": "target", "bytes": "bytes", "why there": "reason"}))
+    _show_blocked(document)
+    show_text(table([_load(each) for each in document["loads"]], _LOADS))
+    for problem in (*document["refusals"], *document["spare"]):
+        show_text(f"note: {problem['message']}" + (f" ({problem['hint']})" if problem["hint"] else ""))
+    if document["cut_short"]:
+        show_text("note: the search was cut short (HAULIER_PLACEMENT_TIME_S); asked again it may find better places")
+    return 0
+
+
+_LOADS = {"node": "host", "RAM before": "before", "after": "after", "of": "of", "CPUs before": "cpus_before",
+          "CPUs after": "cpus_after"}  # fmt: skip
+
+
+def _load(load: dict[str, Any]) -> dict[str, Any]:
+    ram = {"before": load["ram_before_bytes"], "after": load["ram_after_bytes"], "of": load["ram_bytes"]}
+    cpus = {name: f"{load[name]:g}" for name in ("cpus_before", "cpus_after")}
+    return {**load, **{name: size(value) for name, value in ram.items()}, **cpus}
+
+
+def _show_blocked(document: dict[str, Any]) -> None:
+    for each in document["blocked"]:
+        problem = Problem(each["code"], each["message"], each["hint"])
+        show_text(f"stays: {each['vm']}: {problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
+
+
+def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
+    """The same when its state changes by itself no more."""
+    with around.signals.listen(f"evacuation.{document['id']}") as bell:
+        while document["state"] not in _ENDS:
+            bell.wait(0.5)
+            document = evacuation_view.show_evacuation(around, document["id"])
+    return document
+
+
+def _show(document: dict[str, Any]) -> int:
+    left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
+    show(document, f"evacuation {document['id']} of {document['node']}: {document['state']}; {_counts(document)}{left}")
+    show_text(f"waits for: {document['waiting_for']}")
+    if document["plan"]:
+        show_text(table(document["plan"], _MOVES))
+    _show_blocked(document)
+    return 1 if document["state"] == "blocked" else 0
+
+
+def _counts(document: dict[str, Any]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in sorted(document["counts"].items())) or "nothing moved"
+
+
+def restore(node: str, /, *, wait: Annotated[bool, _YES] = False) -> int:
+    """Bring back what was on a node before it was emptied, as far as it fits there now.
+
+    Parameters
+    ----------
+    node
+        The node.
+    wait
+        Return when all is back that can be.
+    """
+    around = context()
+    document = evacuations.restore(around, node)
+    return _show(_awaited(around, document) if wait else document)
+
+
+@app.command(name="show")
+def show_one(evacuation_id: int, /) -> None:
+    """One evacuation: where its VMs went and why, who stays and why, and what it waits for."""
+    _show(evacuation_view.show_evacuation(context(), evacuation_id))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """The newest evacuations."""
+    documents = evacuation_view.list_evacuations(context())
+    rows = [{**each, "moves": _counts(each)} for each in documents]
+    columns = {"id": "id", "node": "node", "state": "state", "begun": "created_at", "moves": "moves"}
+    show(documents, table(rows, columns))
+
+
+@app.command
+def pause(evacuation_id: int, /) -> None:
+    """Begin no more of its moves; those at work go on."""
+    _show(evacuations.pause(context(), evacuation_id))
+
+
+@app.command
+def resume(evacuation_id: int, /) -> None:
+    """Let it go on that was paused or blocked; what has failed is tried again."""
+    _show(evacuations.resume(context(), evacuation_id))
+
+
+@app.command
+def cancel(evacuation_id: int, /, *, undo: Annotated[bool, _YES] = False) -> None:
+    """End what waits of it. What is at work finishes, what has left stays where it is, and the node takes VMs again.
+
+    Parameters
+    ----------
+    evacuation_id
+        The evacuation.
+    undo
+        Undo what is at work too, as far as its guest was not handed over.
+    """
+    _show(evacuations.cancel(context(), evacuation_id, undo=undo))

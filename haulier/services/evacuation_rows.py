@@ -1,0 +1,203 @@
+"""What the rows say about an evacuation: who is to leave or to come home, who is on the way, who has failed where."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, aliased, selectinload
+
+from haulier.errors import Problem, Refused
+from haulier.planner.failures import FailureClass, class_of
+from haulier.services.cluster import Question
+from haulier.services.context import Context
+from haulier.services.evacuation_plan import may_be_left
+from haulier.services.liveness import silent_s
+from models import (
+    Batch,
+    Evacuation,
+    EvacuationState,
+    EvacuationVm,
+    Migration,
+    MigrationState,
+    Node,
+    NodeState,
+    Vm,
+)
+from models.transitions import AT_WORK, OPEN_EVACUATION, OPEN_MIGRATION
+
+# A target that failed so many VMs of one evacuation is not asked for others.
+_FAILS_TOO_OFTEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """`to_place` have no migration that could bring them where they are to be; `on_way` have one, or are about to
+    arrive at the node that is to be empty. One may wait to go to a node that takes none any more: it is to be placed
+    again, with its number in `waiting`.
+
+    `stuck` are those that have failed for good, each with its last reason; they are tried again when they are forgiven.
+    """
+
+    homeward: bool
+    to_place: tuple[Vm, ...]
+    waiting: Mapping[str, int]
+    on_way: tuple[str, ...]
+    stuck: Mapping[str, Problem]
+    question: Question
+    newest: int
+
+
+def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
+    """Raises Refused `unknown_evacuation`."""
+    found = session.get(Evacuation, evacuation_id) if 0 < evacuation_id < 1 << 63 else None
+    if found is None:
+        raise Refused("unknown_evacuation", f"there is no evacuation {evacuation_id}", "haulier evacuation list")
+    return found
+
+
+def open_evacuation(session: Session, node: Node) -> Evacuation | None:
+    """The one that the node belongs to now."""
+    query = select(Evacuation).where(Evacuation.node_id == node.id, Evacuation.state.in_(OPEN_EVACUATION))
+    return session.scalar(query)
+
+
+def newest_migration(session: Session) -> int:
+    """Whoever placed VMs before another one was filed has counted its room as free."""
+    return session.scalar(select(func.max(Migration.id))) or 0
+
+
+def look(context: Context, session: Session, evacuation: Evacuation) -> Situation:
+    """How it stands. Touches nothing."""
+    homeward = evacuation.state is EvacuationState.RESTORING
+    newest = newest_migration(session)
+    vms = _to_come_home(session, evacuation) if homeward else _to_leave(session, evacuation)
+    open_ = _open_migrations(session, vms)
+    failures = _failures(session, evacuation, homeward=homeward)
+    closed = _closed(failures) if not homeward else {}
+    waiting = {
+        vm.name: found.id
+        for vm in vms
+        if (found := open_.get(vm.id))
+        and found.state is MigrationState.QUEUED
+        and _is_closed(context, found.target, closed)
+    }
+    stuck = {name: problem for name, tried in failures.items() if (problem := _for_good(tried))}
+    free = tuple(vm for vm in vms if (vm.id not in open_ or vm.name in waiting) and vm.name not in stuck)
+    avoids = {
+        name: {target: problem for target, problem in tried if _is_targets(problem)} for name, tried in failures.items()
+    }
+    return Situation(
+        homeward,
+        free,
+        waiting,
+        (
+            *(vm.name for vm in vms if vm.id in open_ and vm.name not in waiting),
+            *(() if homeward else _arriving(session, evacuation)),
+        ),
+        {vm.name: stuck[vm.name] for vm in vms if vm.name in stuck and vm.id not in open_},
+        Question((), closed, avoids, only_to=evacuation.node.name if homeward else None),
+        newest,
+    )
+
+
+def _to_leave(session: Session, evacuation: Evacuation) -> Sequence[Vm]:
+    query = select(Vm).where(Vm.node_id == evacuation.node_id).options(selectinload(Vm.volumes)).order_by(Vm.name)
+    return [vm for vm in session.scalars(query) if not may_be_left(vm)]
+
+
+def _to_come_home(session: Session, evacuation: Evacuation) -> Sequence[Vm]:
+    return [row.vm for row in missing(session, evacuation.node_id)]
+
+
+def missing(session: Session, node_id: int) -> Sequence[EvacuationVm]:
+    """The VMs that evacuations of this node, this one and those before, have sent away and nobody has brought back;
+    each once. Who was moved by somebody else since is where that one wants it.
+    """
+    newest = (
+        select(func.max(Migration.id))
+        .where(Migration.vm_id == EvacuationVm.vm_id, Migration.state == MigrationState.DONE)
+        .where(Migration.replication_id.is_(None))
+        .correlate(EvacuationVm)
+        .scalar_subquery()
+    )
+    query = (
+        select(EvacuationVm)
+        .join(Evacuation, Evacuation.id == EvacuationVm.evacuation_id)
+        .join(Vm, Vm.id == EvacuationVm.vm_id)
+        .join(Migration, Migration.id == newest)
+        .join(Batch, Batch.id == Migration.batch_id)
+        .where(Evacuation.node_id == node_id, EvacuationVm.is_home.is_(False), Vm.node_id != node_id)
+        .where(EvacuationVm.target_id.is_not(None), Batch.evacuation_id.is_not(None))
+        .order_by(Vm.name, Evacuation.id)
+    )
+    return list({row.vm_id: row for row in session.scalars(query)}.values())
+
+
+def _open_migrations(session: Session, vms: Sequence[Vm]) -> dict[int, Migration]:
+    ids = [vm.id for vm in vms]
+    wanted = (Migration.vm_id.in_(ids), Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
+    return {migration.vm_id: migration for migration in session.scalars(select(Migration).where(*wanted))}
+
+
+def _arriving(session: Session, evacuation: Evacuation) -> Sequence[str]:
+    """What had begun to come when the node was still open; what only waits to come goes on waiting."""
+    query = select(Vm.name).join(Migration, Migration.vm_id == Vm.id)
+    at_work = (Migration.target_id == evacuation.node_id, Migration.state.in_(AT_WORK))
+    return session.scalars(query.where(*at_work, Migration.replication_id.is_(None))).all()
+
+
+def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> dict[str, list[tuple[str, Problem]]]:
+    """The targets and reasons of what has failed of this evacuation since failures were forgiven, by VM, in order."""
+    target = aliased(Node)
+    query = (
+        select(Vm.name, target.name, Migration.state, Migration.problems)
+        .join(Migration, Migration.vm_id == Vm.id)
+        .join(Batch, Batch.id == Migration.batch_id)
+        .join(target, target.id == Migration.target_id)
+        .where(
+            Batch.evacuation_id == evacuation.id,
+            Batch.homeward.is_(homeward),
+            Migration.state.in_((MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)),
+            Migration.finished_at >= evacuation.tried_since,
+        )
+        .order_by(Migration.id)
+    )
+    found: dict[str, list[tuple[str, Problem]]] = defaultdict(list)
+    for vm, to, state, problems in session.execute(query):
+        hint = f"haulier evacuation resume {evacuation.id} tries again."
+        cancelled = Problem("migration_cancelled", f"the migration of {vm} was cancelled", hint)
+        ended = state is MigrationState.CANCELLED
+        found[vm].append((to, cancelled if ended or not problems else Problem(**problems[0])))
+    return found
+
+
+def _for_good(tried: Sequence[tuple[str, Problem]]) -> Problem | None:
+    """The last reason, if it is none of its target's: it has been tried as often as that helps."""
+    last = tried[-1][1]
+    return None if _is_targets(last) else last
+
+
+def _is_targets(problem: Problem) -> bool:
+    return class_of(problem.code) is FailureClass.TARGET
+
+
+def _closed(failures: Mapping[str, Sequence[tuple[str, Problem]]]) -> dict[str, Problem]:
+    """The targets that have failed several VMs: it is not the VMs."""
+    failed = Counter(
+        target for tried in failures.values() for target in {to for to, problem in tried if _is_targets(problem)}
+    )
+    return {
+        target: Problem(
+            "target_failed", f"{target} has failed {number} VMs of this evacuation", "Mend it, then resume."
+        )
+        for target, number in failed.items()
+        if number >= _FAILS_TOO_OFTEN
+    }
+
+
+def _is_closed(context: Context, target: Node, closed: Mapping[str, Problem]) -> bool:
+    silent = silent_s(target, limit_s=context.settings.node_silent_after_s) is not None
+    return target.name in closed or target.state is not NodeState.ONLINE or silent

@@ -1,0 +1,222 @@
+"""An evacuation goes on: who has no way yet is placed and filed, and its state follows what the rows say.
+
+Asked at its begin, when one of its migrations has ended, and by beat; who dies here has written all of a step or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Problem
+from haulier.planner.placing.plan import Move
+from haulier.services.context import Context, Unit
+from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm
+from haulier.services.evacuation_rows import Situation, look, newest_migration
+from haulier.services.filing import Wanted, values_of
+from haulier.services.waiting import make_room
+from models import (
+    Batch,
+    BatchState,
+    Evacuation,
+    EvacuationState,
+    EvacuationVm,
+    Migration,
+    MigrationState,
+    Node,
+    NodeState,
+    Vm,
+)
+from models.transitions import require_legal
+
+# Two that place VMs at one moment would give away the same room twice.
+_PLACING = 3
+# So often a plan is made anew because somebody filed a migration meanwhile.
+_AGAIN = 3
+_GOES_ON = (EvacuationState.PLANNED, EvacuationState.RUNNING, EvacuationState.BLOCKED, EvacuationState.RESTORING)
+_E = EvacuationState
+
+
+def sweep_evacuations(context: Context, *, blocked_too: bool) -> None:
+    """Look at all that go on, and if wanted at those that are blocked: a node may be back, or room may be free."""
+    states = [state for state in _GOES_ON if blocked_too or state is not _E.BLOCKED]
+    with context.database.read() as session:
+        ids = session.scalars(select(Evacuation.id).where(Evacuation.state.in_(states)).order_by(Evacuation.id)).all()
+    for evacuation_id in ids:
+        go_on(context, evacuation_id)
+
+
+def go_on(context: Context, evacuation_id: int) -> None:
+    """File what is to be filed of an evacuation, and write down how it stands. Safe to call at any time, by many."""
+    for _ in range(_AGAIN):
+        with context.database.read() as session:
+            evacuation = session.get(Evacuation, evacuation_id)
+            if evacuation is None or evacuation.state not in _GOES_ON:
+                return
+            seen = look(context, session, evacuation)
+            plan = _plan(context, session, seen)
+        try:
+            with context.unit() as unit:
+                if _write(unit, evacuation_id, seen, plan):
+                    return
+        except IntegrityError as error:
+            # A user has filed a migration of one of these VMs in this moment.
+            if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
+                raise
+
+
+def _plan(context: Context, session: Session, seen: Situation) -> Plan | None:
+    if not seen.to_place:
+        return None
+    return plan_moves(context, session, seen.to_place, seen.question, moving=seen.waiting)
+
+
+def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None) -> bool:
+    """All of a step. False if others have filed something since it was planned."""
+    session = unit.session
+    unit.context.database.exclude_others(session, _PLACING)
+    evacuation = session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
+    if evacuation.state not in _GOES_ON or (evacuation.state is _E.RESTORING) is not seen.homeward:
+        return True
+    if plan is not None and newest_migration(session) != seen.newest:
+        return False
+    problems = dict(seen.stuck)
+    if plan is not None:
+        problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
+        _file(unit, evacuation, seen, plan)
+    _note_blocked(unit, evacuation, problems)
+    if seen.homeward:
+        _end_restore(unit, evacuation, is_over=not (seen.on_way or (plan and plan.moves)))
+    else:
+        _follow(unit, evacuation, seen, plan, problems)
+    make_room(unit)
+    return True
+
+
+def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan) -> None:
+    """A migration for each move; one that waits already is sent elsewhere, and keeps its place in the queue."""
+    if not plan.moves:
+        return
+    session, moment = unit.session, now()
+    vms = {vm.name: vm for vm in seen.to_place}
+    wanted = {move.target for move in plan.moves}
+    nodes = {node.name: node for node in session.scalars(select(Node).where(Node.name.in_(wanted)))}
+    batch = _batch(session, evacuation, homeward=seen.homeward, moment=moment)
+    rows = list[dict[str, Any]]()
+    for move in plan.moves:
+        vm, target = vms[move.guest], nodes[move.target]
+        if waiting := seen.waiting.get(move.guest):
+            _send_elsewhere(session, waiting, target, plan.bytes[move.guest])
+        else:
+            wish = Wanted(vm, target, terms_of_vm(vm), plan.bytes[move.guest])
+            rows.append({**values_of(unit.context.settings, wish, at=moment, place=len(rows)), "batch_id": batch.id})
+        if not seen.homeward:
+            _remember(session, evacuation, vm, target=target, move=move)
+        kind = "evacuation.restoring" if seen.homeward else "evacuation.placed"
+        unit.note(
+            kind,
+            vm=move.guest,
+            node=evacuation.node.name,
+            evacuation=evacuation.id,
+            target=move.target,
+            reason=move.reason,
+        )
+    if rows:
+        session.execute(insert(Migration), rows)
+    session.flush()
+
+
+def _batch(session: Session, evacuation: Evacuation, *, homeward: bool, moment: datetime) -> Batch:
+    key = f"evacuation {evacuation.id}{' back' if homeward else ''}"
+    batch = session.scalar(select(Batch).where(Batch.key == key))
+    if batch is None:
+        name = f"{'restore' if homeward else 'evacuate'} {evacuation.node.name}"
+        batch = Batch(key=key, name=name, evacuation_id=evacuation.id, homeward=homeward, forgiven=0, created_at=moment)
+        session.add(batch)
+    # Of a restore that was cancelled, and is asked for again.
+    batch.state = BatchState.OPEN
+    session.flush()
+    return batch
+
+
+def _send_elsewhere(session: Session, migration_id: int, target: Node, planned_bytes: int) -> None:
+    """Only if it still waits: who has begun it has looked at its target."""
+    waits = (Migration.id == migration_id, Migration.state == MigrationState.QUEUED)
+    session.execute(update(Migration).where(*waits).values(target_id=target.id, planned_bytes=planned_bytes))
+
+
+def _remember(session: Session, evacuation: Evacuation, vm: Vm, *, target: Node, move: Move) -> None:
+    row = session.get(EvacuationVm, (evacuation.id, vm.id))
+    if row is None:
+        row = EvacuationVm(evacuation_id=evacuation.id, vm_id=vm.id)
+        session.add(row)
+    row.target_id, row.reason, row.problem = target.id, move.reason, None
+
+
+def _note_blocked(unit: Unit, evacuation: Evacuation, problems: Mapping[str, Problem]) -> None:
+    """Each with its reason; an event only where that is another one than before."""
+    session = unit.session
+    for vm in session.scalars(select(Vm).where(Vm.name.in_(problems))):
+        row = session.get(EvacuationVm, (evacuation.id, vm.id))
+        if row is None:
+            row = EvacuationVm(evacuation_id=evacuation.id, vm_id=vm.id)
+            session.add(row)
+        problem = problems[vm.name].as_dict()
+        if row.problem is None or row.problem["code"] != problem["code"]:
+            unit.note(
+                "evacuation.held", vm=vm.name, node=evacuation.node.name, evacuation=evacuation.id, problem=problem
+            )
+        row.problem = problem
+
+
+def _follow(
+    unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan | None, problems: Mapping[str, Problem]
+) -> None:
+    """Its state, by what is left."""
+    first = next((problem for _, problem in sorted(problems.items())), None)
+    evacuation.problem = first.as_dict() if first else None
+    if seen.on_way or (plan and plan.moves):
+        move_evacuation(unit, evacuation, _E.RUNNING)
+    elif first is not None:
+        move_evacuation(unit, evacuation, _E.BLOCKED)
+    else:
+        evacuation.node.state = NodeState.DRAINED
+        move_evacuation(unit, evacuation, _E.DRAINED)
+
+
+def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:
+    """Who is where it was is home, for all who have sent it away since."""
+    session = unit.session
+    home = select(Vm.id).where(Vm.node_id == evacuation.node_id)
+    first = (
+        select(EvacuationVm.vm_id, Evacuation.id)
+        .join(Evacuation, Evacuation.id == EvacuationVm.evacuation_id)
+        .where(Evacuation.node_id == evacuation.node_id, EvacuationVm.vm_id.in_(home), EvacuationVm.is_home.is_(False))
+    )
+    for vm_id, since in session.execute(first).all():
+        later = (EvacuationVm.vm_id == vm_id, EvacuationVm.evacuation_id >= since)
+        session.execute(update(EvacuationVm).where(*later).values(is_home=True, problem=None))
+    if is_over:
+        move_evacuation(unit, evacuation, _E.RESTORED)
+
+
+def move_evacuation(unit: Unit, evacuation: Evacuation, to: EvacuationState) -> None:
+    """Move it to a state, with an event; the caller holds its row. Nothing happens where it is in that already."""
+    if evacuation.state is to:
+        return
+    require_legal(evacuation.state, to)
+    evacuation.state = to
+    evacuation.finished_at = now() if to in (_E.DRAINED, _E.CANCELLED, _E.RESTORED) else None
+    unit.note(
+        f"evacuation.{to}",
+        node=evacuation.node.name,
+        evacuation=evacuation.id,
+        problem=evacuation.problem if to is _E.BLOCKED else None,
+    )
+    unit.ring(f"evacuation.{evacuation.id}")

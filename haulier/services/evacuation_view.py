@@ -1,0 +1,142 @@
+"""Evacuations as people see them: the plan, what became of it, and in one line what it waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.services.context import Context
+from haulier.services.evacuation_plan import Plan
+from haulier.services.evacuation_rows import find_evacuation
+from haulier.services.forecast import spans
+from haulier.services.holds import blocked_now, holds_of
+from haulier.services.migrations import shown_state
+from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node
+from models.transitions import OPEN_MIGRATION
+
+_E = EvacuationState
+
+
+def plan_document(node: Node, plan: Plan) -> dict[str, Any]:
+    """A plan that was not begun."""
+    return {
+        "id": None,
+        "node": node.name,
+        "state": "planned",
+        "plan": [
+            {"vm": move.guest, "source": node.name, "target": move.target, "reason": move.reason,
+             "bytes": plan.bytes[move.guest]}
+            for move in plan.moves
+        ],
+        "blocked": [{"vm": each.guest, **each.problem.as_dict()} for each in plan.blocked],
+        "counts": {"to_move": len(plan.moves), "blocked": len(plan.blocked)},
+        "eta_s": plan.eta_s,
+        "loads": [asdict(load) for load in plan.loads],
+        "spare": [problem.as_dict() for problem in plan.spare],
+        "gap": plan.gap,
+        "cut_short": plan.cut_short,
+    }  # fmt: skip
+
+
+def list_evacuations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest evacuations, without their VMs."""
+    with context.database.read() as session:
+        rows = session.scalars(select(Evacuation).order_by(Evacuation.id.desc()).limit(limit)).all()
+        return [_head(evacuation, _migrations(session, evacuation)) for evacuation in rows]
+
+
+def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
+    """One evacuation as contract.md shows it. Raises Refused for an unknown one."""
+    with context.database.read() as session:
+        evacuation = find_evacuation(session, evacuation_id)
+        migrations = _migrations(session, evacuation)
+        newest = {migration.vm_id: migration for migration in migrations}
+        open_ = [migration for migration in newest.values() if migration.state in OPEN_MIGRATION]
+        return {
+            **_head(evacuation, migrations),
+            "plan": [
+                _entry(row, newest.get(row.vm_id)) for row in evacuation.vms if row.target_id and not _is_held(row)
+            ],
+            "blocked": [{"vm": row.vm.name, **(row.problem or {})} for row in evacuation.vms if _is_held(row)],
+            "eta_s": _eta_s(context, session, open_),
+            "waiting_for": _waits_for(context, session, evacuation, open_),
+        }
+
+
+def _is_held(row: EvacuationVm) -> bool:
+    return row.problem is not None and not row.is_home
+
+
+def _migrations(session: Session, evacuation: Evacuation) -> Sequence[Migration]:
+    query = select(Migration).join(Batch).where(Batch.evacuation_id == evacuation.id).order_by(Migration.id)
+    return session.scalars(query).all()
+
+
+def _head(evacuation: Evacuation, migrations: Sequence[Migration]) -> dict[str, Any]:
+    newest = {migration.vm_id: migration for migration in migrations}
+    counts = Counter(shown_state(each.state, needs_operator=each.needs_operator) for each in newest.values())
+    return {
+        "id": evacuation.id,
+        "node": evacuation.node.name,
+        "state": evacuation.state,
+        "created_at": evacuation.created_at.isoformat(),
+        "finished_at": evacuation.finished_at and evacuation.finished_at.isoformat(),
+        "deadline": evacuation.deadline and evacuation.deadline.isoformat(),
+        "counts": dict(counts),
+    }
+
+
+def _entry(row: EvacuationVm, migration: Migration | None) -> dict[str, Any]:
+    return {
+        "vm": row.vm.name,
+        "source": row.evacuation.node.name,
+        "target": row.target.name if row.target else None,
+        "reason": row.reason,
+        "migration": migration.id if migration else None,
+        "state": shown_state(migration.state, needs_operator=migration.needs_operator) if migration else None,
+        "now_on": row.vm.node.name,
+        "is_home": row.is_home,
+    }
+
+
+def _eta_s(context: Context, session: Session, open_: Sequence[Migration]) -> float | None:
+    if not open_:
+        return 0.0
+    expected = spans(context, session, blocked=blocked_now(session))
+    ends = [expected.get(migration.id) for migration in open_]
+    known = [span.end_s for span in ends if span is not None]
+    return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
+
+
+def _waits_for(context: Context, session: Session, evacuation: Evacuation, open_: Sequence[Migration]) -> str:
+    """In one line."""
+    problem: Mapping[str, str] = evacuation.problem or {}
+    match evacuation.state:
+        case _E.PAUSED:
+            return f"it is paused: haulier evacuation resume {evacuation.id}"
+        case _E.BLOCKED:
+            return f"something cannot leave: {problem.get('message', '')} ({problem.get('hint', '')})"
+        case _E.DRAINED:
+            return f"nothing: {evacuation.node.name} is empty; haulier restore {evacuation.node.name} brings all back"
+        case _E.CANCELLED | _E.RESTORED:
+            return "nothing: it is over"
+        case _:
+            return _moves_wait_for(context, session, open_)
+
+
+def _moves_wait_for(context: Context, session: Session, open_: Sequence[Migration]) -> str:
+    waiting = [migration for migration in open_ if migration.state is MigrationState.QUEUED]
+    at_work = len(open_) - len(waiting)
+    if any(migration.needs_operator for migration in open_):
+        stuck = next(migration for migration in open_ if migration.needs_operator)
+        return f"an operator: haulier migration show {stuck.id}"
+    if not waiting:
+        return f"{at_work} moves that are at work"
+    first = min(waiting, key=lambda migration: (migration.rank, migration.id))
+    hold = holds_of(context, session, [first.id])[first.id]
+    return f"{at_work} moves at work, {len(waiting)} wait; the first of these, {first.vm.name}, for: {hold.text}"

@@ -1,0 +1,259 @@
+"""Evacuations as people ask for them: planned, begun, paused, resumed, cancelled, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Problem, Refused
+from haulier.services import batches
+from haulier.services.admission import AT_ONCE_S, admit
+from haulier.services.cluster import Question
+from haulier.services.context import Context, Unit
+from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves
+from haulier.services.evacuation_rows import find_evacuation, missing, open_evacuation
+from haulier.services.evacuation_steps import go_on, move_evacuation
+from haulier.services.evacuation_view import plan_document, show_evacuation
+from haulier.services.lookup import find_node
+from haulier.services.waiting import go_on_message
+from models import Batch, BatchState, Evacuation, EvacuationState, Migration, Node, NodeState, Vm
+from models.transitions import OPEN_MIGRATION
+
+_E = EvacuationState
+# Its batch begins nothing meanwhile.
+_AT_WORK = (_E.PLANNED, _E.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a node is to be emptied. With `spare` 1 any one node may fail afterwards, and its VMs find RAM on the others.
+    It must be done by the `deadline`.
+    """
+
+    spare: int = 0
+    deadline: datetime | None = None
+
+
+USUAL_WISHES = Wishes()
+
+
+def plan_evacuation(context: Context, name: str, wishes: Wishes = USUAL_WISHES) -> dict[str, Any]:
+    """What an evacuation of a node would do, as contract.md shows it. Touches nothing. Raises Refused for an unknown
+    node, and for one that was declared lost.
+    """
+    with context.database.read() as session:
+        node = _require_usable(find_node(session, name))
+        plan = _plan(context, session, node)
+        refusals = _refusals(plan, wishes)
+        return {**plan_document(node, plan), "refusals": [problem.as_dict() for problem in refusals]}
+
+
+def _require_usable(node: Node) -> Node:
+    if node.state is NodeState.LOST:
+        hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
+        raise Refused("node_lost", f"node {node.name} was declared lost: nothing can leave it", hint)
+    return node
+
+
+def _plan(context: Context, session: Session, node: Node) -> Plan:
+    open_ = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
+    query = select(Vm).where(Vm.node_id == node.id, Vm.id.not_in(open_)).order_by(Vm.name)
+    leaving = [vm for vm in session.scalars(query) if not may_be_left(vm)]
+    closed = {node.name: Problem("node_draining", f"{node.name} is to be emptied", "")}
+    return plan_moves(context, session, leaving, Question((), closed))
+
+
+def _refusals(plan: Plan, wishes: Wishes) -> tuple[Problem, ...]:
+    """Why it is not begun: nothing can leave, there would be no spare, or it takes too long."""
+    found = []
+    if plan.blocked and not plan.moves:
+        found += [each.problem for each in plan.blocked]
+    if wishes.spare:
+        found += plan.spare
+    if wishes.deadline is not None:
+        left_s = (wishes.deadline - now()).total_seconds()
+        if left_s <= 0:
+            found.append(
+                Problem("deadline_over", f"the deadline {wishes.deadline.isoformat()} is over", "One to come.")
+            )
+        elif plan.eta_s is not None and plan.eta_s > left_s:
+            words = f"it would take {plan.eta_s:.0f} s, and there are {left_s:.0f} s until the deadline"
+            found.append(Problem("deadline_too_near", words, "A later one, or higher limits: haulier queue limits."))
+    return tuple(found)
+
+
+def evacuate(context: Context, name: str, wishes: Wishes = USUAL_WISHES) -> dict[str, Any]:
+    """Begin to empty a node, or go on with the evacuation that it has. Raises Refused with all reasons; nothing was
+    changed then.
+    """
+    with context.database.read() as session:
+        node = _require_usable(find_node(session, name))
+        there = open_evacuation(session, node)
+        if there is None and (problems := _refusals(_plan(context, session, node), wishes)):
+            raise Refused.because(problems)
+    evacuation_id, again = _file(context, name, wishes)
+    go_on(context, evacuation_id)
+    admit(context, at_most_s=AT_ONCE_S)
+    return {**show_evacuation(context, evacuation_id), "again": again}
+
+
+def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
+    """The node's evacuation, and whether it was there already. From then on the node takes nothing."""
+    try:
+        with context.unit() as unit:
+            node = find_node(unit.session, name)
+            if (there := open_evacuation(unit.session, node)) is not None:
+                _ask_again(unit, there)
+                return there.id, True
+            evacuation = Evacuation(
+                node_id=node.id,
+                node_was=node.state,
+                spare=wishes.spare,
+                deadline=wishes.deadline,
+                tried_since=now(),
+                created_at=now(),
+            )
+            unit.session.add(evacuation)
+            node.state = NodeState.DRAINING
+            unit.session.flush()
+            unit.note("evacuation.planned", node=name, evacuation=evacuation.id)
+            unit.send(go_on_message(evacuation.id))
+            return evacuation.id, False
+    except IntegrityError as error:
+        if not any(word in str(error.orig) for word in ("uq_evacuation_one_open", "evacuation.node_id")):
+            raise
+        # Somebody else was first.
+        return _file(context, name, wishes)
+
+
+def _ask_again(unit: Unit, evacuation: Evacuation) -> None:
+    """One that was over for now looks at its node again: somebody may have started a VM there."""
+    if evacuation.state is _E.RESTORING:
+        hint = f"haulier evacuation cancel {evacuation.id}"
+        raise Refused("evacuation_restoring", f"node {evacuation.node.name} is being filled again", hint)
+    left = unit.session.scalar(select(Vm.id).where(Vm.node_id == evacuation.node_id).limit(1))
+    if evacuation.state is _E.DRAINED and left is not None:
+        evacuation.node.state = NodeState.DRAINING
+        move_evacuation(unit, evacuation, _E.RUNNING)
+    unit.send(go_on_message(evacuation.id))
+
+
+def pause(context: Context, evacuation_id: int) -> dict[str, Any]:
+    """Begin no more of its moves; those at work go on. Raises Refused for one that is over."""
+
+    def change(unit: Unit, evacuation: Evacuation) -> None:
+        move_evacuation(unit, evacuation, _E.PAUSED)
+        _set_batches(unit, evacuation, BatchState.PAUSED)
+
+    return _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED), change)
+
+
+def resume(context: Context, evacuation_id: int) -> dict[str, Any]:
+    """Let it go on; what has failed is tried again. Raises Refused for one that is over."""
+
+    def change(unit: Unit, evacuation: Evacuation) -> None:
+        evacuation.tried_since = now()
+        if evacuation.state is not _E.PLANNED:
+            move_evacuation(unit, evacuation, _E.RUNNING)
+        _set_batches(unit, evacuation, BatchState.OPEN)
+
+    document = _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED), change)
+    go_on(context, evacuation_id)
+    admit(context, at_most_s=AT_ONCE_S)
+    return {**document, **show_evacuation(context, evacuation_id)}
+
+
+def _change(
+    context: Context,
+    evacuation_id: int,
+    states: tuple[EvacuationState, ...],
+    change: Callable[[Unit, Evacuation], None],
+) -> dict[str, Any]:
+    with context.unit() as unit:
+        find_evacuation(unit.session, evacuation_id)
+        evacuation = unit.session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
+        if evacuation.state not in states:
+            words = f"evacuation {evacuation_id} is {evacuation.state}"
+            raise Refused("evacuation_over", words, f"haulier evacuation show {evacuation_id}")
+        change(unit, evacuation)
+    return show_evacuation(context, evacuation_id)
+
+
+def _set_batches(unit: Unit, evacuation: Evacuation, state: BatchState) -> None:
+    for batch in unit.session.scalars(select(Batch).where(Batch.evacuation_id == evacuation.id)):
+        if batch.state is not BatchState.CANCELLED:
+            batch.state = state
+
+
+def cancel(context: Context, evacuation_id: int, *, undo: bool) -> dict[str, Any]:
+    """End what waits, on the way out or back; what is at work finishes, or with `undo` is undone where that can be.
+
+    The node takes VMs again if it did before; what has left stays where it is. Raises Refused for one that is over.
+    """
+
+    def change(unit: Unit, evacuation: Evacuation) -> None:
+        if evacuation.state is not _E.RESTORING:
+            evacuation.node.state = evacuation.node_was
+        move_evacuation(unit, evacuation, _E.CANCELLED)
+
+    _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED, _E.DRAINED, _E.RESTORING), change)
+    for batch_id in _batches(context, evacuation_id):
+        _cancel_batch(context, batch_id, undo=undo)
+    return show_evacuation(context, evacuation_id)
+
+
+def _batches(context: Context, evacuation_id: int) -> list[int]:
+    with context.database.read() as session:
+        return list(session.scalars(select(Batch.id).where(Batch.evacuation_id == evacuation_id)))
+
+
+def _cancel_batch(context: Context, batch_id: int, *, undo: bool) -> None:
+    try:
+        batches.cancel(context, batch_id, undo=undo)
+    except Refused as error:
+        if error.code != "batch_over":
+            raise
+
+
+def restore(context: Context, name: str) -> dict[str, Any]:
+    """Bring back what evacuations have sent away from a node, as far as it fits there now. The node takes VMs again.
+
+    Raises Refused where there is nothing to bring back, or an evacuation is still at work.
+    """
+    with context.unit() as unit:
+        node = _require_usable(find_node(unit.session, name))
+        evacuation = open_evacuation(unit.session, node) or _newest(unit.session, node)
+        if evacuation is None:
+            raise Refused("never_evacuated", f"node {name} was never emptied", "haulier evacuation list")
+        if evacuation.state in (*_AT_WORK, _E.PAUSED):
+            words = f"evacuation {evacuation.id} of {name} is {evacuation.state}"
+            raise Refused("evacuation_open", words, f"Wait for it, or: haulier evacuation cancel {evacuation.id}")
+        again = evacuation.state is _E.RESTORING
+        if not again:
+            _begin_restore(unit, node, evacuation)
+        evacuation_id = evacuation.id
+    go_on(context, evacuation_id)
+    admit(context, at_most_s=AT_ONCE_S)
+    return {**show_evacuation(context, evacuation_id), "again": again}
+
+
+def _newest(session: Session, node: Node) -> Evacuation | None:
+    return session.scalar(
+        select(Evacuation).where(Evacuation.node_id == node.id).order_by(Evacuation.id.desc()).limit(1)
+    )
+
+
+def _begin_restore(unit: Unit, node: Node, evacuation: Evacuation) -> None:
+    if evacuation.state in (_E.CANCELLED, _E.RESTORED) and not missing(unit.session, node.id):
+        raise Refused("nothing_to_restore", f"nothing that left {node.name} is to be brought back", "haulier vm list")
+    node.state = NodeState.ONLINE
+    evacuation.tried_since = now()
+    move_evacuation(unit, evacuation, _E.RESTORING)
+    unit.send(go_on_message(evacuation.id))

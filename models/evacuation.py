@@ -1,0 +1,96 @@
+"""Nodes that are emptied and filled again, and the rules about who is beside whom."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from models.base import Base, Key, only_where, word
+from models.enums import EvacuationState, NodeState, RuleKind
+from models.inventory import Node, Vm
+
+_OPEN = "state NOT IN ('cancelled', 'restored')"
+
+
+class Evacuation(Base):
+    """The wish that all leaves a node, until it has and is back, or nobody wants it any more.
+
+    `node_was` is the node's state before. What failed before `tried_since` is forgiven. `problem` is the first reason
+    why something cannot leave. `spare` is how many nodes may fail afterwards, and their VMs find RAM on the others.
+    """
+
+    __tablename__ = "evacuation"
+    __table_args__ = (
+        only_where("uq_evacuation_one_open", "node_id", where=_OPEN),
+        CheckConstraint("spare IN (0, 1)", name="spare"),
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
+    state: Mapped[EvacuationState] = mapped_column(word(EvacuationState), default=EvacuationState.PLANNED)
+    node_was: Mapped[NodeState] = mapped_column(word(NodeState))
+    spare: Mapped[int] = mapped_column(default=0)
+    deadline: Mapped[datetime | None]
+    tried_since: Mapped[datetime]
+    problem: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+    node: Mapped[Node] = relationship()
+    vms: Mapped[list[EvacuationVm]] = relationship(back_populates="evacuation", order_by="EvacuationVm.vm_id")
+
+
+class EvacuationVm(Base):
+    """A VM that an evacuation found on its node: where it was sent and why, or the `problem` that keeps it there.
+
+    `is_home`: it was brought back, or nobody is to bring it back any more.
+    """
+
+    __tablename__ = "evacuation_vm"
+
+    evacuation_id: Mapped[int] = mapped_column(ForeignKey("evacuation.id"), primary_key=True)
+    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id"), primary_key=True, index=True)
+    target_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
+    reason: Mapped[str | None]
+    problem: Mapped[dict[str, Any] | None]
+    is_home: Mapped[bool] = mapped_column(default=False)
+
+    evacuation: Mapped[Evacuation] = relationship(back_populates="vms")
+    vm: Mapped[Vm] = relationship()
+    target: Mapped[Node | None] = relationship()
+
+
+class PlacementRule(Base):
+    """What is wished of some VMs whenever a place is chosen for them; one that is not `hard` gives way."""
+
+    __tablename__ = "placement_rule"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[RuleKind] = mapped_column(word(RuleKind))
+    hard: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime]
+
+    vms: Mapped[list[Vm]] = relationship(secondary="placement_rule_vm", order_by="Vm.name")
+    nodes: Mapped[list[Node]] = relationship(secondary="placement_rule_node", order_by="Node.name")
+
+
+class PlacementRuleVm(Base):
+    """A VM of a rule."""
+
+    __tablename__ = "placement_rule_vm"
+
+    rule_id: Mapped[int] = mapped_column(ForeignKey("placement_rule.id"), primary_key=True)
+    vm_id: Mapped[int] = mapped_column(ForeignKey("vm.id"), primary_key=True, index=True)
+
+
+class PlacementRuleNode(Base):
+    """A node of a rule of the kinds `only_on` and `not_on`."""
+
+    __tablename__ = "placement_rule_node"
+
+    rule_id: Mapped[int] = mapped_column(ForeignKey("placement_rule.id"), primary_key=True)
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"), primary_key=True)

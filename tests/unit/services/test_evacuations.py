@@ -1,0 +1,392 @@
+"""A node is emptied by what the rows say: every VM gets a way or a reason, whoever fails or dies, and comes home."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from haulier.clock import now
+from haulier.errors import Problem, Refused
+from haulier.services import chain, evacuation_view, evacuations, rules
+from haulier.services.admission import admit
+from haulier.services.claims import Claim
+from haulier.services.evacuation_steps import go_on, sweep_evacuations
+from haulier.services.evacuations import Wishes
+from haulier.services.filing import Terms
+from haulier.services.limits import LimitChange, set_limits
+from haulier.services.lost_nodes import declare_lost
+from haulier.services.migrations import cancel_migration, file_migration
+from haulier.services.vms import set_policy
+from models import EvacuationPolicy, LimitScope, Migration, Node, RuleKind, Storage, Vm, VmState
+from tests.unit.services.world import World, neighbour
+
+GIB = 1 << 30
+NO_SPACE = Problem("no_space", "storage local is full", "Make room.")
+PASSING = Problem("mirror_failed", "the mirror broke", "Again.")
+
+
+@pytest.fixture
+def hall(world: World) -> World:
+    """Four nodes of 16 GiB; `web` and two more VMs of 1 GiB run on alpha."""
+    with world.context.database.write() as session:
+        for name in ("gamma", "delta"):
+            node = Node(name=name, address="10.0.0.9", port_first=61000, port_last=61999, heartbeat_at=now())
+            node.storages.append(Storage(name="local", kind="folder", path=f"/{name}/images"))
+            session.add(node)
+        for node in session.scalars(select(Node)):
+            node.facts = {
+                "swtpm_version": "0.7.1", "libtpms_version": "0.9.2", "ram_bytes": 16 * GIB, "ram_free_bytes": 16 * GIB,
+            }  # fmt: skip
+    world.change(Vm, pinned={"ram_kib": 1 << 20})
+    for name in ("db", "mail"):
+        world.add_vm(name, pinned={"ram_kib": 1 << 20})
+    return world
+
+
+def play(world: World, *, broken: dict[str, Problem] | None = None, deaf: bool = False) -> None:
+    """All messages are worked off, as workers would: moves to a node that is `broken` fail at their second step. What
+    is for evacuations is lost if all are `deaf` to it.
+    """
+    hands = dict[int, Claim]()
+    while world.sent:
+        message = world.sent.pop(0)
+        if message.task == "haulier.evacuate":
+            if not deaf:
+                go_on(world.context, message.row)
+        elif message.task == "haulier.admit":
+            admit(world.context)
+        elif held := world.claim(message):
+            view = world.view(held.attempt_id)
+            problem = (broken or {}).get(view.target.name)
+            if held.undo:
+                chain.complete_undo(world.context, held)
+            elif problem and held.phase == "reserve":
+                chain.fail(world.context, held, (problem,))
+            elif held.phase == "hand_over" and not view.offline:
+                assert chain.stand_by(world.context, held)
+                hands[held.attempt_id] = held
+            else:
+                assert world.complete(held)
+                if held.phase == "move_memory":
+                    assert world.complete(hands.pop(held.attempt_id))
+
+
+def hold(world: World) -> None:
+    """Nothing that waits is begun."""
+    set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), 0)])
+
+
+def where(world: World) -> dict[str, str]:
+    with world.context.database.read() as session:
+        return {vm.name: vm.node.name for vm in session.scalars(select(Vm))}
+
+
+def state_of(world: World, node: str) -> str:
+    with world.context.database.read() as session:
+        return session.scalars(select(Node.state).where(Node.name == node)).one().value
+
+
+def show(world: World, number: int = 1) -> dict[str, Any]:
+    return evacuation_view.show_evacuation(world.context, number)
+
+
+def test_all_leave_and_the_node_is_drained(hall: World) -> None:
+    document = evacuations.evacuate(hall.context, "alpha")
+    assert (document["state"], document["again"], state_of(hall, "alpha")) == ("running", False, "draining")
+    assert {each["vm"] for each in document["plan"]} == {"web", "db", "mail"}
+    play(hall)
+    document = show(hall)
+    assert (document["state"], document["counts"], document["eta_s"]) == ("drained", {"done": 3}, 0.0)
+    assert "alpha" not in where(hall).values()
+    assert len(set(where(hall).values())) == 3, "one on each is the best balance"
+    assert state_of(hall, "alpha") == "drained"
+    assert hall.kinds("evacuation.") == ["planned", "placed", "placed", "placed", "running", "drained"]
+    assert "haulier restore alpha" in document["waiting_for"]
+
+
+def test_plan_touches_nothing_and_is_what_is_done(hall: World) -> None:
+    plan = evacuations.plan_evacuation(hall.context, "alpha")
+    assert (hall.count(Migration), hall.kinds("evacuation."), state_of(hall, "alpha")) == (0, [], "online")
+    document = evacuations.evacuate(hall.context, "alpha")
+    planned = {each["vm"]: each["target"] for each in plan["plan"]}
+    assert {each["vm"]: each["target"] for each in document["plan"]} == planned
+    assert plan["refusals"] == []
+
+
+def test_asked_twice_it_is_the_one_that_runs(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    document = evacuations.evacuate(hall.context, "alpha")
+    assert (document["id"], document["again"]) == (1, True)
+    assert hall.count(Migration) == 3
+
+
+def test_whoever_dies_after_the_wish_was_written_is_replaced_by_beat(hall: World) -> None:
+    """The row is there, no migration is; the message is lost."""
+    evacuations._file(hall.context, "alpha", Wishes())
+    hall.sent.clear()
+    assert (hall.count(Migration), state_of(hall, "alpha")) == (0, "draining")
+    sweep_evacuations(hall.context, blocked_too=False)
+    assert hall.count(Migration) == 3
+    sweep_evacuations(hall.context, blocked_too=True)
+    assert hall.count(Migration) == 3
+    admit(hall.context)
+    play(hall)
+    assert show(hall)["state"] == "drained"
+
+
+def test_lost_messages_are_made_up_for_by_beat(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall, deaf=True)
+    assert show(hall)["state"] == "running"
+    sweep_evacuations(hall.context, blocked_too=False)
+    assert show(hall)["state"] == "drained"
+
+
+def test_target_that_fails_is_left_for_another_and_not_tried_again(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    first = {each["vm"]: each["target"] for each in show(hall)["plan"]}
+    play(hall, broken={"beta": NO_SPACE})
+    document = show(hall)
+    assert document["state"] == "drained"
+    assert "beta" not in where(hall).values()
+    tried = [(each.vm_id, each.target_id) for each in _migrations(hall)]
+    assert len(tried) == len(set(tried)) == 4
+    assert "beta" in first.values()
+
+
+def _migrations(world: World) -> list[Migration]:
+    with world.context.database.read() as session:
+        return list(session.scalars(select(Migration).order_by(Migration.id)))
+
+
+def test_target_that_has_failed_two_gets_no_third(hall: World) -> None:
+    """beta and gamma are closed: all were sent to delta, one after the other, until it was seen that it is delta."""
+    for name in ("gamma", "beta"):
+        hall.change(Node, Node.name == name, state="maintenance")
+    hall.change(Node, Node.name == "alpha", state="online")
+    evacuations.evacuate(hall.context, "alpha")
+    hall.change(Node, Node.name == "gamma", state="online")
+    play(hall, broken={"delta": NO_SPACE})
+    assert show(hall)["state"] == "drained"
+    assert set(where(hall).values()) == {"gamma"}
+
+
+def test_failure_that_passes_is_tried_again_then_the_vm_stays_and_runs(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    broken = dict.fromkeys(("beta", "gamma", "delta"), PASSING)
+    for _ in range(3):
+        hall.change(Migration, not_before=None)
+        admit(hall.context)
+        play(hall, broken=broken)
+    document = show(hall)
+    assert document["state"] == "blocked"
+    assert [each["code"] for each in document["blocked"]] == ["mirror_failed"] * 3
+    assert "the mirror broke" in document["waiting_for"]
+    assert set(where(hall).values()) == {"alpha"}
+    assert hall.vm().state is VmState.RUNNING
+    assert hall.count(Migration) == 3, "what failed for good is not filed again by itself"
+    evacuations.resume(hall.context, 1)
+    play(hall)
+    assert show(hall)["state"] == "drained"
+
+
+def test_what_waits_for_a_node_that_is_lost_is_placed_again(hall: World) -> None:
+    for name in ("gamma", "delta"):
+        hall.change(Node, Node.name == name, state="maintenance")
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    assert {each["target"] for each in show(hall)["plan"]} == {"beta"}
+    for name in ("gamma", "delta"):
+        hall.change(Node, Node.name == name, state="online")
+    hall.change(Node, Node.name == "beta", state="maintenance")
+    sweep_evacuations(hall.context, blocked_too=False)
+    assert {each["target"] for each in show(hall)["plan"]} == {"gamma", "delta"}
+    assert hall.count(Migration) == 3, "they keep their places in the queue"
+
+
+def test_vm_that_stays_by_its_policy_blocks_and_says_so(hall: World) -> None:
+    set_policy(hall.context, "web", EvacuationPolicy.STAY)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    document = show(hall)
+    assert (document["state"], state_of(hall, "alpha")) == ("blocked", "draining")
+    assert [(each["vm"], each["code"]) for each in document["blocked"]] == [("web", "policy_stay")]
+    assert where(hall)["web"] == "alpha"
+    set_policy(hall.context, "web", EvacuationPolicy.LIVE)
+    sweep_evacuations(hall.context, blocked_too=True)
+    play(hall)
+    assert show(hall)["state"] == "drained"
+
+
+def test_stopped_vm_leaves_unless_it_is_moved_live_only(hall: World) -> None:
+    hall.change(Vm, Vm.name.in_(("web", "db")), state="stopped")
+    set_policy(hall.context, "web", EvacuationPolicy.LIVE)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    assert show(hall)["state"] == "drained"
+    assert where(hall)["web"] == "alpha"
+    assert where(hall)["db"] != "alpha"
+
+
+def test_where_nothing_can_leave_nothing_is_begun(hall: World) -> None:
+    hall.change(Node, Node.name != "alpha", facts={"ram_bytes": GIB, "ram_free_bytes": GIB})
+    with pytest.raises(Refused) as refused:
+        evacuations.evacuate(hall.context, "alpha")
+    assert {problem.code for problem in refused.value.problems} == {"no_ram"}
+    assert "it needs 1.0 GiB" in refused.value.problems[0].message
+    assert (state_of(hall, "alpha"), hall.kinds("evacuation.")) == ("online", [])
+
+
+def test_hard_rule_is_kept_and_blocks(hall: World) -> None:
+    rules.add_rule(hall.context, "here", RuleKind.ONLY_ON, vms=["web"], nodes=["alpha"])
+    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["db", "mail"])
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    document = show(hall)
+    assert [(each["vm"], each["code"]) for each in document["blocked"]] == [("web", "rule")]
+    assert where(hall)["db"] != where(hall)["mail"]
+
+
+def test_no_spare_is_refused_with_numbers_if_it_is_asked_for(hall: World) -> None:
+    hall.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
+    with pytest.raises(Refused, match="if beta fails, 3 of its 3 guests"):
+        evacuations.evacuate(hall.context, "alpha", Wishes(spare=1))
+    assert evacuations.evacuate(hall.context, "alpha")["state"] == "running"
+
+
+def test_deadline_that_cannot_be_kept_is_refused(hall: World) -> None:
+    with pytest.raises(Refused) as refused:
+        evacuations.evacuate(hall.context, "alpha", Wishes(deadline=now() + timedelta(seconds=1)))
+    assert refused.value.code == "deadline_too_near"
+    with pytest.raises(Refused) as refused:
+        evacuations.evacuate(hall.context, "alpha", Wishes(deadline=now() - timedelta(seconds=1)))
+    assert refused.value.code == "deadline_over"
+
+
+def test_lost_and_unknown_nodes_are_refused(hall: World) -> None:
+    with pytest.raises(Refused) as refused:
+        evacuations.evacuate(hall.context, "omega")
+    assert refused.value.code == "unknown_node"
+    hall.silence("alpha")
+    declare_lost(hall.context, "alpha", is_off=True)
+    with pytest.raises(Refused) as refused:
+        evacuations.evacuate(hall.context, "alpha")
+    assert refused.value.code == "node_lost"
+
+
+def test_paused_it_begins_no_more_until_it_is_resumed(hall: World) -> None:
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    assert evacuations.pause(hall.context, 1)["state"] == "paused"
+    sweep_evacuations(hall.context, blocked_too=True)
+    assert show(hall)["state"] == "paused"
+    assert "haulier evacuation resume 1" in show(hall)["waiting_for"]
+    assert evacuations.resume(hall.context, 1)["state"] == "running"
+
+
+def test_cancelled_the_node_takes_vms_again(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    document = evacuations.cancel(hall.context, 1, undo=True)
+    assert (document["state"], state_of(hall, "alpha")) == ("cancelled", "online")
+    play(hall)
+    assert set(where(hall).values()) == {"alpha"}
+    with pytest.raises(Refused) as refused:
+        evacuations.cancel(hall.context, 1, undo=False)
+    assert refused.value.code == "evacuation_over"
+
+
+def test_restore_brings_home_who_is_away_and_nobody_else(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    away = where(hall)["mail"]
+    file_migration(hall.context, "mail", target=next(each for each in ("beta", "gamma") if each != away))
+    play(hall)
+    by_hand = where(hall)["mail"]
+    assert by_hand != away
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
+    assert show(hall)["state"] == "restored"
+    assert where(hall) == {"web": "alpha", "db": "alpha", "mail": by_hand}
+    assert state_of(hall, "alpha") == "online"
+    with pytest.raises(Refused) as refused:
+        evacuations.restore(hall.context, "alpha")
+    assert refused.value.code == "nothing_to_restore"
+
+
+def test_restore_remembers_across_evacuations(hall: World) -> None:
+    """What came from alpha to beta, and left beta when that was emptied, goes home to alpha, and not to beta again."""
+    hall.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    assert set(where(hall).values()) == {"beta"}
+    hall.change(Node, Node.name == "gamma", state="online")
+    evacuations.evacuate(hall.context, "beta")
+    play(hall)
+    assert set(where(hall).values()) == {"gamma"}
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
+    assert set(where(hall).values()) == {"alpha"}
+    evacuations.restore(hall.context, "beta")
+    play(hall)
+    assert set(where(hall).values()) == {"alpha"}
+    assert show(hall, 2)["state"] == "restored"
+
+
+def test_restore_brings_what_fits_and_tells_of_the_rest(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    facts = {"swtpm_version": "0.7.1", "libtpms_version": "0.9.2", "ram_bytes": 3 * GIB, "ram_free_bytes": 3 * GIB}
+    hall.change(Node, Node.name == "alpha", facts=facts)
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
+    document = show(hall)
+    assert document["state"] == "restored"
+    assert [each["code"] for each in document["blocked"]] == ["no_ram"]
+    assert sorted(where(hall).values()).count("alpha") == 2
+    hall.change(Node, Node.name == "alpha", facts=facts | {"ram_bytes": 16 * GIB, "ram_free_bytes": 16 * GIB})
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
+    assert set(where(hall).values()) == {"alpha"}
+
+
+def test_two_evacuations_that_want_each_others_nodes_do_not_meet(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    with neighbour(hall) as other:
+        evacuations.evacuate(other.context, "beta")
+    play(hall)
+    assert "beta" in where(hall).values(), "what was under way to it arrives, and leaves again"
+    assert show(hall, 2)["state"] == "running"
+    sweep_evacuations(hall.context, blocked_too=False)
+    admit(hall.context)
+    play(hall)
+    assert not {"alpha", "beta"} & set(where(hall).values())
+    assert (show(hall, 1)["state"], show(hall, 2)["state"]) == ("drained", "drained")
+
+
+def test_migration_that_a_user_has_under_way_is_waited_for(hall: World) -> None:
+    file_migration(hall.context, "web", target="beta", terms=Terms())
+    document = evacuations.evacuate(hall.context, "alpha")
+    assert {each["vm"] for each in document["plan"]} == {"db", "mail"}
+    play(hall)
+    assert show(hall)["state"] == "drained"
+
+
+def test_migration_that_a_user_cancels_stays_cancelled(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    cancel_migration(hall.context, 1)
+    play(hall)
+    document = show(hall)
+    assert document["state"] == "blocked"
+    assert [each["code"] for each in document["blocked"]] == ["migration_cancelled"]
+
+
+def test_node_that_is_emptied_takes_nothing(hall: World) -> None:
+    hall.change(Vm, Vm.name == "web", state="stopped")
+    set_policy(hall.context, "web", EvacuationPolicy.LIVE)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    with pytest.raises(Refused, match="alpha was emptied"):
+        file_migration(hall.context, "db", target="alpha")
