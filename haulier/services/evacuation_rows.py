@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm import Session, aliased
 
 from haulier.errors import Problem, Refused
 from haulier.planner.failures import FailureClass, class_of
@@ -39,9 +39,11 @@ class Situation:
     again, with its number in `waiting`.
 
     `stuck` are those that have failed for good, each with its last reason; they are tried again when they are forgiven.
+    From a node that was declared lost nothing can leave.
     """
 
     homeward: bool
+    node_lost: Problem | None
     to_place: tuple[Vm, ...]
     waiting: Mapping[str, int]
     on_way: tuple[str, ...]
@@ -56,6 +58,13 @@ def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
     if found is None:
         raise Refused("unknown_evacuation", f"there is no evacuation {evacuation_id}", "haulier evacuation list")
     return found
+
+
+def lost_node(node: Node) -> Problem | None:
+    """Why nothing can leave or reach a node: it was declared lost."""
+    hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
+    lost = node.state is NodeState.LOST
+    return Problem("node_lost", f"node {node.name} was declared lost: nothing can leave it", hint) if lost else None
 
 
 def open_evacuation(session: Session, node: Node) -> Evacuation | None:
@@ -91,6 +100,7 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
     }
     return Situation(
         homeward,
+        lost_node(evacuation.node),
         free,
         waiting,
         (
@@ -104,7 +114,7 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
 
 
 def _to_leave(session: Session, evacuation: Evacuation) -> Sequence[Vm]:
-    query = select(Vm).where(Vm.node_id == evacuation.node_id).options(selectinload(Vm.volumes)).order_by(Vm.name)
+    query = select(Vm).where(Vm.node_id == evacuation.node_id).order_by(Vm.name)
     return [vm for vm in session.scalars(query) if not may_be_left(vm)]
 
 

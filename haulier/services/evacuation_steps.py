@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem
-from haulier.planner.placing.plan import Move
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm
 from haulier.services.evacuation_rows import Situation, look, newest_migration
@@ -54,7 +53,7 @@ def sweep_evacuations(context: Context, *, blocked_too: bool) -> None:
 
 def go_on(context: Context, evacuation_id: int) -> None:
     """File what is to be filed of an evacuation, and write down how it stands. Safe to call at any time, by many."""
-    for _ in range(_AGAIN):
+    for left in reversed(range(_AGAIN)):
         with context.database.read() as session:
             evacuation = session.get(Evacuation, evacuation_id)
             if evacuation is None or evacuation.state not in _GOES_ON:
@@ -63,7 +62,9 @@ def go_on(context: Context, evacuation_id: int) -> None:
             plan = _plan(context, session, seen)
         try:
             with context.unit() as unit:
-                if _write(unit, evacuation_id, seen, plan):
+                # Where somebody files one at each moment, the last plan stands: each target is asked again when its
+                # move begins.
+                if _write(unit, evacuation_id, seen, plan, only_if_newest=left > 0):
                     return
         except IntegrityError as error:
             # A user has filed a migration of one of these VMs in this moment.
@@ -72,21 +73,21 @@ def go_on(context: Context, evacuation_id: int) -> None:
 
 
 def _plan(context: Context, session: Session, seen: Situation) -> Plan | None:
-    if not seen.to_place:
+    if not seen.to_place or seen.node_lost:
         return None
     return plan_moves(context, session, seen.to_place, seen.question, moving=seen.waiting)
 
 
-def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None) -> bool:
-    """All of a step. False if others have filed something since it was planned."""
+def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *, only_if_newest: bool) -> bool:
+    """All of a step. False if it is wanted only if nobody has filed anything since it was planned, and somebody has."""
     session = unit.session
     unit.context.database.exclude_others(session, _PLACING)
     evacuation = session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
     if evacuation.state not in _GOES_ON or (evacuation.state is _E.RESTORING) is not seen.homeward:
         return True
-    if plan is not None and newest_migration(session) != seen.newest:
+    if plan is not None and only_if_newest and newest_migration(session) != seen.newest:
         return False
-    problems = dict(seen.stuck)
+    problems = dict(seen.stuck) | ({vm.name: seen.node_lost for vm in seen.to_place} if seen.node_lost else {})
     if plan is not None:
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
         _file(unit, evacuation, seen, plan)
@@ -104,7 +105,7 @@ def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan) -> No
     if not plan.moves:
         return
     session, moment = unit.session, now()
-    vms = {vm.name: vm for vm in seen.to_place}
+    vms, known = {vm.name: vm for vm in seen.to_place}, _rows(session, evacuation)
     wanted = {move.target for move in plan.moves}
     nodes = {node.name: node for node in session.scalars(select(Node).where(Node.name.in_(wanted)))}
     batch = _batch(session, evacuation, homeward=seen.homeward, moment=moment)
@@ -117,7 +118,8 @@ def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan) -> No
             wish = Wanted(vm, target, terms_of_vm(vm), plan.bytes[move.guest])
             rows.append({**values_of(unit.context.settings, wish, at=moment, place=len(rows)), "batch_id": batch.id})
         if not seen.homeward:
-            _remember(session, evacuation, vm, target=target, move=move)
+            row = _row(session, evacuation, known, vm)
+            row.target_id, row.reason, row.problem = target.id, move.reason, None
         kind = "evacuation.restoring" if seen.homeward else "evacuation.placed"
         unit.note(
             kind,
@@ -139,8 +141,9 @@ def _batch(session: Session, evacuation: Evacuation, *, homeward: bool, moment: 
         name = f"{'restore' if homeward else 'evacuate'} {evacuation.node.name}"
         batch = Batch(key=key, name=name, evacuation_id=evacuation.id, homeward=homeward, forgiven=0, created_at=moment)
         session.add(batch)
-    # Of a restore that was cancelled, and is asked for again.
-    batch.state = BatchState.OPEN
+    if batch.state is BatchState.CANCELLED:
+        # Of a restore that was cancelled, and is asked for again.
+        batch.state = BatchState.OPEN
     session.flush()
     return batch
 
@@ -151,22 +154,24 @@ def _send_elsewhere(session: Session, migration_id: int, target: Node, planned_b
     session.execute(update(Migration).where(*waits).values(target_id=target.id, planned_bytes=planned_bytes))
 
 
-def _remember(session: Session, evacuation: Evacuation, vm: Vm, *, target: Node, move: Move) -> None:
-    row = session.get(EvacuationVm, (evacuation.id, vm.id))
-    if row is None:
-        row = EvacuationVm(evacuation_id=evacuation.id, vm_id=vm.id)
-        session.add(row)
-    row.target_id, row.reason, row.problem = target.id, move.reason, None
+def _rows(session: Session, evacuation: Evacuation) -> dict[int, EvacuationVm]:
+    """What is written down of its VMs, by their ids."""
+    query = select(EvacuationVm).where(EvacuationVm.evacuation_id == evacuation.id)
+    return {row.vm_id: row for row in session.scalars(query)}
+
+
+def _row(session: Session, evacuation: Evacuation, known: dict[int, EvacuationVm], vm: Vm) -> EvacuationVm:
+    if vm.id not in known:
+        known[vm.id] = EvacuationVm(evacuation_id=evacuation.id, vm_id=vm.id, is_home=False)
+        session.add(known[vm.id])
+    return known[vm.id]
 
 
 def _note_blocked(unit: Unit, evacuation: Evacuation, problems: Mapping[str, Problem]) -> None:
     """Each with its reason; an event only where that is another one than before."""
-    session = unit.session
-    for vm in session.scalars(select(Vm).where(Vm.name.in_(problems))):
-        row = session.get(EvacuationVm, (evacuation.id, vm.id))
-        if row is None:
-            row = EvacuationVm(evacuation_id=evacuation.id, vm_id=vm.id)
-            session.add(row)
+    session, known = unit.session, _rows(unit.session, evacuation) if problems else {}
+    for vm in session.scalars(select(Vm).where(Vm.name.in_(problems)).order_by(Vm.name)):
+        row = _row(session, evacuation, known, vm)
         problem = problems[vm.name].as_dict()
         if row.problem is None or row.problem["code"] != problem["code"]:
             unit.note(

@@ -69,7 +69,11 @@ def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
 
 
 def _is_held(row: EvacuationVm) -> bool:
-    return row.problem is not None and not row.is_home
+    """Whether it is still where it is not to be, for a reason."""
+    evacuation = row.evacuation
+    here = row.vm.node_id == evacuation.node_id
+    homeward = evacuation.state in (_E.RESTORING, _E.RESTORED)
+    return row.problem is not None and here is not homeward
 
 
 def _migrations(session: Session, evacuation: Evacuation) -> Sequence[Migration]:

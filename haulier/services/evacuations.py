@@ -18,7 +18,7 @@ from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.cluster import Question
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves
-from haulier.services.evacuation_rows import find_evacuation, missing, open_evacuation
+from haulier.services.evacuation_rows import find_evacuation, lost_node, missing, open_evacuation
 from haulier.services.evacuation_steps import go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.lookup import find_node
@@ -56,9 +56,8 @@ def plan_evacuation(context: Context, name: str, wishes: Wishes = USUAL_WISHES) 
 
 
 def _require_usable(node: Node) -> Node:
-    if node.state is NodeState.LOST:
-        hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
-        raise Refused("node_lost", f"node {node.name} was declared lost: nothing can leave it", hint)
+    if problem := lost_node(node):
+        raise Refused.because((problem,))
     return node
 
 

@@ -18,6 +18,7 @@ from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.limits import Limits
+from haulier.planner.refusals import closed_node
 from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
 from haulier.services.limits import LimitChange, change_limits
@@ -178,6 +179,9 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
         if change.maintenance is not None and node.state is NodeState.LOST:
             words = f"node {name} was declared lost, and its worker has not been heard since"
             raise Refused("node_lost", words, "Start its worker: it is in maintenance then.")
+        if change.maintenance is not None and node.state in (NodeState.DRAINING, NodeState.DRAINED):
+            hint = f"haulier restore {name}, or cancel its evacuation: haulier evacuation list"
+            raise Refused("node_draining", closed_node(name, node.state).message, hint)
         if change.maintenance is not None:
             node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
             unit.note("node.maintenance", node=name, on=change.maintenance)

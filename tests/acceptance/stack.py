@@ -123,6 +123,12 @@ class Stack:
         finally:
             transport.close()
 
+    def kill(self, program: str) -> None:
+        """End one of the stack's programs as `kill -9` does, and wait until the supervisor has begun it anew."""
+        pid = int(self.supervisor("getProcessInfo", program)["pid"])
+        os.kill(pid, signal.SIGKILL)
+        wait_until(f"a new {program}", lambda: self.supervisor("getProcessInfo", program)["pid"] not in (0, pid))
+
     def guardian_pid(self, node: str) -> int:
         """The process that the supervisor has for a node's worker; 0 while there is none."""
         return int(self.supervisor("getProcessInfo", f"node-{node}")["pid"])

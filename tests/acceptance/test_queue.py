@@ -5,8 +5,6 @@ What was at work is read from the event log, which is written in the transaction
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -79,13 +77,6 @@ def most(stack: Stack) -> dict[str, int]:
     return dict(found)
 
 
-def kill_control(stack: Stack) -> None:
-    """As `kill -9` does; the supervisor begins it anew."""
-    pid = int(stack.supervisor("getProcessInfo", "control")["pid"])
-    os.kill(pid, signal.SIGKILL)
-    wait_until("a new control worker", lambda: stack.supervisor("getProcessInfo", "control")["pid"] not in (0, pid))
-
-
 def ended(stack: Stack) -> int:
     return sum(row["finished_at"] is not None for row in stack.table("migration"))
 
@@ -123,7 +114,7 @@ def test_limits_hold_at_every_moment(four_nodes: Stack, guests: list[tuple[Guest
     for done in (2, 6):
         wait_until(f"{done} have ended", lambda done=done: ended(stack) >= done, deadline_s=300)  # type: ignore[misc]
         assert_queue_says_why(stack)
-        kill_control(stack)
+        stack.kill("control")
     wait_until("all have ended", lambda: ended(stack) == len(guests), deadline_s=500)
     assert [(row["id"], row["problems"]) for row in stack.table("migration") if row["state"] != "done"] == []
     shown = stack.haulier("batch", "show", str(submitted["id"])).done()

@@ -101,18 +101,18 @@ def _percent(taken: float, host: Host) -> str:
 
 
 def _why_not(arrangement: Arrangement, guest: Guest) -> Problem:
-    """The reasons of all hosts in one; the code is that of the most frequent one."""
+    """The reasons of all hosts in one, first those that take guests; the code is that of these' most frequent one."""
     cluster = arrangement.cluster
     others = [host for host in cluster.hosts if host.name != guest.host]
     if not others:
         return Problem("no_target", "there is no other node", "Start a worker on another host.")
     found = [(host, arrangement.problem(guest, host)) for host in others]
-    problems = [problem for _, problem in found if problem is not None]
-    if len(problems) < len(found):
+    if any(problem is None for _, problem in found):
         # It would fit by itself, but those that it must be together with would not.
         return Problem("rule", "those that it must be together with find no place with it", "haulier rule list")
-    counts = Counter(problem.code for problem in problems)
-    code = counts.most_common(1)[0][0]
+    open_ = [problem for host, problem in found if problem is not None and host.closed is None]
+    problems = [*open_, *(problem for host, problem in found if problem is not None and host.closed is not None)]
+    code = Counter(problem.code for problem in open_ or problems).most_common(1)[0][0]
     named = "; ".join(problem.message for problem in problems[:_NAMED])
     more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
     hint = next(problem.hint for problem in problems if problem.code == code)

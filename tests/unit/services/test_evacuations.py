@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
-from haulier.services import chain, evacuation_view, evacuations, rules
+from haulier.services import chain, evacuation_steps, evacuation_view, evacuations, rules
 from haulier.services.admission import admit
 from haulier.services.claims import Claim
 from haulier.services.evacuation_steps import go_on, sweep_evacuations
@@ -19,9 +21,10 @@ from haulier.services.filing import Terms
 from haulier.services.limits import LimitChange, set_limits
 from haulier.services.lost_nodes import declare_lost
 from haulier.services.migrations import cancel_migration, file_migration
+from haulier.services.nodes import NodeChange, change_node
 from haulier.services.vms import set_policy
 from models import EvacuationPolicy, LimitScope, Migration, Node, RuleKind, Storage, Vm, VmState
-from tests.unit.services.world import World, neighbour
+from tests.unit.services.world import World, between, neighbour
 
 GIB = 1 << 30
 NO_SPACE = Problem("no_space", "storage local is full", "Make room.")
@@ -390,3 +393,52 @@ def test_node_that_is_emptied_takes_nothing(hall: World) -> None:
     play(hall)
     with pytest.raises(Refused, match="alpha was emptied"):
         file_migration(hall.context, "db", target="alpha")
+
+
+def test_node_that_is_declared_lost_blocks_and_files_nothing_more(hall: World) -> None:
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    hall.silence("alpha")
+    declare_lost(hall.context, "alpha", is_off=True)
+    for _ in range(3):
+        sweep_evacuations(hall.context, blocked_too=True)
+        admit(hall.context)
+    document = show(hall)
+    assert (document["state"], hall.count(Migration)) == ("blocked", 3)
+    assert {each["code"] for each in document["blocked"]} == {"node_lost"}
+    assert "haulier recover" in document["waiting_for"]
+
+
+def test_node_that_is_emptied_is_not_opened_behind_its_evacuation(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    with pytest.raises(Refused, match="alpha is being emptied"):
+        change_node(hall.context, "alpha", NodeChange(maintenance=False))
+    assert state_of(hall, "alpha") == "draining"
+
+
+def test_room_that_is_promised_meanwhile_is_not_given_twice(hall: World) -> None:
+    """Between the plan and its rows another migration is filed: the plan is made anew, with that one's room taken."""
+    for name in ("gamma", "delta"):
+        hall.change(Node, Node.name == name, state="maintenance")
+    facts = {"swtpm_version": "0.7.1", "libtpms_version": "0.9.2", "ram_bytes": 5 * GIB, "ram_free_bytes": 5 * GIB}
+    hall.change(Node, Node.name == "beta", facts=facts)
+    hall.add_vm("other", pinned={"ram_kib": 2 << 20})
+    hall.change(Vm, Vm.name == "other", node_id=3)
+    hall.change(Node, Node.name == "gamma", state="online")
+    hold(hall)
+    file_other = partial(file_migration, hall.context, "other", target="beta")
+    hall.change(Node, Node.name == "gamma", state="maintenance")
+    evacuations._file(hall.context, "alpha", Wishes())
+    with between(hall, "BEGIN IMMEDIATE", file_other) as filed:
+        go_on(hall.context, 1)
+    assert filed.result() > 0
+    document = show(hall)
+    assert len(document["plan"]) == 2
+    assert [each["code"] for each in document["blocked"]] == ["no_ram"]
+
+
+def test_where_somebody_files_at_each_moment_the_last_plan_stands(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = count(100)
+    monkeypatch.setattr(evacuation_steps, "newest_migration", lambda _: next(numbers))
+    evacuations.evacuate(hall.context, "alpha")
+    assert hall.count(Migration) == 3
