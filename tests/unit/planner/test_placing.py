@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bench.crowded import crowded
 from haulier.errors import Problem
+from haulier.planner.placing import search
 from haulier.planner.placing.arrangement import Arrangement, pour
 from haulier.planner.placing.cluster import GIB, Cluster, Guest, Host, Rule, RuleKind, StorageRoom
 from haulier.planner.placing.fitting import breaks_by_itself
@@ -183,6 +184,15 @@ def test_crowd_that_the_start_cannot_place_is_placed() -> None:
     assert not found.arrangement.homeless
     require_sound(found.arrangement)
     assert found.arrangement.cost() <= found.arrangement.bound() * 1.02
+
+
+def test_answer_of_the_solver_that_is_worse_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one that does not fit: it is counted again."""
+    cluster = crowded(guests=60, hosts=8, fill=0.985, seed=4)
+    start = arrange(cluster)
+    for answer in ({}, {guest.name: "h000" for guest in cluster.guests}):
+        monkeypatch.setattr(search, "solve", lambda *_, answer=answer, **__: answer)
+        assert improve(start, clock=still, time_s=FOREVER).arrangement.places == start.places
 
 
 def test_when_the_time_is_over_the_start_stands() -> None:

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from haulier.clock import now
+from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import Problem, Refused
-from haulier.services import chain, evacuation_steps, evacuation_view, evacuations, rules
+from haulier.services import batch_filing, chain, evacuation_steps, evacuation_view, evacuations, rules
 from haulier.services.admission import admit
 from haulier.services.claims import Claim
 from haulier.services.evacuation_steps import go_on, sweep_evacuations
@@ -166,15 +167,16 @@ def _migrations(world: World) -> list[Migration]:
 
 
 def test_target_that_has_failed_two_gets_no_third(hall: World) -> None:
-    """beta and gamma are closed: all were sent to delta, one after the other, until it was seen that it is delta."""
+    """Only delta is open at first, so all are sent there, one after the other, until it is seen that it is delta."""
     for name in ("gamma", "beta"):
         hall.change(Node, Node.name == name, state="maintenance")
-    hall.change(Node, Node.name == "alpha", state="online")
+    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), 1)])
     evacuations.evacuate(hall.context, "alpha")
     hall.change(Node, Node.name == "gamma", state="online")
     play(hall, broken={"delta": NO_SPACE})
     assert show(hall)["state"] == "drained"
     assert set(where(hall).values()) == {"gamma"}
+    assert sum(each.state == "undone" for each in _migrations(hall)) == 2
 
 
 def test_failure_that_passes_is_tried_again_then_the_vm_stays_and_runs(hall: World) -> None:
@@ -305,7 +307,8 @@ def test_restore_brings_home_who_is_away_and_nobody_else(hall: World) -> None:
     evacuations.evacuate(hall.context, "alpha")
     play(hall)
     away = where(hall)["mail"]
-    file_migration(hall.context, "mail", target=next(each for each in ("beta", "gamma") if each != away))
+    target = next(each for each in ("beta", "gamma") if each != away)
+    batch_filing.submit(hall.context, BatchFile((BatchEntry(1, "mail", target, None, (), None),)))
     play(hall)
     by_hand = where(hall)["mail"]
     assert by_hand != away
