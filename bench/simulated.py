@@ -155,7 +155,8 @@ async def _with_failures(work: runner.StepRun, act: runner.Act) -> runner.Notes 
     if fails and not claim.undo:
         raise StepFailed("qmp_silent", "this one was chosen to fail", "It is a simulation.")
     notes = await _act(work, act)
-    if claim.phase is Phase.RETIRE_SOURCE:
+    # The control worker looks at no host: what it made to work at its step would stay for ever.
+    if claim.phase is Phase.RETIRE_SOURCE or claim.side is Side.CONTROL:
         _hosts.pop(work.view.vm_id, None)
     return notes
 
