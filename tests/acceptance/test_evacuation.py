@@ -91,8 +91,14 @@ def test_all_leave_and_come_home_and_lose_nothing(four_nodes: Stack, guests: lis
     assert left(stack, guests) == LEAVING
     assert stack.table("node", name="alpha")[0]["state"] == "drained"
     assert stack.haulier("migrate", "e11", "--to", "alpha").status == 2, "it takes nothing"
-    assert stack.haulier("restore", "alpha", "--wait").done()["state"] == "restored"
-    assert {guest.name: guest.row()["node"] for guest in guests} == before
+    restored = stack.haulier("restore", "alpha", "--wait").done()
+    assert restored["state"] == "restored"
+    # The rule was made when both of the pair were on alpha.
+    (away,) = restored["blocked"]
+    assert (away["vm"] in PAIR, away["code"]) == (True, "rule")
+    after = {guest.name: guest.row()["node"] for guest in guests}
+    assert after.pop(away["vm"]) == where[away["vm"]]
+    assert after == {name: node for name, node in before.items() if name != away["vm"]}
     for guest in guests:
         guest.wait_ticks(10)
     assert_all_is_well(stack, *guests)
