@@ -49,8 +49,7 @@ def evacuate(
     around = context()
     if plan:
         return _show_plan(evacuations.plan_evacuation(around, node, wishes))
-    document = evacuations.evacuate(around, node, wishes)
-    return _show(_awaited(around, document) if wait else document)
+    return _begun(around, evacuations.evacuate(around, node, wishes), wait=wait, wanted="drained")
 
 
 def _show_plan(document: dict[str, Any]) -> int:
@@ -93,14 +92,21 @@ def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _show(document: dict[str, Any]) -> int:
+def _begun(around: Context, document: dict[str, Any], *, wait: bool, wanted: str) -> int:
+    """Show it now, or when it is over; the exit status says whether it came to what was wanted."""
+    if wait:
+        document = _awaited(around, document)
+    _show(document)
+    return 1 if document["state"] != wanted and (wait or document["state"] == "blocked") else 0
+
+
+def _show(document: dict[str, Any]) -> None:
     left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
     show(document, f"evacuation {document['id']} of {document['node']}: {document['state']}; {_counts(document)}{left}")
     show_text(f"waits for: {document['waiting_for']}")
     if document["plan"]:
         show_text(table(document["plan"], _MOVES))
     _show_blocked(document)
-    return 1 if document["state"] == "blocked" else 0
 
 
 def _counts(document: dict[str, Any]) -> str:
@@ -118,8 +124,7 @@ def restore(node: str, /, *, wait: Annotated[bool, _YES] = False) -> int:
         Return when all is back that can be.
     """
     around = context()
-    document = evacuations.restore(around, node)
-    return _show(_awaited(around, document) if wait else document)
+    return _begun(around, evacuations.restore(around, node), wait=wait, wanted="restored")
 
 
 @app.command(name="show")

@@ -191,7 +191,7 @@ def _follow(
     elif first is not None:
         move_evacuation(unit, evacuation, _E.BLOCKED)
     else:
-        evacuation.node.state = NodeState.DRAINED
+        change_node_state(evacuation.node, NodeState.DRAINED)
         move_evacuation(unit, evacuation, _E.DRAINED)
 
 
@@ -209,6 +209,12 @@ def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:
         session.execute(update(EvacuationVm).where(*later).values(is_home=True, problem=None))
     if is_over:
         move_evacuation(unit, evacuation, _E.RESTORED)
+
+
+def change_node_state(node: Node, to: NodeState) -> None:
+    """Only where the node's state is an evacuation's: somebody may have declared it lost meanwhile."""
+    if node.state in (NodeState.DRAINING, NodeState.DRAINED):
+        node.state = to
 
 
 def move_evacuation(unit: Unit, evacuation: Evacuation, to: EvacuationState) -> None:

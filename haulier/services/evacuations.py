@@ -19,7 +19,7 @@ from haulier.services.cluster import Question
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves
 from haulier.services.evacuation_rows import find_evacuation, lost_node, missing, open_evacuation
-from haulier.services.evacuation_steps import go_on, move_evacuation
+from haulier.services.evacuation_steps import change_node_state, go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.lookup import find_node
 from haulier.services.waiting import go_on_message
@@ -139,7 +139,7 @@ def _ask_again(unit: Unit, evacuation: Evacuation) -> None:
         raise Refused("evacuation_restoring", f"node {evacuation.node.name} is being filled again", hint)
     left = unit.session.scalar(select(Vm.id).where(Vm.node_id == evacuation.node_id).limit(1))
     if evacuation.state is _E.DRAINED and left is not None:
-        evacuation.node.state = NodeState.DRAINING
+        change_node_state(evacuation.node, NodeState.DRAINING)
         move_evacuation(unit, evacuation, _E.RUNNING)
     unit.send(go_on_message(evacuation.id))
 
@@ -198,9 +198,10 @@ def cancel(context: Context, evacuation_id: int, *, undo: bool) -> dict[str, Any
     """
 
     def change(unit: Unit, evacuation: Evacuation) -> None:
-        if evacuation.state is not _E.RESTORING:
-            evacuation.node.state = evacuation.node_was
+        change_node_state(evacuation.node, evacuation.node_was)
         move_evacuation(unit, evacuation, _E.CANCELLED)
+        # Whoever dies before the batches have been told leaves nothing that begins.
+        _set_batches(unit, evacuation, BatchState.CANCELLED)
 
     _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED, _E.DRAINED, _E.RESTORING), change)
     for batch_id in _batches(context, evacuation_id):

@@ -303,6 +303,19 @@ def test_cancelled_the_node_takes_vms_again(hall: World) -> None:
     assert refused.value.code == "evacuation_over"
 
 
+def test_whoever_dies_while_he_cancels_leaves_nothing_that_begins(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    with monkeypatch.context() as patch:
+        patch.setattr(evacuations, "_cancel_batch", lambda *_, **__: pytest.fail("died"))
+        with pytest.raises(pytest.fail.Exception):
+            evacuations.cancel(hall.context, 1, undo=False)
+    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
+    play(hall)
+    assert {each.state for each in _migrations(hall)} == {"cancelled"}
+    assert set(where(hall).values()) == {"alpha"}
+
+
 def test_restore_brings_home_who_is_away_and_nobody_else(hall: World) -> None:
     evacuations.evacuate(hall.context, "alpha")
     play(hall)
@@ -410,6 +423,12 @@ def test_node_that_is_declared_lost_blocks_and_files_nothing_more(hall: World) -
     assert (document["state"], hall.count(Migration)) == ("blocked", 3)
     assert {each["code"] for each in document["blocked"]} == {"node_lost"}
     assert "haulier recover" in document["waiting_for"]
+    assert state_of(hall, "alpha") == "lost"
+    hall.change(Vm, node_id=2)
+    sweep_evacuations(hall.context, blocked_too=True)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("drained", "lost"), "what was recovered is not there"
+    evacuations.cancel(hall.context, 1, undo=False)
+    assert state_of(hall, "alpha") == "lost"
 
 
 def test_node_that_is_emptied_is_not_opened_behind_its_evacuation(hall: World) -> None:
