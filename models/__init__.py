@@ -20,7 +20,14 @@ from models.enums import (
     VmState,
     VolumeRole,
 )
-from models.evacuation import Evacuation, EvacuationVm, PlacementRule, PlacementRuleNode, PlacementRuleVm
+from models.evacuation import (
+    Evacuation,
+    EvacuationVm,
+    MaintenanceWindow,
+    PlacementRule,
+    PlacementRuleNode,
+    PlacementRuleVm,
+)
 from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
 from models.phases import (
@@ -77,6 +84,7 @@ __all__ = [
     "LedgerRole",
     "LimitScope",
     "Locality",
+    "MaintenanceWindow",
     "Migration",
     "MigrationAfter",
     "MigrationState",

@@ -20,6 +20,7 @@ class Evacuation(Base):
 
     `node_was` is the node's state before. What failed before `tried_since` is forgiven. `problem` is the first reason
     why something cannot leave. `spare` is how many nodes may fail afterwards, and their VMs find RAM on the others.
+    At `restore_at` the VMs are brought back by itself.
     """
 
     __tablename__ = "evacuation"
@@ -34,6 +35,7 @@ class Evacuation(Base):
     node_was: Mapped[NodeState] = mapped_column(word(NodeState))
     spare: Mapped[int] = mapped_column(default=0)
     deadline: Mapped[datetime | None]
+    restore_at: Mapped[datetime | None]
     tried_since: Mapped[datetime]
     problem: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
@@ -61,6 +63,29 @@ class EvacuationVm(Base):
     evacuation: Mapped[Evacuation] = relationship(back_populates="vms")
     vm: Mapped[Vm] = relationship()
     target: Mapped[Node | None] = relationship()
+
+
+class MaintenanceWindow(Base):
+    """When a node is to be empty: from `next_at` on for `duration_s`, and again by `cron` in the time zone `zone`;
+    without that once. `next_at` is empty when there is no next time. With `restore` all is brought back at its end.
+
+    `problem` is why nothing was begun the last time.
+    """
+
+    __tablename__ = "maintenance_window"
+    __table_args__ = (CheckConstraint("duration_s > 0", name="duration"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"), index=True)
+    cron: Mapped[str | None]
+    zone: Mapped[str]
+    duration_s: Mapped[float]
+    restore: Mapped[bool] = mapped_column(default=False)
+    next_at: Mapped[datetime | None]
+    problem: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+
+    node: Mapped[Node] = relationship()
 
 
 class PlacementRule(Base):

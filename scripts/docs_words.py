@@ -61,6 +61,8 @@ SETTINGS: Mapping[str, str] = {
     "have, and what is free as it was measured; `used` only what is free.",
     "cpu_overcommit": "How many virtual CPUs a node may have for each of its own when a place is chosen; 0 is no "
     "limit.",
+    "window_lead_s": "For how long before its maintenance window a node is given no VMs when a place is chosen, in "
+    "seconds.",
     "placement_time_s": "For how long places are searched for at most, in seconds; a first answer is there at once.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "

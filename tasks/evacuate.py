@@ -1,10 +1,11 @@
-"""An evacuation is looked at: one of its migrations has ended, or somebody asked for it."""
+"""An evacuation is looked at: one of its migrations has ended, or somebody asked for it. Windows begin and end."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 from haulier.services.evacuation_steps import go_on
+from haulier.services.windows import sweep_windows
 from tasks.celery import app
 from tasks.coalescing import Coalesced
 from tasks.surroundings import context
@@ -20,3 +21,13 @@ def _look_at(evacuation_id: int) -> Coalesced:
 def evacuate(evacuation_id: int) -> None:
     """File what is to be filed of it, and write down how it stands. Beat does the same for all."""
     _look_at(evacuation_id)()
+
+
+_windows = Coalesced(lambda: sweep_windows(context()))
+
+
+@app.task(name="haulier.windows")
+def windows(number: int) -> None:
+    """The time of a window has come, or is over."""
+    del number
+    _windows()

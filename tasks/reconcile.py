@@ -11,11 +11,12 @@ from haulier.services.put_off import mend_put_off
 from haulier.services.recovery import sweep
 from haulier.services.replications import sweep_replications
 from haulier.services.waiting import make_room
+from haulier.services.windows import ask_for_windows
 from tasks.celery import app
 from tasks.coalescing import Coalesced
 from tasks.surroundings import context
 
-# To place the VMs of one that is blocked takes seconds, and room is seldom made from one moment to the next.
+# Room is seldom made from one moment to the next.
 _blocked = Pace(30.0)
 _settling = Pace(admission.SETTLE_EVERY_S)
 # Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
@@ -28,8 +29,10 @@ def _look_after_all() -> None:
     mend_put_off(context())
     sweep_replications(context())
     divide_anew(context())
+    # By messages: to place VMs takes seconds, and here the dead are noticed.
     sweep_evacuations(context(), blocked_too=_blocked.is_due())
-    # By a message: where there is always room for one more it does not end for long, and here the dead are noticed.
+    ask_for_windows(context())
+    # By a message too: where there is always room for one more it does not end for long.
     with context().unit() as unit:
         make_room(unit)
 

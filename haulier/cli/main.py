@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
-from haulier.cli import batch, evacuation, events, migration, node, queue, replication, rule, vm
+from haulier.cli import batch, evacuation, events, migration, node, queue, replication, rule, vm, window
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
@@ -44,6 +44,7 @@ app.command(queue.app)
 app.command(batch.app)
 app.command(evacuation.app)
 app.command(rule.app)
+app.command(window.app)
 app.command(replication.app)
 app.command(node.app)
 

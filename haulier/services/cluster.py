@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from math import inf
 from types import MappingProxyType
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
+from haulier.clock import now
 from haulier.definition import VmDefinition
 from haulier.errors import Problem
 from haulier.planner.placing.cluster import Cluster, Guest, Host, Rule, RuleKind, StorageRoom
@@ -18,7 +20,18 @@ from haulier.planner.refusals import DISK_HEADROOM, RAM_HEADROOM, STARTED, close
 from haulier.services.context import Context
 from haulier.services.liveness import silent_s
 from haulier.settings import Settings
-from models import Migration, Node, NodeState, PlacementRule, Replica, Storage, Vm, Volume, VolumeRole
+from models import (
+    MaintenanceWindow,
+    Migration,
+    Node,
+    NodeState,
+    PlacementRule,
+    Replica,
+    Storage,
+    Vm,
+    Volume,
+    VolumeRole,
+)
 from models.transitions import OPEN_MIGRATION
 
 # What a guest sees of its host's own CPU.
@@ -70,8 +83,12 @@ def load_cluster(context: Context, session: Session, question: Question) -> Clus
         if target is not None:
             _take(taken[target], vm, incoming=True)
         staying.append(_guest(vm, names[vm.node_id if target is None else target]))
+    windows = _windows(session)
     asked = [node for node in nodes if question.only_to in (None, node.name)]
-    hosts = tuple(_host(context, node, taken[node.id], question) for node in asked)
+    hosts = tuple(
+        _host(context, node, taken[node.id], _why_closed(context, node, question, windows.get(node.id)))
+        for node in asked
+    )
     return Cluster(hosts, tuple(placed), tuple(staying), tuple(_rules(session)))
 
 
@@ -135,7 +152,7 @@ def _guest(vm: Vm, host: str, *, near: frozenset[str] = frozenset(), avoids: Map
     )
 
 
-def _host(context: Context, node: Node, taken: _Taken, question: Question) -> Host:
+def _host(context: Context, node: Node, taken: _Taken, closed: Problem | None) -> Host:
     settings, facts = context.settings, node.facts
     ram = int(facts.get("ram_bytes") or 0)
     free = _free_bytes(settings, facts, taken)
@@ -154,7 +171,7 @@ def _host(context: Context, node: Node, taken: _Taken, question: Question) -> Ho
         bridges=None if bridges is None else frozenset(bridges),
         has_swtpm=not (facts.get("swtpm_problem") or facts.get("swtpm_too_old")),
         libtpms=facts.get("libtpms_version"),
-        closed=_why_closed(context, node, question),
+        closed=closed,
     )
 
 
@@ -177,13 +194,25 @@ def _storage_rooms(node: Node, taken: _Taken) -> dict[str, StorageRoom]:
     return rooms
 
 
-def _why_closed(context: Context, node: Node, question: Question) -> Problem | None:
+def _windows(session: Session) -> dict[int, datetime]:
+    """When the next window of each node begins that has one."""
+    query = select(MaintenanceWindow.node_id, func.min(MaintenanceWindow.next_at)).group_by(MaintenanceWindow.node_id)
+    return {node_id: next_at for node_id, next_at in session.execute(query) if next_at is not None}
+
+
+def _why_closed(context: Context, node: Node, question: Question, window: datetime | None) -> Problem | None:
     if node.name in question.closed:
         return question.closed[node.name]
     if node.state is not NodeState.ONLINE:
         return closed_node(node.name, node.state)
     silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
-    return None if silent is None else silent_node(node.name, silent)
+    if silent is not None:
+        return silent_node(node.name, silent)
+    lead = timedelta(seconds=context.settings.window_lead_s)
+    if window is not None and window - now() < lead and question.only_to is None:
+        words = f"{node.name} has a maintenance window at {window.isoformat(timespec='minutes')}"
+        return Problem("window_soon", words, "haulier window list")
+    return None
 
 
 def _rules(session: Session) -> list[Rule]:

@@ -35,8 +35,8 @@ _FAILS_TOO_OFTEN = 2
 @dataclass(frozen=True, slots=True)
 class Situation:
     """`to_place` have no migration that could bring them where they are to be; `on_way` have one, or are about to
-    arrive at the node that is to be empty. One may wait to go to a node that takes none any more: it is to be placed
-    again, with its number in `waiting`.
+    arrive at the node that is to be empty, or to leave the one that is to be filled. One may wait to go to a node that
+    takes none any more: it is to be placed again, with its number in `waiting`.
 
     `stuck` are those that have failed for good, each with its last reason; they are tried again when they are forgiven.
     From a node that was declared lost nothing can leave.
@@ -105,7 +105,7 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         waiting,
         (
             *(vm.name for vm in vms if vm.id in open_ and vm.name not in waiting),
-            *(() if homeward else _arriving(session, evacuation)),
+            *(leaving(session, evacuation) if homeward else _arriving(session, evacuation)),
         ),
         {vm.name: stuck[vm.name] for vm in vms if vm.name in stuck and vm.id not in open_},
         Question((), closed, avoids, only_to=evacuation.node.name if homeward else None),
@@ -157,6 +157,13 @@ def _arriving(session: Session, evacuation: Evacuation) -> Sequence[str]:
     query = select(Vm.name).join(Migration, Migration.vm_id == Vm.id)
     at_work = (Migration.target_id == evacuation.node_id, Migration.state.in_(AT_WORK))
     return session.scalars(query.where(*at_work, Migration.replication_id.is_(None))).all()
+
+
+def leaving(session: Session, evacuation: Evacuation) -> Sequence[str]:
+    """What was at work when the way out was given up: it goes on, and comes home afterwards."""
+    query = select(Vm.name).join(Migration, Migration.vm_id == Vm.id).join(Batch, Batch.id == Migration.batch_id)
+    own = (Batch.evacuation_id == evacuation.id, Batch.homeward.is_(False))
+    return session.scalars(query.where(*own, Migration.state.in_(OPEN_MIGRATION))).all()
 
 
 def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> dict[str, list[tuple[str, Problem]]]:

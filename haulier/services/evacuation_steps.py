@@ -19,7 +19,7 @@ from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm
 from haulier.services.evacuation_rows import Situation, look, newest_migration
 from haulier.services.filing import Wanted, values_of
-from haulier.services.waiting import make_room
+from haulier.services.waiting import go_on_message, make_room
 from models import (
     Batch,
     BatchState,
@@ -32,7 +32,7 @@ from models import (
     NodeState,
     Vm,
 )
-from models.transitions import require_legal
+from models.transitions import OPEN_MIGRATION, require_legal
 
 # Two that place VMs at one moment would give away the same room twice.
 _PLACING = 3
@@ -43,12 +43,13 @@ _E = EvacuationState
 
 
 def sweep_evacuations(context: Context, *, blocked_too: bool) -> None:
-    """Look at all that go on, and if wanted at those that are blocked: a node may be back, or room may be free."""
+    """Have all that go on looked at, and if wanted those that are blocked: a node may be back, or room may be free."""
     states = [state for state in _GOES_ON if blocked_too or state is not _E.BLOCKED]
     with context.database.read() as session:
         ids = session.scalars(select(Evacuation.id).where(Evacuation.state.in_(states)).order_by(Evacuation.id)).all()
-    for evacuation_id in ids:
-        go_on(context, evacuation_id)
+    if ids:
+        with context.unit() as unit:
+            unit.send(*map(go_on_message, ids))
 
 
 def go_on(context: Context, evacuation_id: int) -> None:
@@ -198,7 +199,9 @@ def _follow(
 def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:
     """Who is where it was is home, for all who have sent it away since."""
     session = unit.session
-    home = select(Vm.id).where(Vm.node_id == evacuation.node_id)
+    # Not such as are about to leave, because they had begun to.
+    going = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
+    home = select(Vm.id).where(Vm.node_id == evacuation.node_id, Vm.id.not_in(going))
     first = (
         select(EvacuationVm.vm_id, Evacuation.id)
         .join(Evacuation, Evacuation.id == EvacuationVm.evacuation_id)

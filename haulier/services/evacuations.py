@@ -18,7 +18,7 @@ from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.cluster import Question
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves
-from haulier.services.evacuation_rows import find_evacuation, lost_node, missing, open_evacuation
+from haulier.services.evacuation_rows import find_evacuation, leaving, lost_node, missing, open_evacuation
 from haulier.services.evacuation_steps import change_node_state, go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.lookup import find_node
@@ -34,11 +34,12 @@ _AT_WORK = (_E.PLANNED, _E.RUNNING)
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a node is to be emptied. With `spare` 1 any one node may fail afterwards, and its VMs find RAM on the others.
-    It must be done by the `deadline`.
+    It must be done by the `deadline`. At `restore_at` all is brought back.
     """
 
     spare: int = 0
     deadline: datetime | None = None
+    restore_at: datetime | None = None
 
 
 USUAL_WISHES = Wishes()
@@ -116,6 +117,7 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
                 node_was=node.state,
                 spare=wishes.spare,
                 deadline=wishes.deadline,
+                restore_at=wishes.restore_at,
                 tried_since=now(),
                 created_at=now(),
             )
@@ -251,7 +253,8 @@ def _newest(session: Session, node: Node) -> Evacuation | None:
 
 
 def _begin_restore(unit: Unit, node: Node, evacuation: Evacuation) -> None:
-    if evacuation.state in (_E.CANCELLED, _E.RESTORED) and not missing(unit.session, node.id):
+    away = missing(unit.session, node.id) or leaving(unit.session, evacuation)
+    if evacuation.state in (_E.CANCELLED, _E.RESTORED) and not away:
         raise Refused("nothing_to_restore", f"nothing that left {node.name} is to be brought back", "haulier vm list")
     node.state = NodeState.ONLINE
     evacuation.tried_since = now()

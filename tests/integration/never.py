@@ -137,6 +137,13 @@ NEVER = (
         )
         for state in ("planned", "running", "paused", "blocked", "drained", "restoring")
     ),
+    Never(
+        "a window of no time",
+        "maintenance_window",
+        "ck_maintenance_window_duration",
+        {"duration_s": 0.0},
+        (({}, {"duration_s": 0.1}),),
+    ),
     Never("two nodes that may fail", "evacuation", "ck_evacuation_spare", {"spare": 2}, (({}, {"spare": 1}),)),
     Never(
         "two rules of one name",

@@ -37,6 +37,8 @@ EXAMPLES: dict[str, Row] = {
     "evacuation": {"node_id": 2, "state": "running", "node_was": "online", "spare": 0, "tried_since": NOW}
     | {"created_at": NOW},
     "evacuation_vm": {"evacuation_id": 1, "vm_id": 2, "is_home": False},
+    "maintenance_window": {"node_id": 1, "cron": "0 2 * * 6", "zone": "UTC", "duration_s": 7200.0, "restore": False}
+    | {"next_at": NOW, "created_at": NOW},
     "placement_rule": {"name": "apart", "kind": "apart", "hard": True, "created_at": NOW},
     "placement_rule_vm": {"rule_id": 1, "vm_id": 1},
     "placement_rule_node": {"rule_id": 1, "node_id": 1},

@@ -58,6 +58,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "max_moves_in": ("0", 0),
     "placement_ram": ("used", "used"),
     "cpu_overcommit": ("0", 0.0),
+    "window_lead_s": ("60", 60.0),
     "placement_time_s": ("0.5", 0.5),
     "retry_at_most_s": ("60", 60.0),
     "heartbeat_s": ("1.5", 1.5),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from models import Database
+from tests.unit.services.hall import open_hall
 from tests.unit.services.world import Halves, World, open_world
 
 
@@ -71,3 +72,9 @@ def world(database: Database, tmp_path: Path) -> Iterator[World]:
     """Two nodes and the running VM `web` on alpha."""
     with open_world(database, tmp_path) as world:
         yield world
+
+
+@pytest.fixture
+def hall(world: World) -> World:
+    """Four nodes of 16 GiB; `web` and two more VMs of 1 GiB run on alpha."""
+    return open_hall(world)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from functools import partial
 from itertools import count
-from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -13,10 +12,9 @@ from sqlalchemy import select
 from haulier.clock import now
 from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import Problem, Refused
-from haulier.services import batch_filing, chain, evacuation_steps, evacuation_view, evacuations, rules
+from haulier.services import batch_filing, evacuation_steps, evacuations, rules
 from haulier.services.admission import admit
-from haulier.services.claims import Claim
-from haulier.services.evacuation_steps import go_on, sweep_evacuations
+from haulier.services.evacuation_steps import go_on
 from haulier.services.evacuations import Wishes
 from haulier.services.filing import Terms
 from haulier.services.limits import LimitChange, set_limits
@@ -24,77 +22,12 @@ from haulier.services.lost_nodes import declare_lost
 from haulier.services.migrations import cancel_migration, file_migration
 from haulier.services.nodes import NodeChange, change_node
 from haulier.services.vms import set_policy
-from models import EvacuationPolicy, LimitScope, Migration, Node, RuleKind, Storage, Vm, VmState
+from models import EvacuationPolicy, LimitScope, Migration, Node, RuleKind, Vm, VmState
+from tests.unit.services.hall import GIB, beat, hold, play, show, state_of, where
 from tests.unit.services.world import World, between, neighbour
 
-GIB = 1 << 30
 NO_SPACE = Problem("no_space", "storage local is full", "Make room.")
 PASSING = Problem("mirror_failed", "the mirror broke", "Again.")
-
-
-@pytest.fixture
-def hall(world: World) -> World:
-    """Four nodes of 16 GiB; `web` and two more VMs of 1 GiB run on alpha."""
-    with world.context.database.write() as session:
-        for name in ("gamma", "delta"):
-            node = Node(name=name, address="10.0.0.9", port_first=61000, port_last=61999, heartbeat_at=now())
-            node.storages.append(Storage(name="local", kind="folder", path=f"/{name}/images"))
-            session.add(node)
-        for node in session.scalars(select(Node)):
-            node.facts = {
-                "swtpm_version": "0.7.1", "libtpms_version": "0.9.2", "ram_bytes": 16 * GIB, "ram_free_bytes": 16 * GIB,
-            }  # fmt: skip
-    world.change(Vm, pinned={"ram_kib": 1 << 20})
-    for name in ("db", "mail"):
-        world.add_vm(name, pinned={"ram_kib": 1 << 20})
-    return world
-
-
-def play(world: World, *, broken: dict[str, Problem] | None = None, deaf: bool = False) -> None:
-    """All messages are worked off, as workers would: moves to a node that is `broken` fail at their second step. What
-    is for evacuations is lost if all are `deaf` to it.
-    """
-    hands = dict[int, Claim]()
-    while world.sent:
-        message = world.sent.pop(0)
-        if message.task == "haulier.evacuate":
-            if not deaf:
-                go_on(world.context, message.row)
-        elif message.task == "haulier.admit":
-            admit(world.context)
-        elif held := world.claim(message):
-            view = world.view(held.attempt_id)
-            problem = (broken or {}).get(view.target.name)
-            if held.undo:
-                chain.complete_undo(world.context, held)
-            elif problem and held.phase == "reserve":
-                chain.fail(world.context, held, (problem,))
-            elif held.phase == "hand_over" and not view.offline:
-                assert chain.stand_by(world.context, held)
-                hands[held.attempt_id] = held
-            else:
-                assert world.complete(held)
-                if held.phase == "move_memory":
-                    assert world.complete(hands.pop(held.attempt_id))
-
-
-def hold(world: World) -> None:
-    """Nothing that waits is begun."""
-    set_limits(world.context, [LimitChange(LimitScope.CLUSTER, (), 0)])
-
-
-def where(world: World) -> dict[str, str]:
-    with world.context.database.read() as session:
-        return {vm.name: vm.node.name for vm in session.scalars(select(Vm))}
-
-
-def state_of(world: World, node: str) -> str:
-    with world.context.database.read() as session:
-        return session.scalars(select(Node.state).where(Node.name == node)).one().value
-
-
-def show(world: World, number: int = 1) -> dict[str, Any]:
-    return evacuation_view.show_evacuation(world.context, number)
 
 
 def test_all_leave_and_the_node_is_drained(hall: World) -> None:
@@ -132,9 +65,9 @@ def test_whoever_dies_after_the_wish_was_written_is_replaced_by_beat(hall: World
     evacuations._file(hall.context, "alpha", Wishes())
     hall.sent.clear()
     assert (hall.count(Migration), state_of(hall, "alpha")) == (0, "draining")
-    sweep_evacuations(hall.context, blocked_too=False)
+    beat(hall)
     assert hall.count(Migration) == 3
-    sweep_evacuations(hall.context, blocked_too=True)
+    beat(hall, blocked_too=True)
     assert hall.count(Migration) == 3
     admit(hall.context)
     play(hall)
@@ -145,7 +78,7 @@ def test_lost_messages_are_made_up_for_by_beat(hall: World) -> None:
     evacuations.evacuate(hall.context, "alpha")
     play(hall, deaf=True)
     assert show(hall)["state"] == "running"
-    sweep_evacuations(hall.context, blocked_too=False)
+    beat(hall)
     assert show(hall)["state"] == "drained"
 
 
@@ -207,7 +140,7 @@ def test_what_waits_for_a_node_that_is_lost_is_placed_again(hall: World) -> None
     for name in ("gamma", "delta"):
         hall.change(Node, Node.name == name, state="online")
     hall.change(Node, Node.name == "beta", state="maintenance")
-    sweep_evacuations(hall.context, blocked_too=False)
+    beat(hall)
     assert {each["target"] for each in show(hall)["plan"]} == {"gamma", "delta"}
     assert hall.count(Migration) == 3, "they keep their places in the queue"
 
@@ -221,7 +154,7 @@ def test_vm_that_stays_by_its_policy_blocks_and_says_so(hall: World) -> None:
     assert [(each["vm"], each["code"]) for each in document["blocked"]] == [("web", "policy_stay")]
     assert where(hall)["web"] == "alpha"
     set_policy(hall.context, "web", EvacuationPolicy.LIVE)
-    sweep_evacuations(hall.context, blocked_too=True)
+    beat(hall, blocked_too=True)
     play(hall)
     assert show(hall)["state"] == "drained"
 
@@ -286,7 +219,7 @@ def test_paused_it_begins_no_more_until_it_is_resumed(hall: World) -> None:
     hold(hall)
     evacuations.evacuate(hall.context, "alpha")
     assert evacuations.pause(hall.context, 1)["state"] == "paused"
-    sweep_evacuations(hall.context, blocked_too=True)
+    beat(hall, blocked_too=True)
     assert show(hall)["state"] == "paused"
     assert "haulier evacuation resume 1" in show(hall)["waiting_for"]
     assert evacuations.resume(hall.context, 1)["state"] == "running"
@@ -378,7 +311,7 @@ def test_two_evacuations_that_want_each_others_nodes_do_not_meet(hall: World) ->
     play(hall)
     assert "beta" in where(hall).values(), "what was under way to it arrives, and leaves again"
     assert show(hall, 2)["state"] == "running"
-    sweep_evacuations(hall.context, blocked_too=False)
+    beat(hall)
     admit(hall.context)
     play(hall)
     assert not {"alpha", "beta"} & set(where(hall).values())
@@ -417,7 +350,7 @@ def test_node_that_is_declared_lost_blocks_and_files_nothing_more(hall: World) -
     hall.silence("alpha")
     declare_lost(hall.context, "alpha", is_off=True)
     for _ in range(3):
-        sweep_evacuations(hall.context, blocked_too=True)
+        beat(hall, blocked_too=True)
         admit(hall.context)
     document = show(hall)
     assert (document["state"], hall.count(Migration)) == ("blocked", 3)
@@ -425,7 +358,7 @@ def test_node_that_is_declared_lost_blocks_and_files_nothing_more(hall: World) -
     assert "haulier recover" in document["waiting_for"]
     assert state_of(hall, "alpha") == "lost"
     hall.change(Vm, node_id=2)
-    sweep_evacuations(hall.context, blocked_too=True)
+    beat(hall, blocked_too=True)
     assert (show(hall)["state"], state_of(hall, "alpha")) == ("drained", "lost"), "what was recovered is not there"
     evacuations.cancel(hall.context, 1, undo=False)
     assert state_of(hall, "alpha") == "lost"

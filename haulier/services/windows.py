@@ -1,0 +1,169 @@
+"""Maintenance windows: a node is emptied when its window begins, and filled again when it ends; from the rows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from haulier.clock import now
+from haulier.errors import Problem, Refused
+from haulier.planner.windows import find_zone, next_start
+from haulier.services import evacuations
+from haulier.services.context import CONTROL_QUEUE, Context, Message
+from haulier.services.lookup import find_node
+from haulier.settings import LONGEST_S
+from models import Evacuation, EvacuationState, MaintenanceWindow
+from models.transitions import OPEN_EVACUATION
+
+_E = EvacuationState
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When a node is to be empty: for `duration_s`, each time that `cron` means in `zone`, or once `at` a moment."""
+
+    duration_s: float
+    cron: str | None = None
+    at: datetime | None = None
+    zone: str = "UTC"
+
+
+def add_window(context: Context, node: str, times: Times, *, restore: bool = False) -> dict[str, Any]:
+    """Have a node emptied at these times, and with `restore` filled again at their ends.
+
+    Raises Refused for what never comes, is over, or has no length; nothing is written then.
+    """
+    next_at = _first_start(times)
+    with context.unit() as unit:
+        row = MaintenanceWindow(
+            node=find_node(unit.session, node),
+            cron=times.cron,
+            zone=times.zone,
+            duration_s=times.duration_s,
+            restore=restore,
+            next_at=next_at,
+            created_at=now(),
+        )
+        unit.session.add(row)
+        unit.session.flush()
+        unit.note("window.added", node=node, window=row.id, next_at=next_at.isoformat())
+        return _document(row)
+
+
+def _first_start(times: Times) -> datetime:
+    if not 0 < times.duration_s <= LONGEST_S:
+        raise Refused("bad_window", f"a window of {times.duration_s:g} s is none", "--duration 2h")
+    find_zone(times.zone)
+    if times.cron is not None and times.at is None:
+        return next_start(times.cron, times.zone, after=now())
+    if times.at is None or times.cron is not None:
+        hint = '--cron "0 2 * * 6", or --at MOMENT.'
+        raise Refused("bad_window", "a window has a cron expression or a moment", hint)
+    if times.at <= now():
+        raise Refused("window_over", f"the window at {times.at.isoformat()} is in the past", "A moment to come.")
+    return times.at
+
+
+def list_windows(context: Context) -> list[dict[str, Any]]:
+    """All windows, in the order in which they begin."""
+    order = (MaintenanceWindow.next_at.is_(None), MaintenanceWindow.next_at, MaintenanceWindow.id)
+    with context.database.read() as session:
+        return [_document(row) for row in session.scalars(select(MaintenanceWindow).order_by(*order))]
+
+
+def remove_window(context: Context, window_id: int) -> dict[str, Any]:
+    """Take a window away. What it has begun goes on. Raises Refused for an unknown one."""
+    with context.unit() as unit:
+        row = unit.session.get(MaintenanceWindow, window_id) if 0 < window_id < 1 << 63 else None
+        if row is None:
+            raise Refused("unknown_window", f"there is no window {window_id}", "haulier window list")
+        document = _document(row)
+        unit.session.execute(delete(MaintenanceWindow).where(MaintenanceWindow.id == window_id))
+        unit.note("window.removed", node=document["node"], window=window_id)
+        return document
+
+
+def _document(row: MaintenanceWindow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "node": row.node.name,
+        "cron": row.cron,
+        "zone": row.zone,
+        "duration_s": row.duration_s,
+        "restore": row.restore,
+        "next_at": row.next_at and row.next_at.isoformat(),
+        "problem": row.problem,
+    }
+
+
+def ask_for_windows(context: Context) -> None:
+    """Have windows looked at, if the time of one has come or is over."""
+    moment = now()
+    with context.database.read() as session:
+        due = session.scalar(select(MaintenanceWindow.id).where(MaintenanceWindow.next_at <= moment).limit(1))
+        number = due or next((row[0] for row in _over(session, moment)), None)
+    if number is not None:
+        with context.unit() as unit:
+            unit.send(Message("haulier.windows", CONTROL_QUEUE, number))
+
+
+def sweep_windows(context: Context) -> None:
+    """Begin the windows whose time has come, and end those whose time is over. Safe to call at any time, by many."""
+    moment = now()
+    with context.database.read() as session:
+        due = session.scalars(select(MaintenanceWindow).where(MaintenanceWindow.next_at <= moment)).all()
+        begun = [(row.id, row.node.name, row.next_at, row.duration_s, row.restore) for row in due]
+    for window_id, node, next_at, duration_s, restore in begun:
+        if next_at is not None:
+            end = next_at + timedelta(seconds=duration_s)
+            problem = _begin(context, node, end, restore=restore)
+            # After the act: whoever dies in between is followed by one who asks again, and gets the same evacuation.
+            _to_the_next(context, window_id, next_at, problem)
+    _end_those_over(context, moment)
+
+
+def _begin(context: Context, node: str, end: datetime, *, restore: bool) -> Problem | None:
+    """Why nothing was begun, None if it was."""
+    wishes = evacuations.Wishes(deadline=end, restore_at=end if restore else None)
+    try:
+        evacuations.evacuate(context, node, wishes)
+    except Refused as error:
+        return error.problem
+    return None
+
+
+def _to_the_next(context: Context, window_id: int, begun_at: datetime, problem: Problem | None) -> None:
+    with context.unit() as unit:
+        same = (MaintenanceWindow.id == window_id, MaintenanceWindow.next_at == begun_at)
+        row = unit.session.scalar(select(MaintenanceWindow).where(*same).with_for_update())
+        if row is None:
+            return
+        row.next_at = next_start(row.cron, row.zone, after=max(begun_at, now())) if row.cron else None
+        row.problem = problem.as_dict() if problem else None
+        kind = "window.skipped" if problem else "window.begun"
+        unit.note(kind, node=row.node.name, window=row.id, problem=row.problem, at_=begun_at.isoformat())
+
+
+def _end_those_over(context: Context, moment: datetime) -> None:
+    with context.database.read() as session:
+        over = _over(session, moment)
+    for evacuation_id, node, state in over:
+        # What is refused now was done by somebody else, or cannot be done.
+        with suppress(Refused):
+            if state in (_E.PLANNED, _E.RUNNING, _E.PAUSED):
+                evacuations.cancel(context, evacuation_id, undo=False)
+        with suppress(Refused):
+            evacuations.restore(context, node)
+        with context.database.write() as write:
+            write.execute(update(Evacuation).where(Evacuation.id == evacuation_id).values(restore_at=None))
+
+
+def _over(session: Session, moment: datetime) -> list[tuple[int, str, EvacuationState]]:
+    states = (*OPEN_EVACUATION, _E.CANCELLED)
+    query = select(Evacuation).where(Evacuation.restore_at <= moment, Evacuation.state.in_(states))
+    return [(row.id, row.node.name, row.state) for row in session.scalars(query.order_by(Evacuation.id))]
