@@ -53,12 +53,14 @@ def evacuate(
 
 
 def _show_plan(document: dict[str, Any]) -> int:
-    count = f"{len(document['plan'])} VMs would leave {document['node']}"
+    number = len(document["plan"])
+    count = f"{number} VM{'' if number == 1 else 's'} would leave {document['node']}"
     takes = "" if document["eta_s"] is None else f", in about {interval(document['eta_s'])}"
     show(document, f"{count}{takes}")
     rows = [{**each, "bytes": size(each["bytes"])} for each in document["plan"]]
     show_text(table(rows, {"vm": "vm", "target": "target", "bytes": "bytes", "why there": "reason"}))
     _show_blocked(document)
+    _show_left(document)
     show_text(table([_load(each) for each in document["loads"]], _LOADS))
     for problem in (*document["refusals"], *document["spare"]):
         show_text(f"note: {problem['message']}" + (f" ({problem['hint']})" if problem["hint"] else ""))
@@ -67,7 +69,7 @@ def _show_plan(document: dict[str, Any]) -> int:
     return 0
 
 
-_LOADS = {"node": "host", "RAM before": "before", "after": "after", "of": "of", "CPUs before": "cpus_before",
+_LOADS = {"node": "host", "its RAM before": "before", "after": "after", "of": "of", "CPUs before": "cpus_before",
           "CPUs after": "cpus_after"}  # fmt: skip
 
 
@@ -80,7 +82,13 @@ def _load(load: dict[str, Any]) -> dict[str, Any]:
 def _show_blocked(document: dict[str, Any]) -> None:
     for each in document["blocked"]:
         problem = Problem(each["code"], each["message"], each["hint"])
-        show_text(f"stays: {each['vm']}: {problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
+        where = f" on {each['now_on']}" if "now_on" in each else ""
+        show_text(f"stays{where}: {each['vm']}: {problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
+
+
+def _show_left(document: dict[str, Any]) -> None:
+    if document["left"]:
+        show_text(f"left there: {', '.join(document['left'])} (stopped, and by policy moved only while it runs)")
 
 
 def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +105,8 @@ def _begun(around: Context, document: dict[str, Any], *, wait: bool, wanted: str
     if wait:
         document = _awaited(around, document)
     _show(document)
-    return 1 if document["state"] != wanted and (wait or document["state"] == "blocked") else 0
+    is_over = document["state"] in _ENDS
+    return 3 if is_over and (document["state"] != wanted or document["blocked"]) else 0
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -107,6 +116,7 @@ def _show(document: dict[str, Any]) -> None:
     if document["plan"]:
         show_text(table(document["plan"], _MOVES))
     _show_blocked(document)
+    _show_left(document)
 
 
 def _counts(document: dict[str, Any]) -> str:

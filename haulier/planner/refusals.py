@@ -117,7 +117,9 @@ def closed_node(name: str, state: str) -> Problem:
             return Problem("node_lost", f"node {name} was declared lost", f"haulier node show {name}")
         case "draining" | "drained":
             words = "is being emptied" if state == "draining" else "was emptied"
-            return Problem("node_draining", f"node {name} {words}", f"When it may be filled: haulier restore {name}.")
+            return Problem(
+                "node_draining", f"node {name} {words}", f"haulier restore {name}, or haulier evacuation list"
+            )
         case _:
             hint = f"haulier node maintenance {name} off"
             return Problem("node_in_maintenance", f"node {name} is in maintenance", hint)

@@ -60,7 +60,7 @@ def terms_of_vm(vm: Vm) -> Terms:
 def kept_by_policy(vm: Vm) -> Problem | None:
     """Why a VM's own policy keeps it where it is; None if it may go."""
     if vm.evacuation is EvacuationPolicy.STAY:
-        hint = f"haulier vm set {vm.name} --evacuation live"
+        hint = f"haulier vm set {vm.name} --evacuation offline_if_stopped"
         return Problem("policy_stay", f"VM {vm.name} stays by its policy", hint)
     return None
 

@@ -34,9 +34,9 @@ _FAILS_TOO_OFTEN = 2
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """`to_place` have no migration that could bring them where they are to be; `on_way` have one, or are about to
-    arrive at the node that is to be empty, or to leave the one that is to be filled. One may wait to go to a node that
-    takes none any more: it is to be placed again, with its number in `waiting`.
+    """`to_place` have no migration that could bring them where they are to be; `on_way` have one that has not ended, or
+    are about to arrive at the node that is to be empty. One may wait to go to a node that takes none any more: it is to
+    be placed again, with its number in `waiting`.
 
     `stuck` are those that have failed for good, each with its last reason; they are tried again when they are forgiven.
     From a node that was declared lost nothing can leave.
@@ -103,9 +103,14 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         lost_node(evacuation.node),
         free,
         waiting,
-        (
-            *(vm.name for vm in vms if vm.id in open_ and vm.name not in waiting),
-            *(leaving(session, evacuation) if homeward else _arriving(session, evacuation)),
+        tuple(
+            dict.fromkeys(
+                [
+                    *(vm.name for vm in vms if vm.id in open_ and vm.name not in waiting),
+                    *(name for name in unfinished(session, evacuation) if name not in waiting),
+                    *(() if homeward else _arriving(session, evacuation)),
+                ]
+            )
         ),
         {vm.name: stuck[vm.name] for vm in vms if vm.name in stuck and vm.id not in open_},
         Question((), closed, avoids, only_to=evacuation.node.name if homeward else None),
@@ -116,6 +121,12 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
 def _to_leave(session: Session, evacuation: Evacuation) -> Sequence[Vm]:
     query = select(Vm).where(Vm.node_id == evacuation.node_id).order_by(Vm.name)
     return [vm for vm in session.scalars(query) if not may_be_left(vm)]
+
+
+def left_behind(session: Session, node: Node) -> Sequence[Vm]:
+    """The VMs that a node may be left with: they do not run, and are moved only while they do."""
+    query = select(Vm).where(Vm.node_id == node.id).order_by(Vm.name)
+    return [vm for vm in session.scalars(query) if may_be_left(vm)]
 
 
 def _to_come_home(session: Session, evacuation: Evacuation) -> Sequence[Vm]:
@@ -159,11 +170,12 @@ def _arriving(session: Session, evacuation: Evacuation) -> Sequence[str]:
     return session.scalars(query.where(*at_work, Migration.replication_id.is_(None))).all()
 
 
-def leaving(session: Session, evacuation: Evacuation) -> Sequence[str]:
-    """What was at work when the way out was given up: it goes on, and comes home afterwards."""
+def unfinished(session: Session, evacuation: Evacuation) -> Sequence[str]:
+    """The VMs of its migrations that have not ended, in both directions. One whose guest is on its target already has
+    left things on its source; one that was at work when the way out was given up goes on, and comes home afterwards.
+    """
     query = select(Vm.name).join(Migration, Migration.vm_id == Vm.id).join(Batch, Batch.id == Migration.batch_id)
-    own = (Batch.evacuation_id == evacuation.id, Batch.homeward.is_(False))
-    return session.scalars(query.where(*own, Migration.state.in_(OPEN_MIGRATION))).all()
+    return session.scalars(query.where(Batch.evacuation_id == evacuation.id, Migration.state.in_(OPEN_MIGRATION))).all()
 
 
 def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> dict[str, list[tuple[str, Problem]]]:

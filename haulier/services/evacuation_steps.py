@@ -185,8 +185,8 @@ def _follow(
     unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan | None, problems: Mapping[str, Problem]
 ) -> None:
     """Its state, by what is left."""
-    first = next((problem for _, problem in sorted(problems.items())), None)
-    evacuation.problem = first.as_dict() if first else None
+    first = next(((name, problem) for name, problem in sorted(problems.items())), None)
+    evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
     if seen.on_way or (plan and plan.moves):
         move_evacuation(unit, evacuation, _E.RUNNING)
     elif first is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan
-from haulier.services.evacuation_rows import find_evacuation
+from haulier.services.evacuation_rows import find_evacuation, left_behind
 from haulier.services.forecast import spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
@@ -22,8 +22,10 @@ from models.transitions import OPEN_MIGRATION
 _E = EvacuationState
 
 
-def plan_document(node: Node, plan: Plan) -> dict[str, Any]:
-    """A plan that was not begun."""
+def plan_document(node: Node, plan: Plan, *, but: Collection[str] = ()) -> dict[str, Any]:
+    """A plan that was not begun, without those that leave other nodes."""
+    moves = [move for move in plan.moves if move.guest not in but]
+    blocked = [each for each in plan.blocked if each.guest not in but]
     return {
         "id": None,
         "node": node.name,
@@ -31,10 +33,10 @@ def plan_document(node: Node, plan: Plan) -> dict[str, Any]:
         "plan": [
             {"vm": move.guest, "source": node.name, "target": move.target, "reason": move.reason,
              "bytes": plan.bytes[move.guest]}
-            for move in plan.moves
+            for move in moves
         ],
-        "blocked": [{"vm": each.guest, **each.problem.as_dict()} for each in plan.blocked],
-        "counts": {"to_move": len(plan.moves), "blocked": len(plan.blocked)},
+        "blocked": [{"vm": each.guest, **each.problem.as_dict()} for each in blocked],
+        "counts": {"to_move": len(moves), "blocked": len(blocked)},
         "eta_s": plan.eta_s,
         "loads": [asdict(load) for load in plan.loads],
         "spare": [problem.as_dict() for problem in plan.spare],
@@ -47,42 +49,49 @@ def list_evacuations(context: Context, *, limit: int = 100) -> list[dict[str, An
     """The newest evacuations, without their VMs."""
     with context.database.read() as session:
         rows = session.scalars(select(Evacuation).order_by(Evacuation.id.desc()).limit(limit)).all()
-        return [_head(evacuation, _migrations(session, evacuation)) for evacuation in rows]
+        return [_head(evacuation, _newest(session, evacuation)) for evacuation in rows]
 
 
 def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
-    """One evacuation as contract.md shows it. Raises Refused for an unknown one."""
+    """One evacuation as contract.md shows it: on its way back, the way back. Raises Refused for an unknown one."""
     with context.database.read() as session:
         evacuation = find_evacuation(session, evacuation_id)
-        migrations = _migrations(session, evacuation)
-        newest = {migration.vm_id: migration for migration in migrations}
+        newest = _newest(session, evacuation)
         open_ = [migration for migration in newest.values() if migration.state in OPEN_MIGRATION]
+        left = [] if _is_homeward(evacuation) else [vm.name for vm in left_behind(session, evacuation.node)]
         return {
-            **_head(evacuation, migrations),
-            "plan": [
-                _entry(row, newest.get(row.vm_id)) for row in evacuation.vms if row.target_id and not _is_held(row)
+            **_head(evacuation, newest),
+            "plan": [_entry(evacuation, row, newest[row.vm_id]) for row in evacuation.vms if row.vm_id in newest],
+            "blocked": [
+                {"vm": row.vm.name, "now_on": row.vm.node.name, **(row.problem or {})}
+                for row in evacuation.vms
+                if _is_held(evacuation, row)
             ],
-            "blocked": [{"vm": row.vm.name, **(row.problem or {})} for row in evacuation.vms if _is_held(row)],
+            "left": left,
             "eta_s": _eta_s(context, session, open_),
-            "waiting_for": _waits_for(context, session, evacuation, open_),
+            "waiting_for": _waits_for(context, session, evacuation, open_, left),
         }
 
 
-def _is_held(row: EvacuationVm) -> bool:
+def _is_homeward(evacuation: Evacuation) -> bool:
+    return evacuation.state in (_E.RESTORING, _E.RESTORED)
+
+
+def _is_held(evacuation: Evacuation, row: EvacuationVm) -> bool:
     """Whether it is still where it is not to be, for a reason."""
-    evacuation = row.evacuation
     here = row.vm.node_id == evacuation.node_id
-    homeward = evacuation.state in (_E.RESTORING, _E.RESTORED)
-    return row.problem is not None and here is not homeward
+    is_over = evacuation.state is _E.CANCELLED
+    return row.problem is not None and here is not _is_homeward(evacuation) and not is_over
 
 
-def _migrations(session: Session, evacuation: Evacuation) -> Sequence[Migration]:
-    query = select(Migration).join(Batch).where(Batch.evacuation_id == evacuation.id).order_by(Migration.id)
-    return session.scalars(query).all()
+def _newest(session: Session, evacuation: Evacuation) -> dict[int, Migration]:
+    """The newest migration of each VM in the direction that it goes now."""
+    own = (Batch.evacuation_id == evacuation.id, Batch.homeward.is_(_is_homeward(evacuation)))
+    query = select(Migration).join(Batch).where(*own).order_by(Migration.id)
+    return {migration.vm_id: migration for migration in session.scalars(query)}
 
 
-def _head(evacuation: Evacuation, migrations: Sequence[Migration]) -> dict[str, Any]:
-    newest = {migration.vm_id: migration for migration in migrations}
+def _head(evacuation: Evacuation, newest: Mapping[int, Migration]) -> dict[str, Any]:
     counts = Counter(shown_state(each.state, needs_operator=each.needs_operator) for each in newest.values())
     return {
         "id": evacuation.id,
@@ -91,20 +100,20 @@ def _head(evacuation: Evacuation, migrations: Sequence[Migration]) -> dict[str, 
         "created_at": evacuation.created_at.isoformat(),
         "finished_at": evacuation.finished_at and evacuation.finished_at.isoformat(),
         "deadline": evacuation.deadline and evacuation.deadline.isoformat(),
+        "restore_at": evacuation.restore_at and evacuation.restore_at.isoformat(),
         "counts": dict(counts),
     }
 
 
-def _entry(row: EvacuationVm, migration: Migration | None) -> dict[str, Any]:
+def _entry(evacuation: Evacuation, row: EvacuationVm, migration: Migration) -> dict[str, Any]:
     return {
         "vm": row.vm.name,
-        "source": row.evacuation.node.name,
-        "target": row.target.name if row.target else None,
-        "reason": row.reason,
-        "migration": migration.id if migration else None,
-        "state": shown_state(migration.state, needs_operator=migration.needs_operator) if migration else None,
+        "source": migration.source.name,
+        "target": migration.target.name,
+        "reason": "it was there before" if _is_homeward(evacuation) else row.reason,
+        "migration": migration.id,
+        "state": shown_state(migration.state, needs_operator=migration.needs_operator),
         "now_on": row.vm.node.name,
-        "is_home": row.is_home,
     }
 
 
@@ -117,16 +126,20 @@ def _eta_s(context: Context, session: Session, open_: Sequence[Migration]) -> fl
     return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
 
 
-def _waits_for(context: Context, session: Session, evacuation: Evacuation, open_: Sequence[Migration]) -> str:
+def _waits_for(
+    context: Context, session: Session, evacuation: Evacuation, open_: Sequence[Migration], left: Sequence[str]
+) -> str:
     """In one line."""
     problem: Mapping[str, str] = evacuation.problem or {}
+    name = evacuation.node.name
     match evacuation.state:
         case _E.PAUSED:
             return f"it is paused: haulier evacuation resume {evacuation.id}"
         case _E.BLOCKED:
-            return f"something cannot leave: {problem.get('message', '')} ({problem.get('hint', '')})"
+            return f"{problem.get('vm')} cannot leave: {problem.get('message')} ({problem.get('hint')})"
         case _E.DRAINED:
-            return f"nothing: {evacuation.node.name} is empty; haulier restore {evacuation.node.name} brings all back"
+            empty = f"all that was to leave has left, and {', '.join(left)} is there still" if left else "it is empty"
+            return f"nothing: {empty}; haulier restore {name} brings all back"
         case _E.CANCELLED | _E.RESTORED:
             return "nothing: it is over"
         case _:

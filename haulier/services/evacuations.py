@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,12 +18,19 @@ from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.cluster import Question
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves
-from haulier.services.evacuation_rows import find_evacuation, leaving, lost_node, missing, open_evacuation
+from haulier.services.evacuation_rows import (
+    find_evacuation,
+    left_behind,
+    lost_node,
+    missing,
+    open_evacuation,
+    unfinished,
+)
 from haulier.services.evacuation_steps import change_node_state, go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.lookup import find_node
 from haulier.services.waiting import go_on_message
-from models import Batch, BatchState, Evacuation, EvacuationState, Migration, Node, NodeState, Vm
+from models import Batch, BatchState, Evacuation, EvacuationState, Migration, MigrationState, Node, NodeState, Vm
 from models.transitions import OPEN_MIGRATION
 
 _E = EvacuationState
@@ -51,9 +58,11 @@ def plan_evacuation(context: Context, name: str, wishes: Wishes = USUAL_WISHES) 
     """
     with context.database.read() as session:
         node = _require_usable(find_node(session, name))
-        plan = _plan(context, session, node)
-        refusals = _refusals(plan, wishes)
-        return {**plan_document(node, plan), "refusals": [problem.as_dict() for problem in refusals]}
+        asked = _plan(context, session, node)
+        refusals = _refusals(asked, wishes)
+        left = [vm.name for vm in left_behind(session, node)]
+        document = plan_document(node, asked.plan, but=asked.guests)
+        return {**document, "left": left, "refusals": [problem.as_dict() for problem in refusals]}
 
 
 def _require_usable(node: Node) -> Node:
@@ -62,19 +71,50 @@ def _require_usable(node: Node) -> Node:
     return node
 
 
-def _plan(context: Context, session: Session, node: Node) -> Plan:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A plan for what is to leave a node, and for what other evacuations were to send there: `guests` of it."""
+
+    plan: Plan
+    guests: Mapping[str, str]
+
+
+def _plan(context: Context, session: Session, node: Node) -> _Asked:
     open_ = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
     query = select(Vm).where(Vm.node_id == node.id, Vm.id.not_in(open_)).order_by(Vm.name)
     leaving = [vm for vm in session.scalars(query) if not may_be_left(vm)]
+    coming = _coming(session, node)
+    moving = {vm.name: migration.id for migration, vm in coming}
     closed = {node.name: Problem("node_draining", f"{node.name} is to be emptied", "")}
-    return plan_moves(context, session, leaving, Question((), closed))
+    plan = plan_moves(context, session, [*leaving, *(vm for _, vm in coming)], Question((), closed), moving=moving)
+    return _Asked(plan, {vm.name: vm.node.name for _, vm in coming})
 
 
-def _refusals(plan: Plan, wishes: Wishes) -> tuple[Problem, ...]:
-    """Why it is not begun: nothing can leave, there would be no spare, or it takes too long."""
-    found = []
-    if plan.blocked and not plan.moves:
-        found += [each.problem for each in plan.blocked]
+def _coming(session: Session, node: Node) -> list[tuple[Migration, Vm]]:
+    """What other evacuations are to send to a node, and has not begun."""
+    query = (
+        select(Migration, Vm)
+        .join(Vm, Vm.id == Migration.vm_id)
+        .join(Batch, Batch.id == Migration.batch_id)
+        .where(Migration.target_id == node.id, Migration.state == MigrationState.QUEUED)
+        .where(Batch.evacuation_id.is_not(None))
+        .order_by(Vm.name)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def _refusals(asked: _Asked, wishes: Wishes) -> tuple[Problem, ...]:
+    """Why it is not begun: nothing can leave, others lose their only place, there would be no spare, or it takes too
+    long.
+    """
+    found, plan = list[Problem](), asked.plan
+    own = [each for each in plan.blocked if each.guest not in asked.guests]
+    if own and all(move.guest in asked.guests for move in plan.moves):
+        found += [each.problem for each in own]
+    for each in plan.blocked:
+        if each.guest in asked.guests:
+            words = f"VM {each.guest}, which is to leave {asked.guests[each.guest]}, has no other place"
+            found.append(Problem("evacuations_meet", f"{words}: {each.problem.message}", "One after the other."))
     if wishes.spare:
         found += plan.spare
     if wishes.deadline is not None:
@@ -253,10 +293,12 @@ def _newest(session: Session, node: Node) -> Evacuation | None:
 
 
 def _begin_restore(unit: Unit, node: Node, evacuation: Evacuation) -> None:
-    away = missing(unit.session, node.id) or leaving(unit.session, evacuation)
+    away = missing(unit.session, node.id) or unfinished(unit.session, evacuation)
     if evacuation.state in (_E.CANCELLED, _E.RESTORED) and not away:
         raise Refused("nothing_to_restore", f"nothing that left {node.name} is to be brought back", "haulier vm list")
     node.state = NodeState.ONLINE
-    evacuation.tried_since = now()
+    evacuation.tried_since, evacuation.problem = now(), None
+    for row in evacuation.vms:
+        row.problem = None
     move_evacuation(unit, evacuation, _E.RESTORING)
     unit.send(go_on_message(evacuation.id))

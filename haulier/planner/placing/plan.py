@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -106,17 +106,30 @@ def _why_not(arrangement: Arrangement, guest: Guest) -> Problem:
     others = [host for host in cluster.hosts if host.name != guest.host]
     if not others:
         return Problem("no_target", "there is no other node", "Start a worker on another host.")
-    found = [(host, arrangement.problem(guest, host)) for host in others]
-    if any(problem is None for _, problem in found):
+    found = [(host, problem) for host in others if (problem := arrangement.problem(guest, host)) is not None]
+    if len(found) < len(others):
         # It would fit by itself, but those that it must be together with would not.
-        return Problem("rule", "those that it must be together with find no place with it", "haulier rule list")
-    open_ = [problem for host, problem in found if problem is not None and host.closed is None]
-    problems = [*open_, *(problem for host, problem in found if problem is not None and host.closed is not None)]
-    code = Counter(problem.code for problem in open_ or problems).most_common(1)[0][0]
-    named = "; ".join(problem.message for problem in problems[:_NAMED])
-    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-    hint = next(problem.hint for problem in problems if problem.code == code)
-    return Problem(code, f"no node takes it: {named}{more}", hint)
+        together = [rule.name for rule in cluster.rules_of.get(guest.name, ()) if rule.kind is RuleKind.TOGETHER]
+        why = f"those that it must be together with by rule {', '.join(together)} find no place with it"
+        return Problem("rule", why, "haulier rule list")
+    if len(found) == 1:
+        return found[0][1]
+    found.sort(key=lambda each: each[0].closed is not None)
+    telling = [problem for host, problem in found if host.closed is None] or [problem for _, problem in found]
+    code = Counter(problem.code for problem in telling).most_common(1)[0][0]
+    hint = next(problem.hint for problem in telling if problem.code == code)
+    words = _each_once(found)
+    more = f"; and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return Problem(code, f"no node takes it: {'; '.join(words[:_NAMED])}{more}", hint)
+
+
+def _each_once(found: Sequence[tuple[Host, Problem]]) -> list[str]:
+    """The reasons in words; what a rule says of several hosts in one."""
+    hosts: dict[str, list[str]] = {}
+    for host, problem in found:
+        words = problem.message.replace(host.name, "{}") if problem.code == "rule" else problem.message
+        hosts.setdefault(words, []).append(host.name)
+    return [words.replace("{}", ", ".join(names)) for words, names in hosts.items()]
 
 
 def _loads(arrangement: Arrangement) -> Iterator[Load]:

@@ -164,7 +164,10 @@ def test_stopped_vm_leaves_unless_it_is_moved_live_only(hall: World) -> None:
     set_policy(hall.context, "web", EvacuationPolicy.LIVE)
     evacuations.evacuate(hall.context, "alpha")
     play(hall)
-    assert show(hall)["state"] == "drained"
+    document = show(hall)
+    assert (document["state"], document["left"]) == ("drained", ["web"])
+    assert "web is there still" in document["waiting_for"]
+    assert evacuations.plan_evacuation(hall.context, "alpha")["left"] == ["web"]
     assert where(hall)["web"] == "alpha"
     assert where(hall)["db"] != "alpha"
 
@@ -397,3 +400,44 @@ def test_where_somebody_files_at_each_moment_the_last_plan_stands(hall: World, m
     monkeypatch.setattr(evacuation_steps, "newest_migration", lambda _: next(numbers))
     evacuations.evacuate(hall.context, "alpha")
     assert hall.count(Migration) == 3
+
+
+def test_last_place_of_others_is_not_taken_away(hall: World) -> None:
+    """What waits to leave alpha could go to two nodes, then to one, then to none."""
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    evacuations.evacuate(hall.context, "beta")
+    evacuations.evacuate(hall.context, "gamma")
+    beat(hall)
+    assert {each["target"] for each in show(hall)["plan"]} == {"delta"}
+    with pytest.raises(Refused) as refused:
+        evacuations.evacuate(hall.context, "delta")
+    assert {problem.code for problem in refused.value.problems} == {"evacuations_meet"}
+    assert "VM db, which is to leave alpha, has no other place" in refused.value.problems[0].message
+    assert state_of(hall, "delta") == "online"
+    plan = evacuations.plan_evacuation(hall.context, "delta")
+    assert (plan["plan"], len(plan["refusals"])) == ([], 3)
+
+
+def test_node_is_not_drained_before_its_last_migration_has_ended(hall: World) -> None:
+    """The guest is on its target, and its old volumes are not away yet."""
+    evacuations.evacuate(hall.context, "alpha")
+    hall.change(Vm, node_id=2)
+    beat(hall)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("running", "draining")
+
+
+def test_way_back_is_shown_as_such(hall: World) -> None:
+    set_policy(hall.context, "db", EvacuationPolicy.STAY)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    assert show(hall)["waiting_for"].startswith("db cannot leave: VM db stays by its policy")
+    rules.add_rule(hall.context, "out", RuleKind.NOT_ON, vms=["web"], nodes=["alpha"])
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
+    document = show(hall)
+    assert [(each["vm"], each["target"], each["state"]) for each in document["plan"]] == [("mail", "alpha", "done")]
+    assert document["counts"] == {"done": 1}
+    (away,) = document["blocked"]
+    assert (away["vm"], away["now_on"], away["code"]) == ("web", where(hall)["web"], "rule")
+    assert away["message"] == "rule out keeps it from alpha"
