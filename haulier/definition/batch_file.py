@@ -7,14 +7,14 @@ import io
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from haulier.errors import Problem, Refused
+from haulier.errors import Problem, Refused, meant
 
 # The target that leaves the choice to Haulier.
 AUTO = "auto"
@@ -43,13 +43,16 @@ class BatchEntry:
 class BatchFile:
     """What a file says, without a look at what there is. `name` and `policy` only a TOML has.
 
-    `chosen`: it is no file, but VMs that were chosen by where they are.
+    `chosen`: it is no file, but VMs that were chosen by where they are. `problems` are of the entries that cannot be
+    read, `unread` the VMs of these, as far as they are known.
     """
 
     entries: tuple[BatchEntry, ...]
     name: str | None = None
     policy: str | None = None
     chosen: bool = False
+    problems: tuple[Problem, ...] = ()
+    unread: frozenset[str] = frozenset()
 
 
 def _words(value: object) -> object:
@@ -105,7 +108,9 @@ class _Head(BaseModel):
 
 
 def read_batch(text: str, *, form: str) -> BatchFile:
-    """Read a batch of the form `toml`, `csv` or `jsonl`. Raises Refused with all that is wrong, each with its line."""
+    """Read a batch of the form `toml`, `csv` or `jsonl`; entries that cannot be read are among its `problems`, each
+    with its line. Raises Refused for what is no such file.
+    """
     head, rows = _Head(), list[tuple[int, object]]()
     problems: list[Problem] = []
     match form:
@@ -121,18 +126,24 @@ def read_batch(text: str, *, form: str) -> BatchFile:
         words = f"the file has {len(rows)} migrations, and a batch at most {MOST_ENTRIES}"
         raise Refused("batch_too_long", words, "Submit it in parts.")
     entries = [entry for line, row in rows if (entry := _entry(line, row, problems)) is not None]
-    if problems:
-        raise refused(problems)
-    if not entries:
+    if not entries and not problems:
         raise Refused("batch_empty", "there is no migration in it", "See docs/queue.md.")
-    return BatchFile(tuple(entries), head.name, head.policy)
+    names = {str(row["vm"]).strip() for _, row in rows if isinstance(row, dict) and row.get("vm")}
+    unread = frozenset(names - {entry.vm for entry in entries})
+    return BatchFile(tuple(entries), head.name, head.policy, problems=tuple(problems), unread=unread)
 
 
-def refused(problems: list[Problem]) -> Refused:
-    """One refusal of all problems, as many as anybody reads."""
+def refused(problems: Iterable[Problem]) -> Refused:
+    """One refusal of all problems, in the order of their lines, as many as anybody reads."""
+    problems = sorted(problems, key=_line_of)
     left = len(problems) - MOST_PROBLEMS
     more = [Problem("bad_batch", f"and {left} more", "Mend these first.")] if left > 0 else []
     return Refused.because((*problems[:MOST_PROBLEMS], *more))
+
+
+def _line_of(problem: Problem) -> int:
+    found = re.match(r"line (\d+):", problem.message)
+    return int(found[1]) if found else 0
 
 
 def _toml(text: str) -> tuple[_Head, list[tuple[int, object]]]:
@@ -189,7 +200,12 @@ def _entry(line: int, row: object, problems: list[Problem]) -> BatchEntry | None
     try:
         found = _Entry.model_validate(row)
     except ValidationError as error:
-        problems += [_problem(line, each) for each in error.errors()]
+        known = {problem.message.partition(": ")[2] for problem in problems}
+        here = [_problem(line, each) for each in error.errors()]
+        # A column that is not known is so on each line.
+        problems += [
+            each for each in here if each.code != "unknown_key" or each.message.partition(": ")[2] not in known
+        ]
         return None
     try:
         deadline = _in_utc(found.deadline)
@@ -206,9 +222,29 @@ def _in_utc(moment: datetime | None) -> datetime | None:
 
 
 def _problem(line: int | None, error: Any) -> Problem:  # noqa: ANN401 - pydantic's own form
-    where = ".".join(str(part) for part in error["loc"]) or "the entry"
-    words = f"{where}: {error['msg']}"
-    return Problem("bad_batch", words if line is None else at_line(line, words), "See docs/queue.md.")
+    where, kind = ".".join(str(part) for part in error["loc"]), str(error["type"])
+    code, hint, known = "bad_batch", "See docs/queue.md.", (_Head if line is None else _Entry).model_fields
+    match kind.partition("_")[0]:
+        case "extra" if where:
+            code, words = "unknown_key", f"{where} is not known"
+            hint = meant(where, known) or f"Known are {', '.join(known)}."
+        case "extra":
+            words, hint = "there are more cells than columns", "The first line names the columns."
+        case "int":
+            words, hint = f"{where}: {error['input']!r} is no whole number", "For example 50."
+        case "missing":
+            words, hint = f"{where} is missing", "Each migration names its vm."
+        case "string" if kind == "string_too_short":
+            words = f"{where} is empty"
+        case "string":
+            words = f"{where}: {error['input']!r} is no text"
+        case "datetime":
+            words, hint = f"{where}: {error['input']!r} is no moment", "Such as 2026-12-01T04:00:00Z."
+        case "model" | "dict":
+            words = "it is no object of keys and values"
+        case _:
+            words = f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    return Problem(code, words if line is None else at_line(line, words), hint)
 
 
 def at_line(line: int, words: str) -> str:

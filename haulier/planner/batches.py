@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
@@ -42,11 +42,12 @@ def read_policy(word: str | None) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What there is: the node of each VM, the nodes, and the time."""
+    """What there is: the node of each VM, the nodes, and the time. `unread` are VMs of entries that cannot be read."""
 
     vms: Mapping[str, str]
     nodes: frozenset[str]
     moment: datetime
+    unread: frozenset[str] = frozenset()
 
 
 def check_batch(entries: Sequence[BatchEntry], known: Known) -> list[Problem]:
@@ -58,7 +59,7 @@ def check_batch(entries: Sequence[BatchEntry], known: Known) -> list[Problem]:
         problems += _entry_problems(entry, known, first, search=len(problems) < _MOST_SEARCHES)
         first.setdefault(entry.vm, entry.line)
     for entry in entries:
-        problems += _after_problems(entry, first)
+        problems += _after_problems(entry, {*first, *known.unread})
     return [*problems, *_cycles(entries)]
 
 
@@ -88,7 +89,7 @@ def _entry_problems(entry: BatchEntry, known: Known, first: Mapping[str, int], *
         yield problem("deadline_over", f"the deadline {entry.deadline.isoformat()} is over", "A moment to come.")
 
 
-def _after_problems(entry: BatchEntry, there: Mapping[str, int]) -> Iterator[Problem]:
+def _after_problems(entry: BatchEntry, there: Collection[str]) -> Iterator[Problem]:
     for name in entry.after:
         if name not in there:
             words = f"after: {name} is not in this batch"

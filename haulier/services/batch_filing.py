@@ -72,10 +72,11 @@ def submit(
     if key is not None and not key.strip():
         raise Refused("bad_batch", "an empty key is none", "Leave --key out, or give it a word.")
     key = key or _key_of(file)
-    if (there := _find_by_key(context, key)) is not None:
+    # What cannot be read whole is no batch that is there already, though the rest of it may be.
+    if not file.problems and (there := _find_by_key(context, key)) is not None:
         return {**show_batch(context, there), "again": True}
     with context.database.read() as session:
-        planned = _plan(context, session, file.entries, tries=tries)
+        planned = _plan(context, session, file, tries=tries)
     problems = [problem for each in planned for problem in _with_line(each)]
     if problems and chosen.all_or_nothing:
         raise refused(problems)
@@ -120,16 +121,16 @@ def _with_line(planned: _Planned) -> Iterator[Problem]:
         yield replace(problem, message=at_line(planned.entry.line, problem.message))
 
 
-def _plan(context: Context, session: Session, entries: Sequence[BatchEntry], *, tries: int) -> list[_Planned]:
+def _plan(context: Context, session: Session, file: BatchFile, *, tries: int) -> list[_Planned]:
     """Look at everything that is known. Raises Refused for what is wrong with the batch as such."""
     nodes = {node.name: node for node in session.scalars(select(Node))}
     vms = {vm.name: vm for vm in session.scalars(select(Vm))}
     by_id = {node.id: node.name for node in nodes.values()}
-    known = Known({name: by_id[vm.node_id] for name, vm in vms.items()}, frozenset(nodes), now())
-    if problems := check_batch(entries, known):
+    known = Known({name: by_id[vm.node_id] for name, vm in vms.items()}, frozenset(nodes), now(), file.unread)
+    if problems := [*file.problems, *check_batch(file.entries, known)]:
         raise refused(problems)
     there = _There(nodes, hosts_now(context, session), tries)
-    return [_plan_one(context, session, entry, vms[entry.vm], there) for entry in entries]
+    return [_plan_one(context, session, entry, vms[entry.vm], there) for entry in file.entries]
 
 
 def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, there: _There) -> _Planned:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
-from haulier.definition.batch_file import MOST_ENTRIES, MOST_PROBLEMS, BatchEntry, read_batch
-from haulier.errors import Refused
+from haulier.definition.batch_file import MOST_ENTRIES, MOST_PROBLEMS, BatchEntry, read_batch, refused
+from haulier.errors import Problem, Refused
 
 TOML = """
 name = "rack 7"
@@ -59,13 +60,13 @@ def test_deadline_without_a_zone_is_utc() -> None:
 
 WRONG = [
     ("toml", "[[migration]]\nvm = 3 3", "no TOML"),
-    ("toml", "colour = 1", "colour: Extra inputs"),
-    ("toml", "[[migration]]\nvm = 'a'\n\n[[migration]]\ntarget = 'b'", "line 4: vm: Field required"),
+    ("toml", "colour = 1", "colour is not known"),
+    ("toml", "[[migration]]\nvm = 'a'\n\n[[migration]]\ntarget = 'b'", "line 4: vm is missing"),
     ("toml", "", "there is no migration in it"),
     ("csv", "name,target\nweb,beta", "line 1: there is no column vm"),
     ("csv", "vm,target\nweb,beta\ndb,beta,7\n", "line 3"),
-    ("csv", "vm,colour\nweb,red", "line 2: colour: Extra inputs"),
-    ("csv", "vm,priority\nweb,high", "line 2: priority: Input should be a valid integer"),
+    ("csv", "vm,colour\nweb,red", "line 2: colour is not known"),
+    ("csv", "vm,priority\nweb,high", "line 2: priority: 'high' is no whole number"),
     ("csv", "vm,target\n,beta", "line 2: vm"),
     ("csv", "", "line 1"),
     ("jsonl", "{", "line 1: no JSON"),
@@ -91,17 +92,40 @@ WRONG = [
 
 @pytest.mark.parametrize(("form", "text", "words"), WRONG)
 def test_what_is_wrong_is_told_with_its_line(form: str, text: str, words: str) -> None:
-    with pytest.raises(Refused) as caught:
-        read_batch(text, form=form)
-    assert words in caught.value.problems[0].message
-    assert all(problem.hint for problem in caught.value.problems)
+    problems = problems_of(text, form)
+    assert words in problems[0].message
+    assert all(problem.hint for problem in problems)
+    assert not any(word in problem.message for problem in problems for word in ("Input", "Extra", "Value error"))
+
+
+def problems_of(text: str, form: str) -> Sequence[Problem]:
+    """Those of a file that is none, or of its entries, as they are told."""
+    try:
+        return refused(read_batch(text, form=form).problems).problems
+    except Refused as error:
+        return error.problems
+
+
+def test_column_that_is_not_known_is_told_once() -> None:
+    problems = problems_of("vm,prority\n" + "web,1\n" * 50, "csv")
+    assert [(each.code, each.message, each.hint) for each in problems] == [
+        ("unknown_key", "line 2: prority is not known", "Did you mean priority?")
+    ]
+
+
+def test_what_can_be_read_is_there_beside_what_cannot() -> None:
+    file = read_batch("vm,deadline\nweb,\ndb,soon\n", form="csv")
+    assert [entry.vm for entry in file.entries] == ["web"]
+    assert (file.unread, [each.message for each in file.problems]) == (
+        {"db"},
+        ["line 3: deadline: 'soon' is no moment"],
+    )
 
 
 def test_all_that_is_wrong_is_told_at_once_but_no_more_than_anybody_reads() -> None:
-    with pytest.raises(Refused) as caught:
-        read_batch("\n".join(["{"] * (MOST_PROBLEMS + 20)), form="jsonl")
-    assert len(caught.value.problems) == MOST_PROBLEMS + 1
-    assert caught.value.problems[-1].message == "and 20 more"
+    problems = problems_of("\n".join(["{"] * (MOST_PROBLEMS + 20)), "jsonl")
+    assert len(problems) == MOST_PROBLEMS + 1
+    assert problems[-1].message == "and 20 more"
 
 
 def test_too_many_lines() -> None:

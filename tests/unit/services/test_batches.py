@@ -369,3 +369,19 @@ def test_batch_stops_at_a_refusal_and_begins_nobody_in_the_same_breath(world: Wo
     admit(world.context)
     assert states(world) == {"web": "refused", "db": "queued", "ci": "queued", "log": "queued", "mail": "queued"}
     assert batches.show_batch(world.context, 1)["state"] == "stopped"
+
+
+def test_what_cannot_be_read_and_what_cannot_be_is_told_at_once(world: World) -> None:
+    """In the order of the lines; whoever comes after an entry that cannot be read has no unknown name."""
+    text = "vm,target,deadline,after\nweb,nowhere,,db\ndb,beta,soon,\nwob,beta,,\n"
+    with pytest.raises(Refused) as refused:
+        batch_filing.submit(world.context, read_batch(text, form="csv"))
+    found = [(problem.code, problem.message.partition(":")[0]) for problem in refused.value.problems]
+    assert found == [("unknown_node", "line 2"), ("bad_batch", "line 3"), ("unknown_vm", "line 4")]
+    assert world.count(Migration) == 0
+
+
+def test_file_that_is_there_but_for_a_line_that_cannot_be_read_is_not_the_same(world: World) -> None:
+    batch_filing.submit(world.context, read_batch("vm,target\nweb,beta\n", form="csv"))
+    with pytest.raises(Refused, match="is no whole number"):
+        batch_filing.submit(world.context, read_batch("vm,target,priority\nweb,beta,\ndb,beta,high\n", form="csv"))
