@@ -16,6 +16,7 @@ from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from haulier.clock import steady_s
 from haulier.errors import StepFailed
 from haulier.fault_points import fault_point
 from haulier.hypervisor import machine, stream
@@ -132,13 +133,16 @@ async def _wait_for_pause(work: StepRun, monitor: Monitor, pacer: Pacer) -> None
 
 @dataclass(slots=True)
 class Pacer:
-    """Holds the pace that QEMU was told last, and whether the guest runs: somebody may pause it meanwhile."""
+    """Holds the pace that QEMU was told last, since when the guest is waited for to settle, and whether it runs:
+    somebody may pause it meanwhile.
+    """
 
     allowance: Allowance
     first_ms: int
     told: Pace = FIRST_PACE
     guest_runs: bool = True
     stopped: bool = False
+    settles_since: float | None = None
 
     @property
     def at_most(self) -> int:
@@ -152,7 +156,10 @@ class Pacer:
             # QEMU's own pause, at the end, is `finish-migrate`, whether the guest ran or not.
             self.guest_runs = self.guest_runs if word == "finish-migrate" else word == "running"
         seen = await stream.read_stream(monitor)
-        facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes)
+        if seen.passes > 1 and self.settles_since is None:
+            self.settles_since = steady_s()
+        settling_s = steady_s() - self.settles_since if self.settles_since is not None else 0.0
+        facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes, settling_s)
         pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms)
         # Before the stream has begun nothing is known of what is left.
         if seen.status == "active" and seen.total and pace != self.told:

@@ -22,16 +22,22 @@ _FIRST_PASS_LIMIT_MS = 1
 # A guest that has not settled after this many passes will not by itself.
 _PATIENCE_PASSES = 15
 _PASSES_PER_DOUBLING = 10
+# Nor after this time: on a slow link, or with a small share of it, a single pass takes many seconds.
+_PATIENCE_S = 60.0
+_S_PER_DOUBLING = 15.0
 _LONGEST_MS = 8_000
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """How the stream goes: RAM that is left, what is dirtied a second, passes over the RAM so far."""
+    """How the stream goes: RAM that is left, what is dirtied a second, passes over the RAM so far, and for how many
+    seconds it has gone on after the first of these.
+    """
 
     remaining_bytes: int
     dirty_bytes_per_s: int
     passes: int
+    settling_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,8 @@ def choose_pace(facts: StreamFacts, *, at_most: int, first_ms: int) -> Pace:
     if facts.passes <= 1:
         slow = facts.remaining_bytes <= _END_OF_FIRST_PASS_BYTES
         return Pace(min(at_most, _LEAST_BYTES_PER_S if slow else _landing(facts)), _FIRST_PASS_LIMIT_MS)
-    return Pace(min(at_most, _landing(facts)), next_downtime_limit_ms(facts.passes, first_ms=first_ms))
+    limit_ms = next_downtime_limit_ms(facts.passes, facts.settling_s, first_ms=first_ms)
+    return Pace(min(at_most, _landing(facts)), limit_ms)
 
 
 def _landing(facts: StreamFacts) -> int:
@@ -59,7 +66,10 @@ def _landing(facts: StreamFacts) -> int:
     return max(_LEAST_BYTES_PER_S, int(wanted))
 
 
-def next_downtime_limit_ms(passes: int, *, first_ms: int) -> int:
-    """The allowed pause in milliseconds after so many passes over the RAM: doubled every ten passes beyond fifteen."""
-    doublings = max(0, (passes - _PATIENCE_PASSES) // _PASSES_PER_DOUBLING + 1) if passes > _PATIENCE_PASSES else 0
-    return max(first_ms, min(first_ms << min(doublings, 16), _LONGEST_MS))
+def next_downtime_limit_ms(passes: int, settling_s: float, *, first_ms: int) -> int:
+    """The allowed pause in milliseconds after so many passes over the RAM, and seconds after the first of them: doubled
+    every ten passes beyond fifteen, or every fifteen seconds beyond a minute, whichever is more.
+    """
+    by_passes = (passes - _PATIENCE_PASSES) // _PASSES_PER_DOUBLING + 1 if passes > _PATIENCE_PASSES else 0
+    by_time = int((settling_s - _PATIENCE_S) // _S_PER_DOUBLING) + 1 if settling_s > _PATIENCE_S else 0
+    return max(first_ms, min(first_ms << min(max(by_passes, by_time), 16), _LONGEST_MS))

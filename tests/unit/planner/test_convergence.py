@@ -13,6 +13,7 @@ GIB = 1 << 30
 LINE = 1 << 40
 
 PASSES = st.integers(min_value=0, max_value=100_000)
+SECONDS = st.floats(min_value=0, max_value=1e9)
 FIRST_MS = st.integers(min_value=1, max_value=60_000)
 
 
@@ -21,23 +22,32 @@ FIRST_MS = st.integers(min_value=1, max_value=60_000)
     [(0, 300), (15, 300), (16, 600), (25, 1200), (26, 1200), (34, 1200), (35, 2400), (55, 8000), (10_000, 8000)],
 )
 def test_table(passes: int, limit_ms: int) -> None:
-    assert next_downtime_limit_ms(passes, first_ms=300) == limit_ms
+    assert next_downtime_limit_ms(passes, 0.0, first_ms=300) == limit_ms
 
 
-@given(PASSES, FIRST_MS)
-def test_never_shorter_than_allowed_and_never_endless(passes: int, first_ms: int) -> None:
-    assert first_ms <= next_downtime_limit_ms(passes, first_ms=first_ms) <= max(first_ms, 8_000)
+@pytest.mark.parametrize(
+    ("seconds", "limit_ms"), [(0, 30), (60, 30), (61, 60), (76, 120), (100, 240), (170, 7680), (180, 8000), (9e9, 8000)]
+)
+def test_table_of_a_slow_link(seconds: float, limit_ms: int) -> None:
+    """Where a pass takes many seconds nobody waits for fifteen of them."""
+    assert next_downtime_limit_ms(2, seconds, first_ms=30) == limit_ms
 
 
-@given(PASSES, FIRST_MS)
-def test_never_shrinks(passes: int, first_ms: int) -> None:
-    now, later = (next_downtime_limit_ms(each, first_ms=first_ms) for each in (passes, passes + 1))
-    assert now <= later
+@given(PASSES, SECONDS, FIRST_MS)
+def test_never_shorter_than_allowed_and_never_endless(passes: int, seconds: float, first_ms: int) -> None:
+    assert first_ms <= next_downtime_limit_ms(passes, seconds, first_ms=first_ms) <= max(first_ms, 8_000)
 
 
-@given(st.integers(min_value=0, max_value=15), FIRST_MS)
-def test_patience(passes: int, first_ms: int) -> None:
-    assert next_downtime_limit_ms(passes, first_ms=first_ms) == first_ms
+@given(PASSES, SECONDS, FIRST_MS)
+def test_never_shrinks(passes: int, seconds: float, first_ms: int) -> None:
+    now = next_downtime_limit_ms(passes, seconds, first_ms=first_ms)
+    assert now <= next_downtime_limit_ms(passes + 1, seconds, first_ms=first_ms)
+    assert now <= next_downtime_limit_ms(passes, seconds + 1, first_ms=first_ms)
+
+
+@given(st.integers(min_value=0, max_value=15), st.floats(min_value=0, max_value=60), FIRST_MS)
+def test_patience(passes: int, seconds: float, first_ms: int) -> None:
+    assert next_downtime_limit_ms(passes, seconds, first_ms=first_ms) == first_ms
 
 
 FACTS = st.builds(
