@@ -19,7 +19,9 @@ from haulier.services import batch_filing, batches
 app = App(name="batch", help="File many migrations at once; show, pause, resume and cancel them.")
 _FORMS = {".toml": "toml", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _FORMS_HINT = "give a .toml, .csv or .jsonl file"
-_COLUMNS = {"id": "id", "vm": "vm", "source": "source", "target": "target", "state": "state", "why": "why"}
+_COLUMNS = {"id": "id", "vm": "vm", "source": "source", "target": "target", "priority": "priority"}
+# Shown where one of them has any.
+_MAY_BE = ("label", "deadline")
 
 
 @Parameter(name="*")
@@ -96,7 +98,10 @@ def show_one(batch_id: int, /) -> None:
     named = f" ({document['name']})" if document["name"] else ""
     left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
     show(document, f"batch {batch_id}{named}: {document['state']}; {_counts(document)}{left}")
-    show_text(table([{**each, "why": _why(each)} for each in document["migrations"]], _COLUMNS))
+    rows = [{**each, "why": _why(each)} for each in document["migrations"]]
+    more = [name for name in _MAY_BE if any(row[name] for row in rows)]
+    columns = {**_COLUMNS, **{name: name for name in (*more, "state", "why")}}
+    show_text(table(rows, columns))
 
 
 def _why(migration: dict[str, Any]) -> str:
