@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     placement_ram: Literal["configured", "used"] = "configured"
     cpu_overcommit: float = Field(default=8.0, ge=0, le=1000)
     window_lead_s: float = Field(default=3600.0, ge=0, le=LONGEST_S)
-    placement_time_s: float = Field(default=5.0, ge=0, le=600)
+    placement_time_s: float = Field(default=5.0, ge=0, le=10)
 
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)

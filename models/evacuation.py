@@ -18,9 +18,9 @@ _OPEN = "state NOT IN ('cancelled', 'restored')"
 class Evacuation(Base):
     """The wish that all leaves a node, until it has and is back, or nobody wants it any more.
 
-    `node_was` is the node's state before. What failed before `tried_since` is forgiven. `problem` is the first reason
-    why something cannot leave. `spare` is how many nodes may fail afterwards, and their VMs find RAM on the others.
-    At `restore_at` the VMs are brought back by itself.
+    `node_was` is the node's state before. What failed of the migrations up to `tried_after` is forgiven. `plans` counts
+    how often VMs were placed. `problem` is the first reason why something cannot leave. `spare` is how many nodes may
+    fail afterwards, and their VMs find RAM on the others. At `restore_at` the VMs are brought back by itself.
     """
 
     __tablename__ = "evacuation"
@@ -36,7 +36,8 @@ class Evacuation(Base):
     spare: Mapped[int] = mapped_column(default=0)
     deadline: Mapped[datetime | None]
     restore_at: Mapped[datetime | None]
-    tried_since: Mapped[datetime]
+    tried_after: Mapped[int] = mapped_column(default=0)
+    plans: Mapped[int] = mapped_column(default=0)
     problem: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]

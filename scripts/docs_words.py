@@ -63,7 +63,8 @@ SETTINGS: Mapping[str, str] = {
     "limit.",
     "window_lead_s": "For how long before its maintenance window a node is given no VMs when a place is chosen, in "
     "seconds.",
-    "placement_time_s": "For how long places are searched for at most, in seconds; a first answer is there at once.",
+    "placement_time_s": "For how long places are searched for at most, in seconds, up to 10; a first answer is there "
+    "at once.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",

@@ -94,7 +94,7 @@ def _show_left(document: dict[str, Any]) -> None:
 def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
     """The same when its state changes by itself no more."""
     with around.signals.listen(f"evacuation.{document['id']}") as bell:
-        while document["state"] not in _ENDS:
+        while not _is_over(document):
             bell.wait(0.5)
             document = evacuation_view.show_evacuation(around, document["id"])
     return document
@@ -105,8 +105,13 @@ def _begun(around: Context, document: dict[str, Any], *, wait: bool, wanted: str
     if wait:
         document = _awaited(around, document)
     _show(document)
-    is_over = document["state"] in _ENDS
-    return 3 if is_over and (document["state"] != wanted or document["blocked"]) else 0
+    return 3 if _is_over(document) and (document["state"] != wanted or document["blocked"]) else 0
+
+
+def _is_over(document: dict[str, Any]) -> bool:
+    """Whether it changes by itself no more: what needs an operator does not."""
+    waits = any(document["counts"].get(state) for state in ("queued", "running"))
+    return document["state"] in _ENDS or (bool(document["counts"].get("needs_operator")) and not waits)
 
 
 def _show(document: dict[str, Any]) -> None:

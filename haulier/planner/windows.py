@@ -28,6 +28,6 @@ def next_start(cron: str, zone: str, *, after: datetime) -> datetime:
     local = find_zone(zone)
     try:
         return next(CronSim(cron, after.astimezone(local))).astimezone(UTC)
-    except (CronSimError, StopIteration) as error:
+    except (CronSimError, StopIteration, ValueError) as error:
         hint = "Minute, hour, day of the month, month, day of the week: `0 2 * * 6` is each Saturday at two."
         raise Refused("bad_cron", f"{cron!r} is no moment that ever comes: {error}", hint) from error

@@ -24,12 +24,16 @@ from models import (
     MigrationState,
     Node,
     NodeState,
+    Operation,
+    OperationKind,
     Vm,
 )
-from models.transitions import AT_WORK, OPEN_EVACUATION, OPEN_MIGRATION
+from models.transitions import AT_WORK, OPEN_EVACUATION, OPEN_MIGRATION, OPEN_OPERATION
 
 # A target that failed so many VMs of one evacuation is not asked for others.
 _FAILS_TOO_OFTEN = 2
+# One that so many targets have failed is not sent to others.
+_MOST_TARGETS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Situation:
     on_way: tuple[str, ...]
     stuck: Mapping[str, Problem]
     question: Question
-    newest: int
+    newest: tuple[int, int]
 
 
 def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
@@ -73,28 +77,32 @@ def open_evacuation(session: Session, node: Node) -> Evacuation | None:
     return session.scalar(query)
 
 
-def newest_migration(session: Session) -> int:
-    """Whoever placed VMs before another one was filed has counted its room as free."""
-    return session.scalar(select(func.max(Migration.id))) or 0
+def newest_promise(session: Session) -> tuple[int, int]:
+    """Whoever placed VMs before another one was filed, or sent elsewhere, has counted its room as free."""
+    plans = session.scalar(select(func.sum(Evacuation.plans))) or 0
+    return session.scalar(select(func.max(Migration.id))) or 0, int(plans)
 
 
 def look(context: Context, session: Session, evacuation: Evacuation) -> Situation:
     """How it stands. Touches nothing."""
     homeward = evacuation.state is EvacuationState.RESTORING
-    newest = newest_migration(session)
+    newest = newest_promise(session)
     vms = _to_come_home(session, evacuation) if homeward else _to_leave(session, evacuation)
     open_ = _open_migrations(session, vms)
     failures = _failures(session, evacuation, homeward=homeward)
-    closed = _closed(failures) if not homeward else {}
+    closed = {} if homeward else {**_closed(failures), evacuation.node.name: _own_node(evacuation.node)}
     waiting = {
         vm.name: found.id
         for vm in vms
         if (found := open_.get(vm.id))
-        and found.state is MigrationState.QUEUED
+        and _waits_for_us(found, evacuation)
         and _is_closed(context, found.target, closed)
     }
     stuck = {name: problem for name, tried in failures.items() if (problem := _for_good(tried))}
-    free = tuple(vm for vm in vms if (vm.id not in open_ or vm.name in waiting) and vm.name not in stuck)
+    made = _not_made_yet(session, vms)
+    free = tuple(
+        vm for vm in vms if (vm.id not in open_ or vm.name in waiting) and vm.name not in stuck and vm.id not in made
+    )
     avoids = {
         name: {target: problem for target, problem in tried if _is_targets(problem)} for name, tried in failures.items()
     }
@@ -106,7 +114,7 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         tuple(
             dict.fromkeys(
                 [
-                    *(vm.name for vm in vms if vm.id in open_ and vm.name not in waiting),
+                    *(vm.name for vm in vms if (vm.id in open_ or vm.id in made) and vm.name not in waiting),
                     *(name for name in unfinished(session, evacuation) if name not in waiting),
                     *(() if homeward else _arriving(session, evacuation)),
                 ]
@@ -116,6 +124,23 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         Question((), closed, avoids, only_to=evacuation.node.name if homeward else None),
         newest,
     )
+
+
+def _own_node(node: Node) -> Problem:
+    return Problem("node_draining", f"{node.name} is the node that is to be empty", "")
+
+
+def _waits_for_us(migration: Migration, evacuation: Evacuation) -> bool:
+    """What somebody else has filed goes where he wants it."""
+    own = migration.batch is not None and migration.batch.evacuation_id == evacuation.id
+    return own and migration.state is MigrationState.QUEUED
+
+
+def _not_made_yet(session: Session, vms: Sequence[Vm]) -> set[int]:
+    """Those whose volumes are being made: each may vanish again."""
+    making = (Operation.kind == OperationKind.CREATE, Operation.state.in_(OPEN_OPERATION))
+    query = select(Operation.vm_id).where(*making, Operation.vm_id.in_([vm.id for vm in vms]))
+    return {vm_id for vm_id in session.scalars(query) if vm_id is not None}
 
 
 def _to_leave(session: Session, evacuation: Evacuation) -> Sequence[Vm]:
@@ -190,7 +215,7 @@ def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> di
             Batch.evacuation_id == evacuation.id,
             Batch.homeward.is_(homeward),
             Migration.state.in_((MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)),
-            Migration.finished_at >= evacuation.tried_since,
+            Migration.id > evacuation.tried_after,
         )
         .order_by(Migration.id)
     )
@@ -199,14 +224,19 @@ def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> di
         hint = f"haulier evacuation resume {evacuation.id} tries again."
         cancelled = Problem("migration_cancelled", f"the migration of {vm} was cancelled", hint)
         ended = state is MigrationState.CANCELLED
+        if problems and problems[0]["code"] == "node_lost" and evacuation.node.name in problems[0]["message"]:
+            # Its source was lost; nobody has tried the target.
+            continue
         found[vm].append((to, cancelled if ended or not problems else Problem(**problems[0])))
     return found
 
 
 def _for_good(tried: Sequence[tuple[str, Problem]]) -> Problem | None:
-    """The last reason, if it is none of its target's: it has been tried as often as that helps."""
+    """The last reason, if it is none of its target's, or of so many targets that it is hardly theirs: it has been tried
+    as often as that helps.
+    """
     last = tried[-1][1]
-    return None if _is_targets(last) else last
+    return None if _is_targets(last) and len(tried) < _MOST_TARGETS else last
 
 
 def _is_targets(problem: Problem) -> bool:

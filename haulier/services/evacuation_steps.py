@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem
+from haulier.planner.failures import FailureClass, class_of
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm
-from haulier.services.evacuation_rows import Situation, look, newest_migration
+from haulier.services.evacuation_rows import Situation, look, newest_promise
 from haulier.services.filing import Wanted, values_of
 from haulier.services.waiting import go_on_message, make_room
 from models import (
@@ -86,25 +87,34 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     evacuation = session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
     if evacuation.state not in _GOES_ON or (evacuation.state is _E.RESTORING) is not seen.homeward:
         return True
-    if plan is not None and only_if_newest and newest_migration(session) != seen.newest:
+    if plan is not None and only_if_newest and newest_promise(session) != seen.newest:
         return False
+    node = session.get_one(Node, evacuation.node_id, with_for_update=True, populate_existing=True)
     problems = dict(seen.stuck) | ({vm.name: seen.node_lost for vm in seen.to_place} if seen.node_lost else {})
     if plan is not None:
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
         _file(unit, evacuation, seen, plan)
     _note_blocked(unit, evacuation, problems)
+    goes_on = bool(seen.on_way or (plan and plan.moves))
     if seen.homeward:
-        _end_restore(unit, evacuation, is_over=not (seen.on_way or (plan and plan.moves)))
+        # What passes by itself is waited for: a host that is still booting is silent.
+        passing = any(class_of(problem.code) is FailureClass.PASSING for problem in problems.values())
+        _end_restore(unit, evacuation, is_over=not (goes_on or passing or seen.waiting))
     else:
-        _follow(unit, evacuation, seen, plan, problems)
+        _follow(unit, evacuation, node, goes_on=goes_on, problems=problems)
     make_room(unit)
+    session.flush()
+    if plan is not None:
+        # The last: whoever begins one of these may hold its VM, and wait for nobody then.
+        _send_elsewhere(session, seen, plan)
     return True
 
 
 def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan) -> None:
-    """A migration for each move; one that waits already is sent elsewhere, and keeps its place in the queue."""
+    """A migration for each move but of those that wait already."""
     if not plan.moves:
         return
+    evacuation.plans += 1
     session, moment = unit.session, now()
     vms, known = {vm.name: vm for vm in seen.to_place}, _rows(session, evacuation)
     wanted = {move.target for move in plan.moves}
@@ -113,9 +123,7 @@ def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan) -> No
     rows = list[dict[str, Any]]()
     for move in plan.moves:
         vm, target = vms[move.guest], nodes[move.target]
-        if waiting := seen.waiting.get(move.guest):
-            _send_elsewhere(session, waiting, target, plan.bytes[move.guest])
-        else:
+        if move.guest not in seen.waiting:
             wish = Wanted(vm, target, terms_of_vm(vm), plan.bytes[move.guest])
             rows.append({**values_of(unit.context.settings, wish, at=moment, place=len(rows)), "batch_id": batch.id})
         if not seen.homeward:
@@ -149,10 +157,16 @@ def _batch(session: Session, evacuation: Evacuation, *, homeward: bool, moment: 
     return batch
 
 
-def _send_elsewhere(session: Session, migration_id: int, target: Node, planned_bytes: int) -> None:
-    """Only if it still waits: who has begun it has looked at its target."""
-    waits = (Migration.id == migration_id, Migration.state == MigrationState.QUEUED)
-    session.execute(update(Migration).where(*waits).values(target_id=target.id, planned_bytes=planned_bytes))
+def _send_elsewhere(session: Session, seen: Situation, plan: Plan) -> None:
+    """Those that wait keep their places in the queue. Only if they still do: who begins one has asked its target."""
+    waits = (Migration.id.in_(seen.waiting.values()), Migration.state == MigrationState.QUEUED)
+    free = set(session.scalars(select(Migration.id).where(*waits).with_for_update(skip_locked=True)))
+    names = {move.target for move in plan.moves}
+    nodes = {row.name: row.id for row in session.execute(select(Node.name, Node.id).where(Node.name.in_(names)))}
+    for move in plan.moves:
+        if (number := seen.waiting.get(move.guest)) in free:
+            values = {"target_id": nodes[move.target], "planned_bytes": plan.bytes[move.guest]}
+            session.execute(update(Migration).where(Migration.id == number).values(values))
 
 
 def _rows(session: Session, evacuation: Evacuation) -> dict[int, EvacuationVm]:
@@ -181,19 +195,14 @@ def _note_blocked(unit: Unit, evacuation: Evacuation, problems: Mapping[str, Pro
         row.problem = problem
 
 
-def _follow(
-    unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan | None, problems: Mapping[str, Problem]
-) -> None:
-    """Its state, by what is left."""
+def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool, problems: Mapping[str, Problem]) -> None:
+    """Its state and its node's, by what is left. One that was lost and is back is its own again."""
     first = next(((name, problem) for name, problem in sorted(problems.items())), None)
     evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
-    if seen.on_way or (plan and plan.moves):
-        move_evacuation(unit, evacuation, _E.RUNNING)
-    elif first is not None:
-        move_evacuation(unit, evacuation, _E.BLOCKED)
-    else:
-        change_node_state(evacuation.node, NodeState.DRAINED)
-        move_evacuation(unit, evacuation, _E.DRAINED)
+    state = _E.RUNNING if goes_on else _E.DRAINED if first is None else _E.BLOCKED
+    if node.state is not NodeState.LOST:
+        node.state = NodeState.DRAINED if state is _E.DRAINED else NodeState.DRAINING
+    move_evacuation(unit, evacuation, state)
 
 
 def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:
@@ -212,12 +221,6 @@ def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:
         session.execute(update(EvacuationVm).where(*later).values(is_home=True, problem=None))
     if is_over:
         move_evacuation(unit, evacuation, _E.RESTORED)
-
-
-def change_node_state(node: Node, to: NodeState) -> None:
-    """Only where the node's state is an evacuation's: somebody may have declared it lost meanwhile."""
-    if node.state in (NodeState.DRAINING, NodeState.DRAINED):
-        node.state = to
 
 
 def move_evacuation(unit: Unit, evacuation: Evacuation, to: EvacuationState) -> None:

@@ -16,7 +16,7 @@ from haulier.services.evacuation_rows import find_evacuation, left_behind
 from haulier.services.forecast import spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
-from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node
+from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node, Vm
 from models.transitions import OPEN_MIGRATION
 
 _E = EvacuationState
@@ -57,7 +57,8 @@ def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
     with context.database.read() as session:
         evacuation = find_evacuation(session, evacuation_id)
         newest = _newest(session, evacuation)
-        open_ = [migration for migration in newest.values() if migration.state in OPEN_MIGRATION]
+        own = [migration for migration in newest.values() if migration.state in OPEN_MIGRATION]
+        open_ = [*own, *_of_others(session, evacuation, but=[migration.id for migration in own])]
         left = [] if _is_homeward(evacuation) else [vm.name for vm in left_behind(session, evacuation.node)]
         return {
             **_head(evacuation, newest),
@@ -89,6 +90,15 @@ def _newest(session: Session, evacuation: Evacuation) -> dict[int, Migration]:
     own = (Batch.evacuation_id == evacuation.id, Batch.homeward.is_(_is_homeward(evacuation)))
     query = select(Migration).join(Batch).where(*own).order_by(Migration.id)
     return {migration.vm_id: migration for migration in session.scalars(query)}
+
+
+def _of_others(session: Session, evacuation: Evacuation, *, but: Collection[int]) -> Sequence[Migration]:
+    """What somebody else has filed of the VMs on its node: it is waited for."""
+    if _is_homeward(evacuation):
+        return []
+    here = select(Vm.id).where(Vm.node_id == evacuation.node_id)
+    wanted = (Migration.vm_id.in_(here), Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
+    return session.scalars(select(Migration).where(*wanted, Migration.id.not_in(but))).all()
 
 
 def _head(evacuation: Evacuation, newest: Mapping[int, Migration]) -> dict[str, Any]:

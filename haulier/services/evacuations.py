@@ -23,10 +23,11 @@ from haulier.services.evacuation_rows import (
     left_behind,
     lost_node,
     missing,
+    newest_promise,
     open_evacuation,
     unfinished,
 )
-from haulier.services.evacuation_steps import change_node_state, go_on, move_evacuation
+from haulier.services.evacuation_steps import go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.lookup import find_node
 from haulier.services.waiting import go_on_message
@@ -41,12 +42,13 @@ _AT_WORK = (_E.PLANNED, _E.RUNNING)
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a node is to be emptied. With `spare` 1 any one node may fail afterwards, and its VMs find RAM on the others.
-    It must be done by the `deadline`. At `restore_at` all is brought back.
+    It must be done by the `deadline`. At `restore_at` all is brought back. `window`: nobody asks but a window.
     """
 
     spare: int = 0
     deadline: datetime | None = None
     restore_at: datetime | None = None
+    window: bool = False
 
 
 USUAL_WISHES = Wishes()
@@ -97,7 +99,7 @@ def _coming(session: Session, node: Node) -> list[tuple[Migration, Vm]]:
         .join(Vm, Vm.id == Migration.vm_id)
         .join(Batch, Batch.id == Migration.batch_id)
         .where(Migration.target_id == node.id, Migration.state == MigrationState.QUEUED)
-        .where(Batch.evacuation_id.is_not(None))
+        .where(Batch.evacuation_id.is_not(None), Batch.homeward.is_(False))
         .order_by(Vm.name)
     )
     return [(row[0], row[1]) for row in session.execute(query)]
@@ -148,17 +150,20 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
     """The node's evacuation, and whether it was there already. From then on the node takes nothing."""
     try:
         with context.unit() as unit:
-            node = find_node(unit.session, name)
-            if (there := open_evacuation(unit.session, node)) is not None:
-                _ask_again(unit, there)
+            there = open_evacuation(unit.session, find_node(unit.session, name))
+            if there is not None:
+                _ask_again(unit, _lock(unit, there.id), wishes)
                 return there.id, True
+            # It may have been declared lost while the VMs were placed.
+            node = _require_usable(find_node(unit.session, name, lock=True))
             evacuation = Evacuation(
                 node_id=node.id,
                 node_was=node.state,
                 spare=wishes.spare,
                 deadline=wishes.deadline,
-                restore_at=wishes.restore_at,
-                tried_since=now(),
+                # A node that took nothing before is not filled by itself.
+                restore_at=wishes.restore_at if node.state is NodeState.ONLINE else None,
+                tried_after=newest_promise(unit.session)[0],
                 created_at=now(),
             )
             unit.session.add(evacuation)
@@ -174,16 +179,33 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
         return _file(context, name, wishes)
 
 
-def _ask_again(unit: Unit, evacuation: Evacuation) -> None:
-    """One that was over for now looks at its node again: somebody may have started a VM there."""
+def _lock(unit: Unit, evacuation_id: int) -> Evacuation:
+    """The evacuation, and after it its node: nobody else changes either before the transaction ends."""
+    evacuation = unit.session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
+    unit.session.get_one(Node, evacuation.node_id, with_for_update=True, populate_existing=True)
+    return evacuation
+
+
+def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
+    """One that was over for now looks at its node again: somebody may have started a VM there. A window that begins
+    while another one's evacuation is there ends with the later of both.
+    """
     if evacuation.state is _E.RESTORING:
         hint = f"haulier evacuation cancel {evacuation.id}"
         raise Refused("evacuation_restoring", f"node {evacuation.node.name} is being filled again", hint)
     left = unit.session.scalar(select(Vm.id).where(Vm.node_id == evacuation.node_id).limit(1))
     if evacuation.state is _E.DRAINED and left is not None:
-        change_node_state(evacuation.node, NodeState.DRAINING)
+        _set_node(evacuation, NodeState.DRAINING)
         move_evacuation(unit, evacuation, _E.RUNNING)
+    if wishes.window and evacuation.restore_at is not None:
+        evacuation.restore_at = wishes.restore_at and max(evacuation.restore_at, wishes.restore_at)
     unit.send(go_on_message(evacuation.id))
+
+
+def _set_node(evacuation: Evacuation, to: NodeState) -> None:
+    """Only where the node's state is an evacuation's: somebody may have declared it lost meanwhile."""
+    if evacuation.node.state in (NodeState.DRAINING, NodeState.DRAINED):
+        evacuation.node.state = to
 
 
 def pause(context: Context, evacuation_id: int) -> dict[str, Any]:
@@ -200,7 +222,7 @@ def resume(context: Context, evacuation_id: int) -> dict[str, Any]:
     """Let it go on; what has failed is tried again. Raises Refused for one that is over."""
 
     def change(unit: Unit, evacuation: Evacuation) -> None:
-        evacuation.tried_since = now()
+        evacuation.tried_after = newest_promise(unit.session)[0]
         if evacuation.state is not _E.PLANNED:
             move_evacuation(unit, evacuation, _E.RUNNING)
         _set_batches(unit, evacuation, BatchState.OPEN)
@@ -219,7 +241,7 @@ def _change(
 ) -> dict[str, Any]:
     with context.unit() as unit:
         find_evacuation(unit.session, evacuation_id)
-        evacuation = unit.session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
+        evacuation = _lock(unit, evacuation_id)
         if evacuation.state not in states:
             words = f"evacuation {evacuation_id} is {evacuation.state}"
             raise Refused("evacuation_over", words, f"haulier evacuation show {evacuation_id}")
@@ -227,21 +249,23 @@ def _change(
     return show_evacuation(context, evacuation_id)
 
 
-def _set_batches(unit: Unit, evacuation: Evacuation, state: BatchState) -> None:
+def _set_batches(unit: Unit, evacuation: Evacuation, state: BatchState, *, outward_only: bool = False) -> None:
     for batch in unit.session.scalars(select(Batch).where(Batch.evacuation_id == evacuation.id)):
-        if batch.state is not BatchState.CANCELLED:
+        if batch.state is not BatchState.CANCELLED and not (outward_only and batch.homeward):
             batch.state = state
 
 
-def cancel(context: Context, evacuation_id: int, *, undo: bool) -> dict[str, Any]:
+def cancel(context: Context, evacuation_id: int, *, undo: bool, to_restore: bool = False) -> dict[str, Any]:
     """End what waits, on the way out or back; what is at work finishes, or with `undo` is undone where that can be.
 
-    The node takes VMs again if it did before; what has left stays where it is. Raises Refused for one that is over.
+    The node takes VMs again if it did before; what has left stays where it is, unless the end of a window asks for this
+    and is `to_restore` all. Raises Refused for one that is over.
     """
 
     def change(unit: Unit, evacuation: Evacuation) -> None:
-        change_node_state(evacuation.node, evacuation.node_was)
+        _set_node(evacuation, evacuation.node_was)
         move_evacuation(unit, evacuation, _E.CANCELLED)
+        evacuation.restore_at = evacuation.restore_at if to_restore else None
         # Whoever dies before the batches have been told leaves nothing that begins.
         _set_batches(unit, evacuation, BatchState.CANCELLED)
 
@@ -264,22 +288,27 @@ def _cancel_batch(context: Context, batch_id: int, *, undo: bool) -> None:
             raise
 
 
-def restore(context: Context, name: str) -> dict[str, Any]:
+def restore(context: Context, name: str, *, only: int | None = None) -> dict[str, Any]:
     """Bring back what evacuations have sent away from a node, as far as it fits there now. The node takes VMs again.
 
-    Raises Refused where there is nothing to bring back, or an evacuation is still at work.
+    Raises Refused where there is nothing to bring back, an evacuation is still at work, or the node's evacuation is not
+    the `only` one that is meant.
     """
     with context.unit() as unit:
-        node = _require_usable(find_node(unit.session, name))
-        evacuation = open_evacuation(unit.session, node) or _newest(unit.session, node)
-        if evacuation is None:
+        node = find_node(unit.session, name)
+        found = open_evacuation(unit.session, node) or _newest(unit.session, node)
+        if found is None:
             raise Refused("never_evacuated", f"node {name} was never emptied", "haulier evacuation list")
+        if only not in (None, found.id):
+            raise Refused("evacuation_over", f"evacuation {only} is not that of {name} any more", "")
+        evacuation = _lock(unit, found.id)
+        _require_usable(evacuation.node)
         if evacuation.state in (*_AT_WORK, _E.PAUSED):
             words = f"evacuation {evacuation.id} of {name} is {evacuation.state}"
             raise Refused("evacuation_open", words, f"Wait for it, or: haulier evacuation cancel {evacuation.id}")
         again = evacuation.state is _E.RESTORING
         if not again:
-            _begin_restore(unit, node, evacuation)
+            _begin_restore(unit, evacuation)
         evacuation_id = evacuation.id
     go_on(context, evacuation_id)
     admit(context, at_most_s=AT_ONCE_S)
@@ -292,12 +321,16 @@ def _newest(session: Session, node: Node) -> Evacuation | None:
     )
 
 
-def _begin_restore(unit: Unit, node: Node, evacuation: Evacuation) -> None:
+def _begin_restore(unit: Unit, evacuation: Evacuation) -> None:
+    node = evacuation.node
     away = missing(unit.session, node.id) or unfinished(unit.session, evacuation)
     if evacuation.state in (_E.CANCELLED, _E.RESTORED) and not away:
         raise Refused("nothing_to_restore", f"nothing that left {node.name} is to be brought back", "haulier vm list")
     node.state = NodeState.ONLINE
-    evacuation.tried_since, evacuation.problem = now(), None
+    evacuation.tried_after, evacuation.problem = newest_promise(unit.session)[0], None
+    evacuation.restore_at = None
+    # What waits to leave ends; what has begun to comes home afterwards.
+    _set_batches(unit, evacuation, BatchState.CANCELLED, outward_only=True)
     for row in evacuation.vms:
         row.problem = None
     move_evacuation(unit, evacuation, _E.RESTORING)

@@ -13,9 +13,11 @@ from models import Migration, Node, Vm
 _FEW = 8
 
 
-def find_node(session: Session, name: str) -> Node:
-    """Raises Refused `unknown_node`."""
-    node = session.scalar(select(Node).where(Node.name == name))
+def find_node(session: Session, name: str, *, lock: bool = False) -> Node:
+    """Raises Refused `unknown_node`. With `lock` nobody else changes its state before the transaction ends."""
+    query = select(Node).where(Node.name == name)
+    locked = query.with_for_update(of=Node).execution_options(populate_existing=True)
+    node = session.scalar(locked if lock else query)
     if node is None:
         raise _unknown("node", name, session.scalars(select(Node.name)).all(), "haulier node list")
     return node

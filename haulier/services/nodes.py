@@ -18,7 +18,6 @@ from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.limits import Limits
-from haulier.planner.refusals import closed_node
 from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
 from haulier.services.limits import LimitChange, change_limits
@@ -26,7 +25,8 @@ from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node
 from haulier.services.room import load_limits
 from haulier.services.waiting import make_room
-from models import Base, Gate, Node, NodeState, Storage, Vm
+from models import Base, Evacuation, EvacuationState, Gate, Node, NodeState, Storage, Vm
+from models.transitions import OPEN_EVACUATION
 
 LOCAL_STORAGE = "local"
 _NODE = Base.metadata.tables["node"]
@@ -169,7 +169,7 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
     described = read_storages(change.storages) if change.storages else ()
     left_out: list[str] = []
     with context.unit() as unit:
-        node = find_node(unit.session, name)
+        node = find_node(unit.session, name, lock=change.maintenance is not None)
         if change.limits:
             change_limits(context, unit, change.limits)
         if change.storages is not None:
@@ -179,9 +179,8 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
         if change.maintenance is not None and node.state is NodeState.LOST:
             words = f"node {name} was declared lost, and its worker has not been heard since"
             raise Refused("node_lost", words, "Start its worker: it is in maintenance then.")
-        if change.maintenance is not None and node.state in (NodeState.DRAINING, NodeState.DRAINED):
-            hint = f"haulier restore {name}, or cancel its evacuation: haulier evacuation list"
-            raise Refused("node_draining", closed_node(name, node.state).message, hint)
+        if change.maintenance is not None:
+            _require_own_state(unit.session, node)
         if change.maintenance is not None:
             node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
             unit.note("node.maintenance", node=name, on=change.maintenance)
@@ -190,6 +189,15 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
     if change.limits:
         divide_anew(context)
     return {**show_node(context, name), "left_out": left_out}
+
+
+def _require_own_state(session: Session, node: Node) -> None:
+    """Raise Refused for a node that belongs to an evacuation: behind its back it is neither closed nor opened."""
+    holds = [state for state in OPEN_EVACUATION if state is not EvacuationState.RESTORING]
+    query = select(Evacuation.id).where(Evacuation.node_id == node.id, Evacuation.state.in_(holds))
+    if (evacuation_id := session.scalar(query)) is not None:
+        hint = f"haulier restore {node.name}, or haulier evacuation cancel {evacuation_id}"
+        raise Refused("node_draining", f"node {node.name} belongs to evacuation {evacuation_id}", hint)
 
 
 def _add_storages(session: Session, node: Node, described: Iterable[StorageSpec]) -> list[str]:

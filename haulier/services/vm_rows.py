@@ -14,7 +14,7 @@ from haulier.definition import VmDefinition
 from haulier.definition.storage import Image, StoragePlace
 from haulier.services.context import Context
 from haulier.services.nodes import place_of
-from models import Migration, Operation, Vm, VmState, Volume, VolumeRole
+from models import Migration, Operation, PlacementRuleVm, Vm, VmState, Volume, VolumeRole
 from models.transitions import AT_WORK, OPEN_OPERATION
 
 # A VM that no migration and no operation is working on: only of such a one may what is seen be believed.
@@ -130,6 +130,7 @@ def forget_vm(context: Context, vm_id: int, *, keep_operation: int) -> None:
         operation.vm_id = None
         session.flush()
         session.execute(delete(Operation).where(Operation.vm_id == vm_id))
+        session.execute(delete(PlacementRuleVm).where(PlacementRuleVm.vm_id == vm_id))
         session.execute(delete(Vm).where(Vm.id == vm_id))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
@@ -18,8 +19,8 @@ from haulier.services.context import CONTROL_QUEUE, Context, Message
 from haulier.services.lookup import find_node
 from haulier.settings import LONGEST_S
 from models import Evacuation, EvacuationState, MaintenanceWindow
-from models.transitions import OPEN_EVACUATION
 
+log = structlog.get_logger()
 _E = EvacuationState
 
 
@@ -121,15 +122,19 @@ def sweep_windows(context: Context) -> None:
     for window_id, node, next_at, duration_s, restore in begun:
         if next_at is not None:
             end = next_at + timedelta(seconds=duration_s)
-            problem = _begin(context, node, end, restore=restore)
-            # After the act: whoever dies in between is followed by one who asks again, and gets the same evacuation.
-            _to_the_next(context, window_id, next_at, problem)
+            try:
+                problem = _begin(context, node, end, restore=restore)
+                # After the act: who dies in between is followed by one who asks again, and gets the same evacuation.
+                _to_the_next(context, window_id, next_at, problem)
+            except (Refused, ValueError, LookupError):
+                # A zone that is not known here, a row that was spoilt: it must hold no other window.
+                log.exception("window.broken", window=window_id)
     _end_those_over(context, moment)
 
 
 def _begin(context: Context, node: str, end: datetime, *, restore: bool) -> Problem | None:
     """Why nothing was begun, None if it was."""
-    wishes = evacuations.Wishes(deadline=end, restore_at=end if restore else None)
+    wishes = evacuations.Wishes(deadline=end, restore_at=end if restore else None, window=True)
     try:
         evacuations.evacuate(context, node, wishes)
     except Refused as error:
@@ -156,14 +161,13 @@ def _end_those_over(context: Context, moment: datetime) -> None:
         # What is refused now was done by somebody else, or cannot be done.
         with suppress(Refused):
             if state in (_E.PLANNED, _E.RUNNING, _E.PAUSED):
-                evacuations.cancel(context, evacuation_id, undo=False)
+                evacuations.cancel(context, evacuation_id, undo=False, to_restore=True)
         with suppress(Refused):
-            evacuations.restore(context, node)
+            evacuations.restore(context, node, only=evacuation_id)
         with context.database.write() as write:
             write.execute(update(Evacuation).where(Evacuation.id == evacuation_id).values(restore_at=None))
 
 
 def _over(session: Session, moment: datetime) -> list[tuple[int, str, EvacuationState]]:
-    states = (*OPEN_EVACUATION, _E.CANCELLED)
-    query = select(Evacuation).where(Evacuation.restore_at <= moment, Evacuation.state.in_(states))
+    query = select(Evacuation).where(Evacuation.restore_at <= moment)
     return [(row.id, row.node.name, row.state) for row in session.scalars(query.order_by(Evacuation.id))]

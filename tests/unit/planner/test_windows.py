@@ -39,6 +39,7 @@ def test_next_start(cron: str, zone: str, after: str, begins: str) -> None:
         ("often", "UTC", "bad_cron"),
         ("0 25 * * *", "UTC", "bad_cron"),
         ("", "UTC", "bad_cron"),
+        ("1" * 5000 + " * * * *", "UTC", "bad_cron"),
         ("0 2 * * *", "Middle/Earth", "bad_zone"),
         ("0 2 * * *", "../etc/passwd", "bad_zone"),
         ("0 2 * * *", "", "bad_zone"),

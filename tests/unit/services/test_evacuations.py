@@ -22,7 +22,7 @@ from haulier.services.lost_nodes import declare_lost
 from haulier.services.migrations import cancel_migration, file_migration
 from haulier.services.nodes import NodeChange, change_node
 from haulier.services.vms import set_policy
-from models import EvacuationPolicy, LimitScope, Migration, Node, RuleKind, Vm, VmState
+from models import EvacuationPolicy, LimitScope, Migration, Node, Operation, RuleKind, Storage, Vm, VmState
 from tests.unit.services.hall import GIB, beat, hold, play, show, state_of, where
 from tests.unit.services.world import World, between, neighbour
 
@@ -369,7 +369,7 @@ def test_node_that_is_declared_lost_blocks_and_files_nothing_more(hall: World) -
 
 def test_node_that_is_emptied_is_not_opened_behind_its_evacuation(hall: World) -> None:
     evacuations.evacuate(hall.context, "alpha")
-    with pytest.raises(Refused, match="alpha is being emptied"):
+    with pytest.raises(Refused, match="alpha belongs to evacuation 1"):
         change_node(hall.context, "alpha", NodeChange(maintenance=False))
     assert state_of(hall, "alpha") == "draining"
 
@@ -397,7 +397,7 @@ def test_room_that_is_promised_meanwhile_is_not_given_twice(hall: World) -> None
 
 def test_where_somebody_files_at_each_moment_the_last_plan_stands(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = count(100)
-    monkeypatch.setattr(evacuation_steps, "newest_migration", lambda _: next(numbers))
+    monkeypatch.setattr(evacuation_steps, "newest_promise", lambda _: (next(numbers), 0))
     evacuations.evacuate(hall.context, "alpha")
     assert hall.count(Migration) == 3
 
@@ -441,3 +441,103 @@ def test_way_back_is_shown_as_such(hall: World) -> None:
     (away,) = document["blocked"]
     assert (away["vm"], away["now_on"], away["code"]) == ("web", where(hall)["web"], "rule")
     assert away["message"] == "rule out keeps it from alpha"
+
+
+def test_node_that_is_declared_lost_while_places_are_looked_for_stays_lost(hall: World) -> None:
+    hall.silence("alpha")
+    is_lost = partial(declare_lost, hall.context, "alpha", is_off=True)
+    with between(hall, "BEGIN IMMEDIATE", is_lost), pytest.raises(Refused, match="declared lost"):
+        evacuations.evacuate(hall.context, "alpha")
+    assert (state_of(hall, "alpha"), hall.count(Migration), hall.kinds("evacuation.")) == ("lost", 0, [])
+
+
+def test_node_that_is_back_belongs_to_its_evacuation_again(hall: World) -> None:
+    """Its worker was heard after it had been declared lost: it is in maintenance then, and not opened by hand."""
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    hall.change(Node, Node.name == "alpha", state="maintenance")
+    with pytest.raises(Refused, match="belongs to evacuation 1"):
+        change_node(hall.context, "alpha", NodeChange(maintenance=False))
+    beat(hall)
+    assert state_of(hall, "alpha") == "draining"
+
+
+def test_restore_ends_what_waits_to_leave(hall: World) -> None:
+    """Only beta is open, then none is; what waited for it does not leave when it is back."""
+    hall.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    hall.change(Node, Node.name == "beta", state="maintenance")
+    beat(hall)
+    assert show(hall)["state"] == "blocked"
+    evacuations.restore(hall.context, "alpha")
+    hall.change(Node, Node.name == "beta", state="online")
+    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
+    play(hall)
+    beat(hall)
+    assert show(hall)["state"] == "restored"
+    assert set(where(hall).values()) == {"alpha"}
+    assert {each.state for each in _migrations(hall)} == {"cancelled"}
+
+
+def test_what_waits_to_come_home_is_waited_for(hall: World) -> None:
+    """The node is silent for a while: it boots."""
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    hall.silence("alpha")
+    assert evacuations.restore(hall.context, "alpha")["state"] == "restoring"
+    beat(hall)
+    assert {each["code"] for each in show(hall)["blocked"]} == {"node_silent"}
+    hall.change(Node, Node.name == "alpha", heartbeat_at=now())
+    beat(hall)
+    admit(hall.context)
+    hall.silence("alpha")
+    beat(hall)
+    assert show(hall)["state"] == "restoring"
+    hall.change(Node, Node.name == "alpha", heartbeat_at=now())
+    beat(hall)
+    play(hall)
+    assert (show(hall)["state"], set(where(hall).values())) == ("restored", {"alpha"})
+
+
+def test_what_a_user_has_sent_to_a_closed_node_is_left_to_him_and_named(hall: World) -> None:
+    hold(hall)
+    file_migration(hall.context, "db", target="beta")
+    hall.change(Node, Node.name == "beta", state="maintenance")
+    evacuations.evacuate(hall.context, "alpha")
+    targets = {each.vm_id: each.target_id for each in _migrations(hall)}
+    assert targets[hall.vm("db").id] == 2
+    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
+    play(hall)
+    document = show(hall)
+    assert document["state"] == "running"
+    assert "db, for: node beta is in maintenance" in document["waiting_for"]
+
+
+def test_vm_that_is_being_made_is_waited_for(hall: World) -> None:
+    hall.add_vm("new", state="stopped")
+    with hall.context.database.write() as session:
+        made = Operation(vm_id=hall.vm("new").id, node_id=1, kind="create", state="running", created_at=now())
+        session.add(made)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    assert (show(hall)["state"], where(hall)["new"]) == ("running", "alpha")
+    hall.change(Operation, state="done", finished_at=now())
+    beat(hall)
+    play(hall)
+    assert (show(hall)["state"], "alpha" in where(hall).values()) == ("drained", False)
+
+
+def test_what_three_targets_have_failed_is_not_sent_to_a_fourth(hall: World) -> None:
+    with hall.context.database.write() as session:
+        for number in range(6):
+            node = Node(name=f"more{number}", address="a", port_first=61000, port_last=61999, heartbeat_at=now())
+            node.storages.append(Storage(name="local", kind="folder", path=f"/more{number}/images"))
+            node.facts = session.scalars(select(Node.facts).where(Node.name == "beta")).one()
+            session.add(node)
+    for name in ("db", "mail"):
+        set_policy(hall.context, name, EvacuationPolicy.STAY)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall, broken=dict.fromkeys(("beta", "gamma", "delta", *(f"more{each}" for each in range(6))), NO_SPACE))
+    assert (show(hall)["state"], hall.count(Migration)) == ("blocked", 3)
+    assert [each["code"] for each in show(hall)["blocked"] if each["vm"] == "web"] == ["no_space"]

@@ -156,3 +156,57 @@ def test_unknown_nodes_and_windows_are_refused(hall: World) -> None:
     with pytest.raises(Refused) as refused:
         windows.remove_window(hall.context, 7)
     assert refused.value.code == "unknown_window"
+
+
+def test_its_end_fills_nothing_that_somebody_else_has_emptied(hall: World) -> None:
+    """Its own evacuation was cancelled by hand, and another one begun."""
+    windows.add_window(hall.context, "alpha", EVERY_DAY, restore=True)
+    come(hall)
+    sweep(hall)
+    evacuations.cancel(hall.context, 1, undo=True)
+    play(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    hall.change(Evacuation, Evacuation.id == 1, restore_at=now() - timedelta(seconds=1))
+    sweep(hall)
+    play(hall)
+    assert (show(hall, 2)["state"], state_of(hall, "alpha")) == ("drained", "drained")
+
+
+def test_what_is_cancelled_by_hand_is_not_brought_back_by_the_window(hall: World) -> None:
+    windows.add_window(hall.context, "alpha", EVERY_DAY, restore=True)
+    come(hall)
+    sweep(hall)
+    assert show(hall)["restore_at"] is not None
+    assert evacuations.cancel(hall.context, 1, undo=False)["restore_at"] is None
+
+
+def test_node_that_took_nothing_before_is_not_filled_by_itself(hall: World) -> None:
+    windows.add_window(hall.context, "alpha", EVERY_DAY, restore=True)
+    hall.change(Node, Node.name == "alpha", state="maintenance")
+    come(hall)
+    sweep(hall)
+    assert show(hall)["restore_at"] is None
+
+
+def test_window_that_begins_in_another_one_ends_with_the_later(hall: World) -> None:
+    windows.add_window(hall.context, "alpha", Times(HOUR, cron="0 2 * * *"), restore=True)
+    come(hall)
+    sweep(hall)
+    play(hall)
+    first = datetime.fromisoformat(str(show(hall)["restore_at"]))
+    windows.add_window(hall.context, "alpha", Times(5 * HOUR, cron="0 3 * * *"), restore=True)
+    come(hall)
+    sweep(hall)
+    assert datetime.fromisoformat(str(show(hall)["restore_at"])) > first + timedelta(hours=3)
+
+
+def test_window_that_is_broken_holds_no_other(hall: World) -> None:
+    """A time zone that the control worker's host does not know."""
+    windows.add_window(hall.context, "alpha", EVERY_DAY)
+    windows.add_window(hall.context, "beta", EVERY_DAY)
+    hall.change(MaintenanceWindow, MaintenanceWindow.id == 1, zone="Middle/Earth")
+    come(hall)
+    sweep(hall)
+    assert hall.count(Evacuation) == 2
+    assert datetime.fromisoformat(str(windows.list_windows(hall.context)[1]["next_at"])) > now()
