@@ -19,21 +19,17 @@ class Evacuation(Base):
     """The wish that all leaves a node, until it has and is back, or nobody wants it any more.
 
     `node_was` is the node's state before. What failed of the migrations up to `tried_after` is forgiven. `plans` counts
-    how often VMs were placed. `problem` is the first reason why something cannot leave. `spare` is how many nodes may
-    fail afterwards, and their VMs find RAM on the others. At `restore_at` the VMs are brought back by itself.
+    how often VMs were placed. `problem` is the first reason why something is not where it is to be. At `restore_at` the
+    VMs are brought back by itself.
     """
 
     __tablename__ = "evacuation"
-    __table_args__ = (
-        only_where("uq_evacuation_one_open", "node_id", where=_OPEN),
-        CheckConstraint("spare IN (0, 1)", name="spare"),
-    )
+    __table_args__ = (only_where("uq_evacuation_one_open", "node_id", where=_OPEN),)
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
     state: Mapped[EvacuationState] = mapped_column(word(EvacuationState), default=EvacuationState.PLANNED)
     node_was: Mapped[NodeState] = mapped_column(word(NodeState))
-    spare: Mapped[int] = mapped_column(default=0)
     deadline: Mapped[datetime | None]
     restore_at: Mapped[datetime | None]
     tried_after: Mapped[int] = mapped_column(default=0)

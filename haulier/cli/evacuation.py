@@ -45,7 +45,7 @@ def evacuate(
     spare
         Refuse if afterwards there is a node that may not fail, because its VMs would find no RAM on the others.
     """
-    wishes = evacuations.Wishes(spare=int(spare), deadline=deadline_of(deadline) if deadline else None)
+    wishes = evacuations.Wishes(spare=spare, deadline=deadline_of(deadline) if deadline else None)
     around = context()
     if plan:
         return _show_plan(evacuations.plan_evacuation(around, node, wishes))

@@ -110,6 +110,12 @@ def _filing(facts: FilingFacts) -> Iterator[Problem]:
     yield from (choice.refusal for choice in facts.choices if choice.refusal)
 
 
+def lost_source(name: str) -> Problem:
+    """Why nothing can leave a node that was declared lost."""
+    hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
+    return Problem("node_lost", f"node {name} was declared lost: nothing can leave it", hint)
+
+
 def closed_node(name: str, state: str) -> Problem:
     """Why a node that is not online takes nothing."""
     match state:
@@ -302,7 +308,7 @@ def _tpm(facts: TargetFacts) -> Iterator[Problem]:
     if facts.facts["swtpm_too_old"]:
         yield Problem("swtpm_too_old", f"node {facts.node} has swtpm {here}", "Install swtpm 0.7 or newer there.")
     here_libtpms = facts.facts.get("libtpms_version")
-    if facts.source_libtpms and here_libtpms and _older(here_libtpms, facts.source_libtpms):
+    if facts.source_libtpms and here_libtpms and is_older(here_libtpms, facts.source_libtpms):
         yield Problem(
             "libtpms_older",
             f"libtpms on {facts.node} is {here_libtpms}, the state was written by {facts.source_libtpms}",
@@ -310,8 +316,10 @@ def _tpm(facts: TargetFacts) -> Iterator[Problem]:
         )
 
 
-def _older(here: str, there: str) -> bool:
-    """By major and minor only: a patch release does not change the format of the state."""
+def is_older(here: str, there: str) -> bool:
+    """Whether one version is before another.
+
+    By major and minor only: a patch release does not change the format of the state."""
     return [int(part) for part in here.split(".")[:2]] < [int(part) for part in there.split(".")[:2]]
 
 

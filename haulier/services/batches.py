@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, insert, select, update
@@ -11,10 +10,9 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.planner.forecast import Span
 from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.context import Context, Unit
-from haulier.services.forecast import spans
+from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now
 from haulier.services.migrations import cancel_migration, shown_state
 from haulier.services.queue import all_places
@@ -66,13 +64,7 @@ def show_batch(context: Context, batch_id: int) -> dict[str, Any]:
         ]
         expected = spans(context, session, blocked=blocked)
         ends = [expected.get(migration.id) for migration, _ in rows if migration.state in OPEN_MIGRATION]
-        return {**_document(session, batch), "eta_s": _eta_s(ends), "migrations": migrations}
-
-
-def _eta_s(ends: Sequence[Span | None]) -> float | None:
-    """When the last one will be done, in seconds; None where nobody can say, because something holds one of them."""
-    known = [span.end_s for span in ends if span is not None]
-    return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
+        return {**_document(session, batch), "eta_s": eta_s(ends), "migrations": migrations}
 
 
 def _document(session: Session, batch: Batch) -> dict[str, Any]:

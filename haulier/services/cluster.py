@@ -101,7 +101,13 @@ def _targets(session: Session) -> dict[int, int]:
 def _near(session: Session, names: Mapping[int, str]) -> dict[int, frozenset[str]]:
     """The nodes that have a replica of each VM."""
     found: dict[int, set[str]] = defaultdict(set)
-    query = select(Volume.vm_id, Storage.node_id).select_from(Replica).join(Storage).join(Volume)
+    # Told in full: the volumes of the replica's storage are others.
+    query = (
+        select(Volume.vm_id, Storage.node_id)
+        .select_from(Replica)
+        .join(Storage, Storage.id == Replica.storage_id)
+        .join(Volume, Volume.id == Replica.volume_id)
+    )
     for vm_id, node_id in session.execute(query):
         found[vm_id].add(names[node_id])
     return {vm_id: frozenset(nodes) for vm_id, nodes in found.items()}

@@ -20,7 +20,7 @@ from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.cluster import Question, load_cluster
 from haulier.services.context import Context
 from haulier.services.filing import Terms, plan_migration
-from haulier.services.forecast import measured_rates
+from haulier.services.forecast import eta_s, measured_rates
 from haulier.services.room import load_room
 from models import EvacuationPolicy, Gate, Node, Vm
 
@@ -151,4 +151,4 @@ def _eta_s(context: Context, session: Session, moves: Sequence[Move], known: _Kn
         for number, move in enumerate(moves)
     ]
     spans = forecast(waiting, (), load_room(context, session, Gate.PREPARE))
-    return round(max((span.end_s for span in spans.values()), default=0.0), 1) if len(spans) == len(moves) else None
+    return eta_s([spans.get(number) for number in range(len(moves))])

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from haulier.errors import Problem, Refused
 from haulier.planner.failures import FailureClass, class_of
+from haulier.planner.refusals import lost_source
 from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import may_be_left
@@ -66,9 +67,7 @@ def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
 
 def lost_node(node: Node) -> Problem | None:
     """Why nothing can leave or reach a node: it was declared lost."""
-    hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
-    lost = node.state is NodeState.LOST
-    return Problem("node_lost", f"node {node.name} was declared lost: nothing can leave it", hint) if lost else None
+    return lost_source(node.name) if node.state is NodeState.LOST else None
 
 
 def open_evacuation(session: Session, node: Node) -> Evacuation | None:
@@ -224,7 +223,7 @@ def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> di
         hint = f"haulier evacuation resume {evacuation.id} tries again."
         cancelled = Problem("migration_cancelled", f"the migration of {vm} was cancelled", hint)
         ended = state is MigrationState.CANCELLED
-        if problems and problems[0]["code"] == "node_lost" and evacuation.node.name in problems[0]["message"]:
+        if problems and problems[0] == lost_source(evacuation.node.name).as_dict():
             # Its source was lost; nobody has tried the target.
             continue
         found[vm].append((to, cancelled if ended or not problems else Problem(**problems[0])))

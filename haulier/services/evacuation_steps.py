@@ -95,13 +95,15 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
         _file(unit, evacuation, seen, plan)
     _note_blocked(unit, evacuation, problems)
+    first = next(iter(sorted(problems.items())), None)
+    evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
     goes_on = bool(seen.on_way or (plan and plan.moves))
     if seen.homeward:
         # What passes by itself is waited for: a host that is still booting is silent.
         passing = any(class_of(problem.code) is FailureClass.PASSING for problem in problems.values())
         _end_restore(unit, evacuation, is_over=not (goes_on or passing or seen.waiting))
     else:
-        _follow(unit, evacuation, node, goes_on=goes_on, problems=problems)
+        _follow(unit, evacuation, node, goes_on=goes_on)
     make_room(unit)
     session.flush()
     if plan is not None:
@@ -195,11 +197,9 @@ def _note_blocked(unit: Unit, evacuation: Evacuation, problems: Mapping[str, Pro
         row.problem = problem
 
 
-def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool, problems: Mapping[str, Problem]) -> None:
+def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool) -> None:
     """Its state and its node's, by what is left. One that was lost and is back is its own again."""
-    first = next(((name, problem) for name, problem in sorted(problems.items())), None)
-    evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
-    state = _E.RUNNING if goes_on else _E.DRAINED if first is None else _E.BLOCKED
+    state = _E.RUNNING if goes_on else _E.BLOCKED if evacuation.problem else _E.DRAINED
     if node.state is not NodeState.LOST:
         node.state = NodeState.DRAINED if state is _E.DRAINED else NodeState.DRAINING
     move_evacuation(unit, evacuation, state)

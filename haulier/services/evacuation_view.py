@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan
 from haulier.services.evacuation_rows import find_evacuation, left_behind
-from haulier.services.forecast import spans
+from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
 from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node, Vm
@@ -131,9 +131,7 @@ def _eta_s(context: Context, session: Session, open_: Sequence[Migration]) -> fl
     if not open_:
         return 0.0
     expected = spans(context, session, blocked=blocked_now(session))
-    ends = [expected.get(migration.id) for migration in open_]
-    known = [span.end_s for span in ends if span is not None]
-    return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
+    return eta_s([expected.get(migration.id) for migration in open_])
 
 
 def _waits_for(
@@ -153,6 +151,8 @@ def _waits_for(
         case _E.CANCELLED | _E.RESTORED:
             return "nothing: it is over"
         case _:
+            if problem and not open_:
+                return f"{problem['vm']}: {problem['message']} ({problem['hint']})"
             return _moves_wait_for(context, session, open_)
 
 

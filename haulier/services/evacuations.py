@@ -41,11 +41,11 @@ _AT_WORK = (_E.PLANNED, _E.RUNNING)
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How a node is to be emptied. With `spare` 1 any one node may fail afterwards, and its VMs find RAM on the others.
+    """How a node is to be emptied. With `spare` any one node may fail afterwards, and its VMs find RAM on the others.
     It must be done by the `deadline`. At `restore_at` all is brought back. `window`: nobody asks but a window.
     """
 
-    spare: int = 0
+    spare: bool = False
     deadline: datetime | None = None
     restore_at: datetime | None = None
     window: bool = False
@@ -159,7 +159,6 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
             evacuation = Evacuation(
                 node_id=node.id,
                 node_was=node.state,
-                spare=wishes.spare,
                 deadline=wishes.deadline,
                 # A node that took nothing before is not filled by itself.
                 restore_at=wishes.restore_at if node.state is NodeState.ONLINE else None,

@@ -90,6 +90,12 @@ def spans(context: Context, session: Session, *, blocked: Mapping[int, Hold]) ->
     return forecast(queued, running, room)
 
 
+def eta_s(ends: Sequence[Span | None]) -> float | None:
+    """When the last one will be done, in seconds; None where nobody can say, because something holds one of them."""
+    known = [span.end_s for span in ends if span is not None]
+    return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
+
+
 def _left_s(rates: Rates, migration: Migration, moment: datetime) -> float:
     """One that takes longer than it should is about to end, as far as anybody knows."""
     whole_s = rates.seconds(migration.planned_bytes, (migration.source_id, migration.target_id))

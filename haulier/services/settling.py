@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from haulier.errors import Problem
+from haulier.planner.refusals import lost_source
 from haulier.services.context import Unit
 from haulier.services.moves import end_waiting
 from models import WAITS, Batch, BatchState, Migration, MigrationAfter, MigrationState, Node, NodeState, Vm
@@ -98,6 +99,4 @@ def _on_lost_nodes(session: Session, most: int) -> dict[Migration, Problem | Non
         .where(WAITS, Node.state == NodeState.LOST)
         .limit(most)
     )
-    hint = "A VM that has a replica is started from that: haulier recover VM --on NODE."
-    lost = {row[0]: row[1] for row in session.execute(query)}
-    return {migration: Problem("node_lost", f"node {name} was declared lost", hint) for migration, name in lost.items()}
+    return {row[0]: lost_source(row[1]) for row in session.execute(query)}

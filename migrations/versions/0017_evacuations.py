@@ -47,7 +47,6 @@ def _create_evacuations() -> None:
         sa.Column("node_id", _KEY, nullable=False),
         sa.Column("state", sa.String(length=24), nullable=False),
         sa.Column("node_was", sa.String(length=24), nullable=False),
-        sa.Column("spare", sa.BigInteger(), nullable=False),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.Column("tried_after", sa.BigInteger(), nullable=False),
         sa.Column("plans", sa.BigInteger(), nullable=False),
@@ -59,7 +58,6 @@ def _create_evacuations() -> None:
             _one_of("node_was", _NODE_STATES_NOW),
             name=op.f("ck_evacuation_nodestate"),
         ),
-        sa.CheckConstraint("spare IN (0, 1)", name=op.f("ck_evacuation_spare")),
         sa.ForeignKeyConstraint(["node_id"], ["node.id"], name=op.f("fk_evacuation_node_id_node")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evacuation")),
     )

@@ -144,7 +144,6 @@ NEVER = (
         {"duration_s": 0.0},
         (({}, {"duration_s": 0.1}),),
     ),
-    Never("two nodes that may fail", "evacuation", "ck_evacuation_spare", {"spare": 2}, (({}, {"spare": 1}),)),
     Never(
         "two rules of one name",
         "placement_rule",

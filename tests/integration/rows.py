@@ -34,7 +34,7 @@ EXAMPLES: dict[str, Row] = {
     | {"size_bytes": 4096, "locality": "local"},
     "replication": {"vm_id": 2, "target_id": 2, "every_s": 900.0, "generation": 1, "failures": 0, "created_at": NOW},
     "replica": {"replication_id": 1, "volume_id": 1, "storage_id": 2, "name": "r", "generation": 1, "synced_at": NOW},
-    "evacuation": {"node_id": 2, "state": "running", "node_was": "online", "spare": 0, "tried_after": 0, "plans": 0}
+    "evacuation": {"node_id": 2, "state": "running", "node_was": "online", "tried_after": 0, "plans": 0}
     | {"created_at": NOW},
     "evacuation_vm": {"evacuation_id": 1, "vm_id": 2, "is_home": False},
     "maintenance_window": {"node_id": 1, "cron": "0 2 * * 6", "zone": "UTC", "duration_s": 7200.0, "restore": False}

@@ -139,7 +139,7 @@ class Arrangement:
         wishes = sum(
             self._broken_by(rule, host.name) for rule in self.cluster.rules_of.get(guest.name, ()) if not rule.hard
         )
-        return balance * _ALL_FULL / max(self.cluster.ram_bytes, 1) + WISH * wishes + self.crossing(guest, host.name)
+        return balance * self.balance_scale + WISH * wishes + self.crossing(guest, host.name)
 
     def crossing(self, guest: Guest, host: str) -> float:
         """What the bytes of a guest cost that cross to a host."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from haulier.errors import Problem
 from haulier.planner.placing.cluster import Guest, Host, Rule, RuleKind
+from haulier.planner.refusals import is_older
 
 
 def unfit(guest: Guest, host: Host, rules: tuple[Rule, ...] = ()) -> Problem | None:
@@ -52,11 +53,6 @@ def _programs(guest: Guest, host: Host) -> Iterator[Problem]:
         yield Problem("cpu_differs", words, "Give the VM a named CPU model, and start it anew.")
     if guest.has_tpm and not host.has_swtpm:
         yield Problem("swtpm_missing", f"{host.name} has no swtpm that will do", "Install swtpm 0.7 or newer there.")
-    if guest.has_tpm and guest.libtpms and host.libtpms and version(host.libtpms) < version(guest.libtpms):
+    if guest.has_tpm and guest.libtpms and host.libtpms and is_older(host.libtpms, guest.libtpms):
         words = f"libtpms on {host.name} is {host.libtpms}, the TPM's state was written by {guest.libtpms}"
         yield Problem("libtpms_older", words, "Upgrade it there.")
-
-
-def version(words: str) -> tuple[int, ...]:
-    """By major and minor only: a patch release does not change the format of the state."""
-    return tuple(int(part) for part in words.split(".")[:2])

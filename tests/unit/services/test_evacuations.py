@@ -194,7 +194,7 @@ def test_hard_rule_is_kept_and_blocks(hall: World) -> None:
 def test_no_spare_is_refused_with_numbers_if_it_is_asked_for(hall: World) -> None:
     hall.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
     with pytest.raises(Refused, match="if beta fails, 3 of its 3 guests"):
-        evacuations.evacuate(hall.context, "alpha", Wishes(spare=1))
+        evacuations.evacuate(hall.context, "alpha", Wishes(spare=True))
     assert evacuations.evacuate(hall.context, "alpha")["state"] == "running"
 
 
@@ -488,6 +488,7 @@ def test_what_waits_to_come_home_is_waited_for(hall: World) -> None:
     assert evacuations.restore(hall.context, "alpha")["state"] == "restoring"
     beat(hall)
     assert {each["code"] for each in show(hall)["blocked"]} == {"node_silent"}
+    assert "the worker of node alpha does not run" in show(hall)["waiting_for"]
     hall.change(Node, Node.name == "alpha", heartbeat_at=now())
     beat(hall)
     admit(hall.context)
