@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -68,6 +69,18 @@ class Stacks:
             self.current, self._settings = Stack(NODES, settings), dict(settings)
             self.current.up()
         return self.current
+
+    @contextmanager
+    def alone(self, nodes: tuple[str, ...], settings: dict[str, str]) -> Iterator[Stack]:
+        """A stack of other nodes, instead of the one that is handed on: that would hold the same ports."""
+        self.remove()
+        stack = Stack(nodes, settings)
+        try:
+            stack.up()
+            yield stack
+        finally:
+            left = stack.remove()
+        assert not left, "\n".join(map(str, left))
 
     def remove(self) -> None:
         """Stop the stack; `down --vms` must have ended all of it."""

@@ -24,15 +24,8 @@ PINNED, PAIR, REPLICATED = "e0", ("e1", "e2"), "e3"
 
 @pytest.fixture(scope="module")
 def four_nodes(stacks: Stacks, faults: Faults) -> Iterator[Stack]:
-    """A stack of its own; the shared one would hold the same ports."""
-    stacks.remove()
-    stack = Stack(NODES, faults.settings)
-    try:
-        stack.up()
+    with stacks.alone(NODES, faults.settings) as stack:
         yield stack
-    finally:
-        left = stack.remove()
-    assert not left, "\n".join(map(str, left))
 
 
 @pytest.fixture

@@ -32,15 +32,8 @@ BEGUN, BEGUN_IN_S = 5, 10
 
 @pytest.fixture(scope="module")
 def four_nodes(stacks: Stacks) -> Iterator[Stack]:
-    """A stack of its own; the shared one would hold the same ports."""
-    stacks.remove()
-    stack = Stack(NODES, {})
-    try:
-        stack.up()
+    with stacks.alone(NODES, {}) as stack:
         yield stack
-    finally:
-        left = stack.remove()
-    assert not left, "\n".join(map(str, left))
 
 
 @pytest.fixture
