@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     window_lead_s: float = Field(default=3600.0, ge=0, le=LONGEST_S)
     placement_time_s: float = Field(default=5.0, ge=0, le=10)
 
+    web_address: str = "127.0.0.1"
+    web_port: int = Field(default=8420, ge=0, le=65535)
+    web_certificate: Path | None = None
+    web_key: Path | None = None
+
     heartbeat_s: float = Field(default=2.0, gt=0)
     node_silent_after_s: float = Field(default=8.0, gt=0)
     lease_s: float = Field(default=15.0, gt=0)

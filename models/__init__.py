@@ -1,7 +1,10 @@
 """The tables, their words and their legal moves. Imports nobody; everybody may read it."""
 
+from models.api import Alert, AlertRule, ApiToken
 from models.base import Base
 from models.enums import (
+    AlertAction,
+    AlertState,
     AllocationKind,
     BatchState,
     EvacuationPolicy,
@@ -16,6 +19,7 @@ from models.enums import (
     OperationState,
     RuleKind,
     StepState,
+    TokenScope,
     TransferMethod,
     VmState,
     VolumeRole,
@@ -67,8 +71,13 @@ __all__ = [
     "PAUSE_MARKS",
     "SYNC_CHAIN",
     "WAITS",
+    "Alert",
+    "AlertAction",
+    "AlertRule",
+    "AlertState",
     "Allocation",
     "AllocationKind",
+    "ApiToken",
     "Attempt",
     "BandwidthShare",
     "Base",
@@ -107,6 +116,7 @@ __all__ = [
     "Step",
     "StepState",
     "Storage",
+    "TokenScope",
     "TpmLedger",
     "TransferMethod",
     "Vm",

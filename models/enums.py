@@ -127,6 +127,33 @@ class RuleKind(StrEnum):
     NOT_ON = "not_on"
 
 
+class TokenScope(StrEnum):
+    """What a token of the HTTP API is good for: to read, to read and to change, or to deliver alerts and no more."""
+
+    READ = "read"
+    WRITE = "write"
+    HOOK = "hook"
+
+
+class AlertAction(StrEnum):
+    """What is done with the node of an alert: it is emptied, or it takes nothing new."""
+
+    EVACUATE = "evacuate"
+    CORDON = "cordon"
+
+
+class AlertState(StrEnum):
+    """The life of an alert that was received: its action waits to be done, is done, cannot be done, was only said
+    (`dry_run`), or the alert is over.
+    """
+
+    WAITING = "waiting"
+    DONE = "done"
+    REFUSED = "refused"
+    DRY_RUN = "dry_run"
+    RESOLVED = "resolved"
+
+
 class LimitScope(StrEnum):
     """What a limit of the queue is about: all nodes, what leaves a node, what goes to it, what goes between two."""
 

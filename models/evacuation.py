@@ -18,9 +18,9 @@ _OPEN = "state NOT IN ('cancelled', 'restored')"
 class Evacuation(Base):
     """The wish that all leaves a node, until it has and is back, or nobody wants it any more.
 
-    `node_was` is the node's state before. What failed of the migrations up to `tried_after` is forgiven. `plans` counts
-    how often VMs were placed. `problem` is the first reason why something is not where it is to be. At `restore_at` the
-    VMs are brought back by itself.
+    `cause` is who asked for it, if it was no person. `node_was` is the node's state before. What failed of the
+    migrations up to `tried_after` is forgiven. `plans` counts how often VMs were placed. `problem` is the first reason
+    why something is not where it is to be. At `restore_at` the VMs are brought back by itself.
     """
 
     __tablename__ = "evacuation"
@@ -30,6 +30,7 @@ class Evacuation(Base):
     node_id: Mapped[int] = mapped_column(ForeignKey("node.id"))
     state: Mapped[EvacuationState] = mapped_column(word(EvacuationState), default=EvacuationState.PLANNED)
     node_was: Mapped[NodeState] = mapped_column(word(NodeState))
+    cause: Mapped[str | None]
     deadline: Mapped[datetime | None]
     restore_at: Mapped[datetime | None]
     tried_after: Mapped[int] = mapped_column(default=0)

@@ -65,6 +65,11 @@ SETTINGS: Mapping[str, str] = {
     "seconds.",
     "placement_time_s": "For how long places are searched for at most, in seconds, up to 10; a first answer is there "
     "at once.",
+    "web_address": "Where the HTTP API listens (docs/api.md).",
+    "web_port": "Its port; 0 takes any that is free, and `haulier up` says which.",
+    "web_certificate": "File with its certificate, and those it is signed by. Not set: it speaks plain HTTP, which is "
+    "for this machine, or for a reverse proxy on it.",
+    "web_key": "File with the key of that certificate.",
     "heartbeat_s": "How often a node's worker says that it lives, in seconds.",
     "node_silent_after_s": "A node that was not heard for so many seconds is silent: it takes no new "
     "work, and a migration that waits for it before the hand-over is undone.",

@@ -1,9 +1,12 @@
-"""An evacuation is looked at: one of its migrations has ended, or somebody asked for it. Windows begin and end."""
+"""An evacuation is looked at: one of its migrations has ended, or somebody asked for it. Windows begin and end, and
+alerts are acted on.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from haulier.services.alert_actions import act
 from haulier.services.evacuation_steps import go_on
 from haulier.services.windows import sweep_windows
 from tasks.celery import app
@@ -31,3 +34,9 @@ def windows(number: int) -> None:
     """The time of a window has come, or is over."""
     del number
     _windows()
+
+
+@app.task(name="haulier.alert")
+def alert(alert_id: int) -> None:
+    """An alert was received; or it was refused, and is asked again."""
+    act(context(), alert_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from haulier.clock import Pace
 from haulier.services import admission
+from haulier.services.alert_actions import ask_for_alerts
 from haulier.services.bandwidth import divide_anew
 from haulier.services.evacuation_steps import sweep_evacuations
 from haulier.services.operations import sweep_operations
@@ -17,7 +18,7 @@ from tasks.coalescing import Coalesced
 from tasks.surroundings import context
 
 # Room is seldom made from one moment to the next.
-_blocked = Pace(30.0)
+_held = Pace(30.0)
 _settling = Pace(admission.SETTLE_EVERY_S)
 # Each end of a migration asks for it; its transactions exclude each other, and would keep all threads waiting.
 _admit = Coalesced(lambda: admission.admit(context(), settling=_settling))
@@ -30,7 +31,9 @@ def _look_after_all() -> None:
     sweep_replications(context())
     divide_anew(context())
     # By messages: to place VMs takes seconds, and here the dead are noticed.
-    sweep_evacuations(context(), blocked_too=_blocked.is_due())
+    also_held = _held.is_due()
+    sweep_evacuations(context(), blocked_too=also_held)
+    ask_for_alerts(context(), held_too=also_held)
     ask_for_windows(context())
     # By a message too: where there is always room for one more it does not end for long.
     with context().unit() as unit:

@@ -27,6 +27,14 @@ def dispatch(message: Message) -> None:
         app.send_task(message.task, args=(message.row,), queue=message.queue)
 
 
+def control_answers() -> bool:
+    """Whether a control worker is there, within half a second, and with it the broker."""
+    try:
+        return bool(app.control.ping(timeout=0.5, pattern="control@*", matcher="glob", limit=1))
+    except (OperationalError, OSError):
+        return False
+
+
 def make_context(settings: Settings) -> Context:
     """The surroundings of a use-case for a process with these settings.
 

@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
-from haulier.cli import batch, evacuation, events, migration, node, queue, replication, rule, vm, window
+from haulier.cli import alert, batch, evacuation, events, migration, node, queue, replication, rule, token, vm, window
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
@@ -47,6 +47,8 @@ app.command(rule.app)
 app.command(window.app)
 app.command(replication.app)
 app.command(node.app)
+app.command(alert.app)
+app.command(token.app)
 
 
 def main(argv: list[str] | None = None) -> None:

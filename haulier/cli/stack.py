@@ -24,7 +24,8 @@ def up(*, nodes: str | None = None) -> None:
     names = local.last_nodes(around.settings) if nodes is None else nodes.split(",")
     document = local.up(around, [name.strip() for name in names if name.strip()])
     went_on = _open(document, "was left open and goes on, or is undone")
-    show(document, f"up: nodes {', '.join(document['nodes'])}; state in {bare_context().settings.state}{went_on}")
+    words = f"up: nodes {', '.join(document['nodes'])}; API at {document['web']}; state in {around.settings.state}"
+    show(document, f"{words}{went_on}")
 
 
 def down(*, vms: Annotated[bool, Parameter(negative=())] = False) -> None:

@@ -45,10 +45,11 @@ def plan_document(node: Node, plan: Plan, *, but: Collection[str] = ()) -> dict[
     }  # fmt: skip
 
 
-def list_evacuations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest evacuations, without their VMs."""
+def list_evacuations(context: Context, *, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
+    """The newest evacuations, of those that are older than `before`, without their VMs."""
+    wanted = [] if before is None else [Evacuation.id < before]
     with context.database.read() as session:
-        rows = session.scalars(select(Evacuation).order_by(Evacuation.id.desc()).limit(limit)).all()
+        rows = session.scalars(select(Evacuation).where(*wanted).order_by(Evacuation.id.desc()).limit(limit)).all()
         return [_head(evacuation, _newest(session, evacuation)) for evacuation in rows]
 
 
@@ -107,6 +108,7 @@ def _head(evacuation: Evacuation, newest: Mapping[int, Migration]) -> dict[str, 
         "id": evacuation.id,
         "node": evacuation.node.name,
         "state": evacuation.state,
+        "cause": evacuation.cause,
         "created_at": evacuation.created_at.isoformat(),
         "finished_at": evacuation.finished_at and evacuation.finished_at.isoformat(),
         "deadline": evacuation.deadline and evacuation.deadline.isoformat(),

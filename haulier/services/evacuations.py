@@ -42,13 +42,15 @@ _AT_WORK = (_E.PLANNED, _E.RUNNING)
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a node is to be emptied. With `spare` any one node may fail afterwards, and its VMs find RAM on the others.
-    It must be done by the `deadline`. At `restore_at` all is brought back. `window`: nobody asks but a window.
+    It must be done by the `deadline`. At `restore_at` all is brought back. `window`: nobody asks but a window. `cause`:
+    who asks, if it is no person.
     """
 
     spare: bool = False
     deadline: datetime | None = None
     restore_at: datetime | None = None
     window: bool = False
+    cause: str | None = None
 
 
 USUAL_WISHES = Wishes()
@@ -159,6 +161,7 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
             evacuation = Evacuation(
                 node_id=node.id,
                 node_was=node.state,
+                cause=wishes.cause,
                 deadline=wishes.deadline,
                 # A node that took nothing before is not filled by itself.
                 restore_at=wishes.restore_at if node.state is NodeState.ONLINE else None,
@@ -168,7 +171,7 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
             unit.session.add(evacuation)
             node.state = NodeState.DRAINING
             unit.session.flush()
-            unit.note("evacuation.planned", node=name, evacuation=evacuation.id)
+            unit.note("evacuation.planned", node=name, evacuation=evacuation.id, cause=wishes.cause)
             unit.send(go_on_message(evacuation.id))
             return evacuation.id, False
     except IntegrityError as error:

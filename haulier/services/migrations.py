@@ -212,11 +212,11 @@ def retry_migration(context: Context, migration_id: int) -> int:
     return file_migration(context, vm, target=target, terms=terms)
 
 
-def list_migrations(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest migrations as contract.md shows them; syncs are not among them."""
+def list_migrations(context: Context, *, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
+    """The newest migrations as contract.md shows them, of those that are older than `before`; no syncs."""
     with context.database.read() as session:
-        guests = Migration.replication_id.is_(None)
-        rows = session.scalars(select(Migration).where(guests).order_by(Migration.id.desc()).limit(limit)).all()
+        wanted = [Migration.replication_id.is_(None), *([] if before is None else [Migration.id < before])]
+        rows = session.scalars(select(Migration).where(*wanted).order_by(Migration.id.desc()).limit(limit)).all()
         held = _held(context, session, rows)
         return [_document(migration, held) for migration in rows]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from haulier.clock import now
 from haulier.definition.files import read_storages
@@ -181,14 +181,18 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
             raise Refused("node_lost", words, "Start its worker: it is in maintenance then.")
         if change.maintenance is not None:
             _require_own_state(unit.session, node)
-        if change.maintenance is not None:
-            node.state = NodeState.MAINTENANCE if change.maintenance else NodeState.ONLINE
-            unit.note("node.maintenance", node=name, on=change.maintenance)
-            unit.session.flush()
-            make_room(unit)
+            set_maintenance(unit, node, on=change.maintenance)
     if change.limits:
         divide_anew(context)
     return {**show_node(context, name), "left_out": left_out}
+
+
+def set_maintenance(unit: Unit, node: Node, *, on: bool) -> None:
+    """Have a node take nothing new, or again; the caller holds its row, and knows that it is nobody's."""
+    node.state = NodeState.MAINTENANCE if on else NodeState.ONLINE
+    unit.note("node.maintenance", node=node.name, on=on)
+    unit.session.flush()
+    make_room(unit)
 
 
 def _require_own_state(session: Session, node: Node) -> None:
@@ -224,12 +228,15 @@ def show_node(context: Context, name: str) -> dict[str, Any]:
         return _document(session, find_node(session, name), context, _load_limits(context, session))
 
 
-def list_nodes(context: Context) -> list[dict[str, Any]]:
-    """All nodes as contract.md shows them, by name."""
+def list_nodes(context: Context, *, after: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+    """All nodes as contract.md shows them, by name: those that come after this one, and no more than so many."""
     with context.database.read() as session:
         limits = _load_limits(context, session)
-        nodes = session.scalars(select(Node).order_by(Node.name))
-        return [_document(session, node, context, limits) for node in nodes]
+        query = select(Node).where(Node.name > after).order_by(Node.name).limit(limit)
+        return [
+            _document(session, node, context, limits)
+            for node in session.scalars(query.options(selectinload(Node.storages)))
+        ]
 
 
 def _document(session: Session, node: Node, context: Context, limits: tuple[Limits, ...]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from haulier.clock import now
 from haulier.definition import Nic, Role, VmDefinition, VolumeSpec
@@ -291,21 +291,30 @@ def set_policy(context: Context, name: str, policy: EvacuationPolicy) -> dict[st
     return show_vm(context, name)
 
 
-def list_vms(context: Context) -> list[dict[str, Any]]:
-    """All VMs as contract.md shows them, by name."""
+def list_vms(context: Context, *, after: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+    """All VMs as contract.md shows them, by name: those that come after this one, and no more than so many."""
+    loaded = (joinedload(Vm.node), selectinload(Vm.volumes).joinedload(Volume.storage))
+    query = select(Vm).where(Vm.name > after).order_by(Vm.name).limit(limit)
     with context.database.read() as session:
-        return [_document(context, session, vm) for vm in session.scalars(select(Vm).order_by(Vm.name))]
+        tpms = _tpms(session, query.with_only_columns(Vm.id))
+        return [_document(context, vm, tpms.get(vm.id)) for vm in session.scalars(query.options(*loaded))]
 
 
 def show_vm(context: Context, name: str) -> dict[str, Any]:
     """One VM as contract.md shows it. Raises Refused for an unknown one."""
     with context.database.read() as session:
-        return _document(context, session, find_vm(session, name))
+        vm = find_vm(session, name)
+        return _document(context, vm, _tpms(session, select(Vm.id).where(Vm.id == vm.id)).get(vm.id))
 
 
-def _document(context: Context, session: Session, vm: Vm) -> dict[str, Any]:
+def _tpms(session: Session, vms: Select[int]) -> dict[int, TpmLedger]:
+    """The states that the TPMs of these VMs have now."""
+    active = (TpmLedger.vm_id.in_(vms), TpmLedger.role == LedgerRole.ACTIVE)
+    return {row.vm_id: row for row in session.scalars(select(TpmLedger).where(*active))}
+
+
+def _document(context: Context, vm: Vm, tpm: TpmLedger | None) -> dict[str, Any]:
     silent = silent_s(vm.node, limit_s=context.settings.node_silent_after_s) is not None
-    tpm = session.scalar(select(TpmLedger).where(TpmLedger.vm_id == vm.id, TpmLedger.role == LedgerRole.ACTIVE))
     return {
         "name": vm.name,
         "node": vm.node.name,

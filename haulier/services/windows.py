@@ -123,7 +123,10 @@ def sweep_windows(context: Context) -> None:
         if next_at is not None:
             end = next_at + timedelta(seconds=duration_s)
             try:
-                problem = _begin(context, node, end, restore=restore)
+                wishes = evacuations.Wishes(
+                    deadline=end, restore_at=end if restore else None, window=True, cause=f"window {window_id}"
+                )
+                problem = _begin(context, node, wishes)
                 # After the act: who dies in between is followed by one who asks again, and gets the same evacuation.
                 _to_the_next(context, window_id, next_at, problem)
             except (Refused, ValueError, LookupError):
@@ -132,9 +135,8 @@ def sweep_windows(context: Context) -> None:
     _end_those_over(context, moment)
 
 
-def _begin(context: Context, node: str, end: datetime, *, restore: bool) -> Problem | None:
+def _begin(context: Context, node: str, wishes: evacuations.Wishes) -> Problem | None:
     """Why nothing was begun, None if it was."""
-    wishes = evacuations.Wishes(deadline=end, restore_at=end if restore else None, window=True)
     try:
         evacuations.evacuate(context, node, wishes)
     except Refused as error:

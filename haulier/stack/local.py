@@ -26,8 +26,9 @@ from haulier.services.vm_rows import record_ended
 from haulier.services.vms import list_vms, stop_vm
 from haulier.settings import NAME, Settings
 from haulier.stack.supervisor import find_supervisor, run_programs, stop_programs
+from haulier.stack.web import listen, web_url
 from migrations.chain import upgrade
-from tasks.celery import app
+from tasks.surroundings import control_answers
 
 _READY_S = 60.0
 _FIRST_NODES = ("alpha", "beta")
@@ -69,13 +70,17 @@ def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
         if not NAME.fullmatch(node):
             hint = "At most 63 letters, digits, dots, dashes and underscores."
             raise Refused("bad_name", f"{node!r} is no name for a node", hint)
+    is_down = find_supervisor(settings) is None
+    if is_down:
+        # What cannot be listened on is said at once, and not by a program that begins again and again.
+        listen(settings).close()
     prepare(settings)
-    found = _left_open(context) if find_supervisor(settings) is None else []
+    found = _left_open(context) if is_down else []
     names = sorted({*nodes, *_nodes_of(settings)})
     (settings.state / "nodes.list").write_text("\n".join(names) + "\n")
     run_programs(settings, names)
-    _wait_until_ready(context, names)
-    return {"web": None, "nodes": names, "open": found}
+    url = _wait_until_ready(context, names)
+    return {"web": url, "nodes": names, "open": found}
 
 
 def last_nodes(settings: Settings) -> list[str]:
@@ -93,29 +98,24 @@ def _nodes_of(settings: Settings) -> list[str]:
     return (settings.state / "nodes.list").read_text().split()
 
 
-def _wait_until_ready(context: Context, names: Sequence[str]) -> None:
-    """Wait for a control worker that answers and for a heartbeat of each node."""
+def _wait_until_ready(context: Context, names: Sequence[str]) -> str:
+    """Wait for a heartbeat of each node, a control worker that answers and the API. Returns the URL of that."""
     deadline = steady_s() + _READY_S
     with context.signals.listen("nodes") as bell:
         while True:
             alive = {node["name"] for node in list_nodes(context) if node["worker"] == "alive"}
             missing = [f"node-{name}" for name in names if name not in alive]
-            if not missing and not _control_answers():
+            if not missing and not control_answers():
                 missing = ["control"]
+            if not missing and (url := web_url(context.settings)) is None:
+                missing = ["web"]
             if not missing:
-                return
+                return str(url)
             if steady_s() > deadline:
                 log = context.settings.state / "logs" / f"{missing[0]}.log"
                 words = last_words(log)
                 raise StepFailed("stack_not_ready", f"{missing[0]} does not answer: {words}", f"See {log}.")
             bell.wait(0.2)
-
-
-def _control_answers() -> bool:
-    try:
-        return bool(app.control.ping(timeout=0.5, pattern="control@*", matcher="glob", limit=1))
-    except OSError:
-        return False
 
 
 def down(context: Context, *, vms: bool) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def supervisor_config(settings: Settings, nodes: Iterable[str], *, with_broker: 
     config["program:control"] = _program(control, logs / "control.log", priority=10)
     beat = [sys.executable, "-m", "celery", "-A", "tasks", "beat", "--loglevel", "WARNING", "--pidfile="]
     config["program:beat"] = _program(beat, logs / "beat.log", priority=10)
+    web = [sys.executable, "-m", "haulier.web"]
+    config["program:web"] = _program(web, logs / "web.log", priority=10)
     for node in nodes:
         worker = worker_program(f"node.{node}", name=node, threads=NODE_THREADS)
         config[f"program:node-{node}"] = _program(

@@ -39,6 +39,11 @@ EXAMPLES: dict[str, Row] = {
     "evacuation_vm": {"evacuation_id": 1, "vm_id": 2, "is_home": False},
     "maintenance_window": {"node_id": 1, "cron": "0 2 * * 6", "zone": "UTC", "duration_s": 7200.0, "restore": False}
     | {"next_at": NOW, "created_at": NOW},
+    "api_token": {"name": "t", "digest": "d", "scope": "read", "created_at": NOW},
+    "alert_rule": {"alertname": "DiskFails", "action": "evacuate", "label": "instance", "restore": False}
+    | {"dry_run": False, "created_at": NOW},
+    "alert": {"fingerprint": "f", "starts_at": NOW, "alertname": "DiskFails", "action": "evacuate", "restore": False}
+    | {"node_id": 1, "state": "waiting", "has_acted": False, "received": 1, "created_at": NOW},
     "placement_rule": {"name": "apart", "kind": "apart", "hard": True, "created_at": NOW},
     "placement_rule_vm": {"rule_id": 1, "vm_id": 1},
     "placement_rule_node": {"rule_id": 1, "node_id": 1},

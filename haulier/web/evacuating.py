@@ -1,0 +1,46 @@
+"""The calls that empty nodes."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from haulier.services import evacuations
+from haulier.services.evacuations import Wishes
+from haulier.web import documents
+from haulier.web.access import Around, may_write
+
+router = APIRouter(dependencies=[Depends(may_write)], tags=["evacuations"])
+
+
+class EvacuationWish(BaseModel):
+    """Which node is to be emptied, and how; as the options of `haulier evacuate`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    node: str
+    plan: Annotated[bool, Field(description="Only say what would be done, and touch nothing.")] = False
+    deadline: Annotated[AwareDatetime | None, Field(description="By when it must be done.")] = None
+    spare: Annotated[bool, Field(description="Only if afterwards any one node may fail.")] = False
+
+
+@router.post(
+    "/evacuations",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=documents.Evacuation | documents.Plan,
+    responses={HTTPStatus.OK.value: {"description": "The plan, or the evacuation that there is already."}},
+)
+def evacuate(context: Around, wish: EvacuationWish, response: Response) -> Any:  # noqa: ANN401 - of the models
+    """Begin to empty a node, or go on with the evacuation that it has."""
+    wishes = Wishes(spare=wish.spare, deadline=wish.deadline)
+    if wish.plan:
+        response.status_code = HTTPStatus.OK
+        return evacuations.plan_evacuation(context, wish.node, wishes)
+    document = evacuations.evacuate(context, wish.node, wishes)
+    response.headers["Location"] = f"/api/v1/evacuations/{document['id']}"
+    if document["again"]:
+        response.status_code = HTTPStatus.OK
+    return document

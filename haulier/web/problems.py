@@ -1,0 +1,119 @@
+"""What went wrong, as a problem document (RFC 9457) with the code, the message and the hint that every error has."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, Transient
+
+log = structlog.get_logger()
+MEDIA_TYPE = "application/problem+json"
+# What a call itself is refused for, and not the thing that it is about.
+_STATUS = {
+    "no_token": HTTPStatus.UNAUTHORIZED,
+    "bad_token": HTTPStatus.UNAUTHORIZED,
+    "token_scope": HTTPStatus.FORBIDDEN,
+}
+
+
+class Reason(BaseModel):
+    """One of the reasons, as `haulier --json` shows it."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class ProblemDocument(BaseModel):
+    """The body of every answer that is no success."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    message: str
+    hint: str
+    errors: list[Reason]
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of an app answered by a problem document."""
+    app.add_exception_handler(HaulierError, _haulier)
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def answer(status: int, *problems: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem document; the first problem stands for all."""
+    first = problems[0]
+    document = ProblemDocument(
+        type=f"urn:haulier:problem:{first.code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=first.message,
+        code=first.code,
+        message=first.message,
+        hint=first.hint,
+        errors=[Reason(**problem.as_dict()) for problem in problems],
+    )
+    return JSONResponse(document.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _status_of(error: HaulierError) -> int:
+    if isinstance(error, Refused):
+        if error.code in _STATUS:
+            return _STATUS[error.code]
+        return HTTPStatus.NOT_FOUND if error.code.startswith("unknown_") else HTTPStatus.CONFLICT
+    if isinstance(error, Transient):
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return HTTPStatus.CONFLICT if isinstance(error, NeedsOperator) else HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+async def _haulier(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HaulierError)  # noqa: S101 - for the types: it is registered for these
+    problems = error.problems if isinstance(error, Refused) else (error.problem,)
+    status = _status_of(error)
+    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+    return answer(status, *problems, headers=headers)
+
+
+async def _unreadable(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    return answer(HTTPStatus.UNPROCESSABLE_ENTITY, *(_problem_of(each) for each in error.errors()))
+
+
+def _problem_of(each: dict[str, Any]) -> Problem:
+    place = ".".join(str(part) for part in each["loc"])
+    return Problem("bad_request", f"{place}: {each['msg']}", "See /api/v1/openapi.json.")
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    problem = Problem(code, str(error.detail), "See /api/v1/openapi.json.")
+    return answer(error.status_code, problem, headers=dict(error.headers or {}))
+
+
+async def _database(_: Request, error: Exception) -> JSONResponse:
+    # Only the first line: the others are the statement, which carries what it would store.
+    log.error("web.database", error=str(error).strip().splitlines()[0])
+    problem = Problem("database_away", "the database does not answer", "Ask again; see the log of web.")
+    return answer(HTTPStatus.SERVICE_UNAVAILABLE, problem, headers={"Retry-After": "5"})
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("web.failed", path=request.url.path, exc_info=error)
+    problem = Problem("internal", "this call failed in a way that nobody foresaw", "See the log of web.")
+    return answer(HTTPStatus.INTERNAL_SERVER_ERROR, problem)
