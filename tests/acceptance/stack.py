@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
 
+import httpx2
 from sqlalchemy import MetaData, select
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -69,6 +70,14 @@ class Stack:
         done = subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
         return json.loads(done.stdout)
+
+    def call(self, path: str, body: Any = None, *, token: str = "") -> tuple[int, Any]:
+        """Call the HTTP API, with a body to POST; the status and the document that come back."""
+        url = (self.state / "web.url").read_text().strip() + path
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        method = "GET" if body is None else "POST"
+        answer = httpx2.request(method, url, json=body, headers=headers, timeout=60)
+        return answer.status_code, answer.json()
 
     def remove(self) -> list[Process]:
         """Stop everything and remove the folder, however bad things stand; give what `down` had left running."""

@@ -1,4 +1,6 @@
-"""A node with twelve guests around it is emptied while workers are killed and a target fails, and all come home."""
+"""Of four nodes with twelve guests one is emptied by an alert, while workers are killed and a target fails, and another
+one by a window; all come home.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,30 @@ def left(stack: Stack, guests: list[Guest]) -> int:
     return sum(guest.row()["node"] != "alpha" for guest in guests[:LEAVING])
 
 
-def wait_for_state(stack: Stack, state: str) -> None:
-    wait_until(f"the evacuation is {state}", lambda: stack.table("evacuation")[0]["state"] == state, deadline_s=400)
+def wait_for_state(stack: Stack, state: str, *, number: int = 1) -> None:
+    wait_until(
+        f"evacuation {number} is {state}",
+        lambda: bool(rows := stack.table("evacuation", id=number)) and rows[0]["state"] == state,
+        deadline_s=400,
+    )
+
+
+def alert_fires(stack: Stack, token: str) -> list[str]:
+    """Alertmanager delivers an alert about alpha; what becomes of it."""
+    labels = {"alertname": "HostFails", "instance": "alpha:9100"}
+    alert = {"status": "firing", "labels": labels, "startsAt": "2026-05-01T12:00:00Z", "fingerprint": "f00d"}
+    status, document = stack.call("/api/v1/hooks/alertmanager", {"version": "4", "alerts": [alert]}, token=token)
+    assert status == 202, document
+    return [each["outcome"] for each in document["alerts"]]
+
+
+def empty_by_window(stack: Stack, node: str, guests: list[Guest]) -> None:
+    """A window begins at once, and empties its node; it is filled by hand."""
+    stack.haulier("window", "add", node, "--at", "1s", "--duration", "1h").done()
+    wait_for_state(stack, "drained", number=2)
+    assert node not in {guest.row()["node"] for guest in guests}
+    assert stack.haulier("evacuation", "show", "2").done()["cause"] == "window 1"
+    assert stack.haulier("restore", node, "--wait").done()["state"] == "restored"
 
 
 @pytest.mark.timeout(900)
@@ -64,14 +88,18 @@ def test_all_leave_and_come_home_and_lose_nothing(four_nodes: Stack, guests: lis
     assert targets[PAIR[0]] != targets[PAIR[1]]
     assert targets[REPLICATED] == "gamma"
     assert {guest.name: guest.row()["node"] for guest in guests} == before
+    stack.haulier("alert", "add", "HostFails", "evacuate").done()
+    token = stack.haulier("token", "add", "alertmanager", "--scope", "hook").done()["token"]
     with faults.told("qemu", "beta", "open"):
-        assert stack.haulier("evacuate", "alpha").done()["state"] == "running"
+        assert alert_fires(stack, token) == ["waiting"]
         for number in (1, 3):
             wait_until(f"{number} have left", lambda number=number: left(stack, guests) >= number, deadline_s=300)  # type: ignore[misc]
             stack.kill("control")
             stack.kill("beat")
         wait_for_state(stack, "blocked")
+    assert alert_fires(stack, token) == ["done"], "what it repeats is the same alert"
     shown = stack.haulier("evacuation", "show", "1").document
+    assert shown["cause"] == "alert 1"
     assert [(each["vm"], each["code"]) for each in shown["blocked"]] == [(PINNED, "policy_stay")]
     assert PINNED in shown["waiting_for"]
     assert "beta" not in {each["target"] for each in shown["plan"]}, "it failed, and was left for others"
@@ -91,8 +119,9 @@ def test_all_leave_and_come_home_and_lose_nothing(four_nodes: Stack, guests: lis
     (away,) = restored["blocked"]
     assert (away["vm"] in PAIR, away["code"]) == (True, "rule")
     after = {guest.name: guest.row()["node"] for guest in guests}
-    assert after.pop(away["vm"]) == where[away["vm"]]
-    assert after == {name: node for name, node in before.items() if name != away["vm"]}
+    assert after == before | {away["vm"]: where[away["vm"]]}
+    empty_by_window(stack, "delta", guests)
+    assert {guest.name: guest.row()["node"] for guest in guests} == after
     for guest in guests:
         guest.wait_ticks(10)
     assert_all_is_well(stack, *guests)

@@ -178,7 +178,7 @@ NEVER = (
         {},
         (({}, {"fingerprint": "g"}),),
         {},
-        "alert.fingerprint",
+        "alert.fingerprint, alert.starts_at",
     ),
     Never(
         "two rules of one name",
