@@ -109,12 +109,17 @@ class EvacuationState(StrEnum):
 
 
 class EvacuationPolicy(StrEnum):
-    """What may happen to a VM when its node is emptied: it moves while it runs, it moves also while it is stopped, or
-    it stays.
+    """What may happen to a VM when its node is emptied.
+
+    `live`: it moves while it runs. `offline_if_stopped`: it moves as it is. `live_or_pause`: also with a long pause, if
+    it does not settle. `stop_by_consent`: if it cannot move while it runs, somebody may consent to its stop. `stay`: it
+    stays.
     """
 
     LIVE = "live"
+    LIVE_OR_PAUSE = "live_or_pause"
     OFFLINE_IF_STOPPED = "offline_if_stopped"
+    STOP_BY_CONSENT = "stop_by_consent"
     STAY = "stay"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey
+from sqlalchemy import CheckConstraint, ForeignKey, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
@@ -46,7 +46,9 @@ class Evacuation(Base):
 class EvacuationVm(Base):
     """A VM that an evacuation found on its node: where it was sent and why, or the `problem` that keeps it there.
 
-    `is_home`: it was brought back, or nobody is to bring it back any more.
+    `is_home`: it was brought back, or nobody is to bring it back any more. Somebody consented to its stop at
+    `consent_at`; what failed of the migrations up to `tried_after` is forgiven to it then. It was stopped for its move
+    at `stopped_at`, and is to be started again.
     """
 
     __tablename__ = "evacuation_vm"
@@ -57,6 +59,9 @@ class EvacuationVm(Base):
     reason: Mapped[str | None]
     problem: Mapped[dict[str, Any] | None]
     is_home: Mapped[bool] = mapped_column(default=False)
+    consent_at: Mapped[datetime | None]
+    stopped_at: Mapped[datetime | None]
+    tried_after: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
     evacuation: Mapped[Evacuation] = relationship(back_populates="vms")
     vm: Mapped[Vm] = relationship()

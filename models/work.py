@@ -60,7 +60,7 @@ class Migration(Base):
     `storage_map` names the target's storage for one of the source's, where it is not the one of the same name.
     It is begun `tries` times at most, after a failure not before `not_before`.
     `timeout_s` is how long a try may take before the hand-over, `stall_s` how long a phase may show no progress; 0
-    is no limit.
+    is no limit. With `may_pause` a guest that does not settle stands still for as long as the rest of its RAM takes.
     """
 
     __tablename__ = "migration"
@@ -93,6 +93,7 @@ class Migration(Base):
     not_before: Mapped[datetime | None]
     timeout_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     stall_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
+    may_pause: Mapped[bool] = mapped_column(default=False, server_default=false())
     storage_map: Mapped[dict[str, Any] | None]
     replication_id: Mapped[int | None] = mapped_column(ForeignKey("replication.id"))
     batch_id: Mapped[int | None] = mapped_column(ForeignKey("batch.id"), index=True)

@@ -39,8 +39,8 @@ SETTINGS: Mapping[str, str] = {
     "bandwidth_out_bytes_per_s": "The budget that all that leaves one node shares, in bytes per second, unless "
     "`haulier node set NODE --bandwidth-out` says otherwise; 0 is none (docs/queue.md).",
     "bandwidth_in_bytes_per_s": "The same for all that goes to one node, unless `--bandwidth-in` says otherwise.",
-    "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s, for a "
-    "guest that dirties RAM faster than it can be sent.",
+    "downtime_limit_ms": "The pause that QEMU aims at, in milliseconds. It is doubled step by step, up to 8 s (with "
+    "`--may-pause` without end), for a guest that dirties RAM faster than it can be sent.",
     "migration_timeout_s": "How long a try of a migration may take until the hand-over, in seconds, unless "
     "`haulier migrate --timeout-s` says otherwise; then it is undone. 0 is no limit.",
     "stall_timeout_s": "How long a phase may show no progress, in seconds, unless `haulier migrate --stall-timeout-s` "

@@ -54,7 +54,7 @@ async def run(work: StepRun) -> Notes:
         return {}
     port = view.notes[Phase.HAND_OVER, Side.TARGET]["stream_port"]
     await work.allowance.pace()
-    pacer = Pacer(work.allowance, first_ms=settings.downtime_limit_ms)
+    pacer = Pacer(work.allowance, first_ms=settings.downtime_limit_ms, may_pause=view.may_pause)
     pacer.told = replace(FIRST_PACE, bytes_per_s=min(pacer.at_most, FIRST_PACE.bytes_per_s))
     async with (
         work.context.signals.listen_async(taken_topic(view.attempt_id)) as bell,
@@ -139,6 +139,7 @@ class Pacer:
 
     allowance: Allowance
     first_ms: int
+    may_pause: bool
     told: Pace = FIRST_PACE
     guest_runs: bool = True
     stopped: bool = False
@@ -160,7 +161,7 @@ class Pacer:
             self.settles_since = steady_s()
         settling_s = steady_s() - self.settles_since if self.settles_since is not None else 0.0
         facts = StreamFacts(seen.remaining, seen.dirty_bytes_per_s, seen.passes, settling_s)
-        pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms)
+        pace = choose_pace(facts, at_most=self.at_most, first_ms=self.first_ms, may_pause=self.may_pause)
         # Before the stream has begun nothing is known of what is left.
         if seen.status == "active" and seen.total and pace != self.told:
             await stream.set_pace(monitor, bytes_per_s=pace.bytes_per_s, downtime_limit_ms=pace.downtime_limit_ms)

@@ -67,6 +67,8 @@ class Wishes:
         How often it is begun at most, if it fails by something that may pass.
     label
         A word by which those that have it may be held: haulier queue pause LABEL.
+    may_pause
+        Let a guest that does not settle stand still for as long as the rest of its RAM takes, where 8 s are not enough.
     """
 
     offline: Flag = False
@@ -76,6 +78,7 @@ class Wishes:
     priority: int = USUAL_PRIORITY
     tries: int = 1
     label: str | None = None
+    may_pause: Flag = False
 
 
 def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishes()) -> int:
@@ -100,6 +103,7 @@ def migrate(name: str, /, *, to: str, wait: Flag = False, wishes: Wishes = Wishe
         priority=wishes.priority,
         tries=wishes.tries,
         label=wishes.label,
+        may_pause=wishes.may_pause,
     )
     migration_id = migrations.file_migration(around, name, target=to, terms=terms)
     until = migrations.is_over if wait else migrations.is_past_check

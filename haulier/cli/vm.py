@@ -91,8 +91,9 @@ def set_(name: str, /, *, evacuation: EvacuationPolicy) -> None:
     name
         The VM.
     evacuation
-        When its node is emptied: `live` moves it if it runs, `offline_if_stopped` (the usual one) also if it does not,
-        `stay` leaves it where it is.
+        When its node is emptied: `live` moves it if it runs, `offline_if_stopped` (the usual one) also if it does not;
+        `live_or_pause` lets it stand still for as long as its RAM takes, if it does not settle; `stop_by_consent` has
+        you asked whether it may be stopped, if it cannot move otherwise; `stay` leaves it where it is.
     """
     document = vms.set_policy(context(), name, evacuation)
     show(document, f"{name}: {document['evacuation']}")

@@ -26,6 +26,8 @@ _PASSES_PER_DOUBLING = 10
 _PATIENCE_S = 60.0
 _S_PER_DOUBLING = 15.0
 _LONGEST_MS = 8_000
+# What QEMU takes as a limit, for a guest that may stand still for as long as it takes.
+_NO_END_MS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,15 @@ class Pace:
 FIRST_PACE = Pace(_LEAST_BYTES_PER_S, _FIRST_PASS_LIMIT_MS)
 
 
-def choose_pace(facts: StreamFacts, *, at_most: int, first_ms: int) -> Pace:
-    """The pace from now on: never faster than `at_most`, and a pause of `first_ms` unless the guest does not settle."""
+def choose_pace(facts: StreamFacts, *, at_most: int, first_ms: int, may_pause: bool = False) -> Pace:
+    """The pace from now on: never faster than `at_most`, a pause of `first_ms` unless the guest does not settle; one
+    that `may_pause` gets any pause in the end.
+    """
     if facts.passes <= 1:
         slow = facts.remaining_bytes <= _END_OF_FIRST_PASS_BYTES
         return Pace(min(at_most, _LEAST_BYTES_PER_S if slow else _landing(facts)), _FIRST_PASS_LIMIT_MS)
-    limit_ms = next_downtime_limit_ms(facts.passes, facts.settling_s, first_ms=first_ms)
+    longest_ms = _NO_END_MS if may_pause else _LONGEST_MS
+    limit_ms = next_downtime_limit_ms(facts.passes, facts.settling_s, first_ms=first_ms, longest_ms=longest_ms)
     return Pace(min(at_most, _landing(facts)), limit_ms)
 
 
@@ -66,10 +71,10 @@ def _landing(facts: StreamFacts) -> int:
     return max(_LEAST_BYTES_PER_S, int(wanted))
 
 
-def next_downtime_limit_ms(passes: int, settling_s: float, *, first_ms: int) -> int:
+def next_downtime_limit_ms(passes: int, settling_s: float, *, first_ms: int, longest_ms: int = _LONGEST_MS) -> int:
     """The allowed pause in milliseconds after so many passes over the RAM, and seconds after the first of them: doubled
-    every ten passes beyond fifteen, or every fifteen seconds beyond a minute, whichever is more.
+    every ten passes beyond fifteen, or every fifteen seconds beyond a minute, whichever is more; up to `longest_ms`.
     """
     by_passes = (passes - _PATIENCE_PASSES) // _PASSES_PER_DOUBLING + 1 if passes > _PATIENCE_PASSES else 0
     by_time = int((settling_s - _PATIENCE_S) // _S_PER_DOUBLING) + 1 if settling_s > _PATIENCE_S else 0
-    return max(first_ms, min(first_ms << min(max(by_passes, by_time), 16), _LONGEST_MS))
+    return max(first_ms, min(first_ms << min(max(by_passes, by_time), 16), longest_ms))

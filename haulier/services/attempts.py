@@ -147,7 +147,8 @@ class AttemptView:
 
     `offline`: the VM does not run, and nothing starts it before the attempt is over.
     `settled`: after the hand-over the guest was let run, or left as it was; whoever pauses it from now on wants that.
-    `stall_s`: how long a phase may show no progress; 0 is for ever. `replication_id`: it is a sync of that replication.
+    `stall_s`: how long a phase may show no progress; 0 is for ever. `may_pause`: a guest that does not settle may stand
+    still for as long as it takes. `replication_id`: it is a sync of that replication.
     """
 
     attempt_id: int
@@ -167,6 +168,7 @@ class AttemptView:
     handed_over: bool
     settled: bool
     stall_s: float
+    may_pause: bool = False
     replication_id: int | None = None
     turn: Turn | None = None
     notes: Mapping[tuple[Phase, Side], dict[str, Any]] = field(default_factory=dict)

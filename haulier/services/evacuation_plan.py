@@ -54,7 +54,12 @@ class Plan:
 
 def terms_of_vm(vm: Vm) -> Terms:
     """How a VM is moved out of its node, or back."""
-    return Terms(offline=vm.state not in STARTED, priority=EVACUATION_PRIORITY, tries=EVACUATION_TRIES)
+    return Terms(
+        offline=vm.state not in STARTED,
+        priority=EVACUATION_PRIORITY,
+        tries=EVACUATION_TRIES,
+        may_pause=vm.evacuation is EvacuationPolicy.LIVE_OR_PAUSE,
+    )
 
 
 def kept_by_policy(vm: Vm) -> Problem | None:

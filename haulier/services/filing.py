@@ -42,7 +42,8 @@ class Terms:
     `timeout_s` is how long a try of it may take, `stall_s` how long a phase may show no progress, in seconds: 0 is no
     limit, None is what the settings say. Raises Refused for what is neither and no time to wait. Of two that wait, the
     one of the higher `priority` goes first, if the other was not filed much earlier. It is begun `tries` times at most,
-    if its failures are of a kind that another try may help. A `label` is what those are held by that have it.
+    if its failures are of a kind that another try may help. A `label` is what those are held by that have it. A guest
+    that does not settle and `may_pause` stands still for as long as the rest of its RAM takes.
     """
 
     offline: bool = False
@@ -52,6 +53,7 @@ class Terms:
     priority: int = USUAL_PRIORITY
     tries: int = 1
     label: str | None = None
+    may_pause: bool = False
 
     def __post_init__(self) -> None:
         for what, seconds in (("time-out", self.timeout_s), ("stall time-out", self.stall_s)):
@@ -78,6 +80,7 @@ def terms_of(migration: Migration) -> Terms:
         priority=migration.priority,
         tries=migration.tries,
         label=migration.label,
+        may_pause=migration.may_pause,
     )
 
 
@@ -156,6 +159,7 @@ def values_of(settings: Settings, wanted: Wanted, *, at: datetime, place: int = 
         "offline": terms.offline,
         "priority": terms.priority,
         "label": terms.label,
+        "may_pause": terms.may_pause,
         "tries": terms.tries,
         "rank": rank(at.timestamp(), priority=terms.priority, place=place),
         "storage_map": dict(terms.storage_map),

@@ -36,7 +36,8 @@ _WHOLE = (
     select(
         _ATTEMPT.c.number,
         _ATTEMPT.c.migration_id,
-        *(_MIGRATION.c[name] for name in ("vm_id", "epoch", "state", "offline", "stall_s", "replication_id")),
+        *(_MIGRATION.c[name] for name in ("vm_id", "epoch", "state", "offline", "stall_s", "may_pause")),
+        _MIGRATION.c.replication_id,
         *(_VM.c[name].label(f"vm_{name}") for name in ("name", "state", "definition", "pinned")),
         *(node.c[name].label(f"{node.name}_{name}") for node in (_SOURCE, _TARGET) for name in _NODE),
         _LEDGER.c.identity,
@@ -106,6 +107,7 @@ def load_view(context: Context, attempt_id: int) -> AttemptView:
         handed_over=row.state is MigrationState.HANDED_OVER,
         settled=any(step.notes.get("settled", False) for step in steps),
         stall_s=row.stall_s,
+        may_pause=row.may_pause,
         notes={(step.phase, step.side): step.notes for step in steps},
     )
 
