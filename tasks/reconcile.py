@@ -6,6 +6,7 @@ from haulier.clock import Pace
 from haulier.services import admission
 from haulier.services.alert_actions import ask_for_alerts
 from haulier.services.bandwidth import divide_anew
+from haulier.services.consent import follow_consents
 from haulier.services.evacuation_steps import sweep_evacuations
 from haulier.services.operations import sweep_operations
 from haulier.services.put_off import mend_put_off
@@ -33,6 +34,7 @@ def _look_after_all() -> None:
     # By messages: to place VMs takes seconds, and here the dead are noticed.
     also_held = _held.is_due()
     sweep_evacuations(context(), blocked_too=also_held)
+    follow_consents(context())
     ask_for_alerts(context(), held_too=also_held)
     ask_for_windows(context())
     # By a message too: where there is always room for one more it does not end for long.

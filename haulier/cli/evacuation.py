@@ -10,6 +10,7 @@ from haulier.cli.around import context
 from haulier.cli.moments import deadline_of, interval
 from haulier.cli.output import show, show_text, size, table
 from haulier.errors import Problem
+from haulier.services import consent as consents
 from haulier.services import evacuation_view, evacuations
 from haulier.services.context import Context
 
@@ -181,3 +182,18 @@ def cancel(evacuation_id: int, /, *, undo: Annotated[bool, _YES] = False) -> Non
         Undo what is at work too, as far as its guest was not handed over.
     """
     _show(evacuations.cancel(context(), evacuation_id, undo=undo))
+
+
+@app.command
+def consent(evacuation_id: int, vm: str, /) -> None:
+    """Let a VM of the policy stop_by_consent, which could not move while it runs, be stopped for its move. It is
+    started again where it is then, also if it could not move at all.
+
+    Parameters
+    ----------
+    evacuation_id
+        The evacuation.
+    vm
+        The VM.
+    """
+    _show(consents.consent(context(), evacuation_id, vm))

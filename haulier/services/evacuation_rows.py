@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from haulier.errors import Problem, Refused
 from haulier.planner.failures import FailureClass, class_of
-from haulier.planner.refusals import lost_source
+from haulier.planner.refusals import STARTED, lost_source
 from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import may_be_left
 from haulier.services.liveness import silent_s
+from haulier.services.stopped import to_be_started, to_be_stopped
 from models import (
     Batch,
     Evacuation,
+    EvacuationPolicy,
     EvacuationState,
     EvacuationVm,
     Migration,
@@ -98,9 +100,10 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         and _is_closed(context, found.target, closed)
     }
     stuck = {name: problem for name, tried in failures.items() if (problem := _for_good(tried))}
-    made = _not_made_yet(session, vms)
+    busy = _not_made_yet(session, vms) | to_be_stopped(session, evacuation)
+    started = to_be_started(session, evacuation)
     free = tuple(
-        vm for vm in vms if (vm.id not in open_ or vm.name in waiting) and vm.name not in stuck and vm.id not in made
+        vm for vm in vms if (vm.id not in open_ or vm.name in waiting) and vm.name not in stuck and vm.id not in busy
     )
     avoids = {
         name: {target: problem for target, problem in tried if _is_targets(problem)} for name, tried in failures.items()
@@ -113,15 +116,28 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         tuple(
             dict.fromkeys(
                 [
-                    *(vm.name for vm in vms if (vm.id in open_ or vm.id in made) and vm.name not in waiting),
+                    *(vm.name for vm in vms if (vm.id in open_ or vm.id in busy) and vm.name not in waiting),
+                    *(name for name, problem in started.items() if problem is None),
                     *(name for name in unfinished(session, evacuation) if name not in waiting),
                     *(() if homeward else _arriving(session, evacuation)),
                 ]
             )
         ),
-        {vm.name: stuck[vm.name] for vm in vms if vm.name in stuck and vm.id not in open_},
+        {
+            **{vm.name: _ask(evacuation, vm, stuck[vm.name]) for vm in vms if vm.name in stuck and vm.id not in open_},
+            **{name: problem for name, problem in started.items() if problem is not None},
+        },
         Question((), closed, avoids, only_to=evacuation.node.name if homeward else None),
         newest,
+    )
+
+
+def _ask(evacuation: Evacuation, vm: Vm, problem: Problem) -> Problem:
+    """The reason why one is stuck; it may be that somebody is asked whether it may be stopped."""
+    if vm.evacuation is not EvacuationPolicy.STOP_BY_CONSENT or vm.state not in STARTED:
+        return problem
+    return replace(
+        problem, hint=f"If it may be stopped for its move: haulier evacuation consent {evacuation.id} {vm.name}"
     )
 
 
@@ -210,11 +226,15 @@ def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> di
         .join(Migration, Migration.vm_id == Vm.id)
         .join(Batch, Batch.id == Migration.batch_id)
         .join(target, target.id == Migration.target_id)
+        .outerjoin(
+            EvacuationVm, and_(EvacuationVm.evacuation_id == evacuation.id, EvacuationVm.vm_id == Migration.vm_id)
+        )
         .where(
             Batch.evacuation_id == evacuation.id,
             Batch.homeward.is_(homeward),
             Migration.state.in_((MigrationState.UNDONE, MigrationState.REFUSED, MigrationState.CANCELLED)),
             Migration.id > evacuation.tried_after,
+            Migration.id > func.coalesce(EvacuationVm.tried_after, 0),
         )
         .order_by(Migration.id)
     )

@@ -71,7 +71,7 @@ def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
             ],
             "left": left,
             "eta_s": _eta_s(context, session, open_),
-            "waiting_for": _waits_for(context, session, evacuation, open_, left),
+            "waiting_for": _stops(evacuation, open_) or _waits_for(context, session, evacuation, open_, left),
         }
 
 
@@ -80,10 +80,11 @@ def _is_homeward(evacuation: Evacuation) -> bool:
 
 
 def _is_held(evacuation: Evacuation, row: EvacuationVm) -> bool:
-    """Whether it is still where it is not to be, for a reason."""
+    """Whether it is still where it is not to be, or not what it was, for a reason."""
     here = row.vm.node_id == evacuation.node_id
     is_over = evacuation.state is _E.CANCELLED
-    return row.problem is not None and here is not _is_homeward(evacuation) and not is_over
+    is_wrong = row.stopped_at is not None or (here is not _is_homeward(evacuation) and not is_over)
+    return row.problem is not None and is_wrong
 
 
 def _newest(session: Session, evacuation: Evacuation) -> dict[int, Migration]:
@@ -136,6 +137,12 @@ def _eta_s(context: Context, session: Session, open_: Sequence[Migration]) -> fl
     return eta_s([expected.get(migration.id) for migration in open_])
 
 
+def _stops(evacuation: Evacuation, open_: Sequence[Migration]) -> str | None:
+    """In one line, if nothing moves because something is being stopped or started."""
+    stopping = [row.vm.name for row in evacuation.vms if row.consent_at is not None and row.problem is None]
+    return f"{', '.join(stopping)}: stopped for the move, and started again then" if stopping and not open_ else None
+
+
 def _waits_for(
     context: Context, session: Session, evacuation: Evacuation, open_: Sequence[Migration], left: Sequence[str]
 ) -> str:
@@ -146,7 +153,8 @@ def _waits_for(
         case _E.PAUSED:
             return f"it is paused: haulier evacuation resume {evacuation.id}"
         case _E.BLOCKED:
-            return f"{problem.get('vm')} cannot leave: {problem.get('message')} ({problem.get('hint')})"
+            what = "is not started" if problem.get("code") == "not_started" else "cannot leave"
+            return f"{problem.get('vm')} {what}: {problem.get('message')} ({problem.get('hint')})"
         case _E.DRAINED:
             empty = f"all that was to leave has left, and {', '.join(left)} is there still" if left else "it is empty"
             return f"nothing: {empty}; haulier restore {name} brings all back"
