@@ -47,13 +47,16 @@ class Seen:
 
 
 class HostWatch:
-    """One for a worker's life: what was told once is not told again."""
+    """One for a worker's life: what was told once is not told again. `guest_ram_bytes`: the RAM that each VM's QEMU
+    had when it was looked at last, by the VMs' names.
+    """
 
     def __init__(self, context: Context, node_id: int, layout: NodeLayout) -> None:
         self._context = context
         self._node_id = node_id
         self._layout = layout
         self._told: set[tuple[str, ...]] = set()
+        self.guest_ram_bytes: dict[str, int] = {}
 
     def look(self) -> None:
         """Look once. Safe to call at any time; what a migration or an operation works on is left to it."""
@@ -61,6 +64,8 @@ class HostWatch:
         guests = vms_that_should_run(self._context, self._node_id)
         for vm in guests:
             self._look_after(vm)
+        ram = ((vm.name, self._layout.vm(vm.name).qemu.resident_bytes()) for vm in guests)
+        self.guest_ram_bytes = {name: size for name, size in ram if size}
         theirs = {vm.name for vm in guests}
         for each in seen:
             if each.vm not in theirs:

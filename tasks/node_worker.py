@@ -83,7 +83,8 @@ def _live(node_id: int, found: dict[str, Any]) -> None:
     rooms = StorageRooms(context(), node_id)
     while not _ending.wait(context().settings.heartbeat_s):
         try:
-            beat(context(), node_id, {**found, **facts.memory(), "storage_free_bytes": rooms.now()})
+            seen = {"storage_free_bytes": rooms.now(), "guest_ram_bytes": watch.guest_ram_bytes}
+            beat(context(), node_id, {**found, **facts.memory(), **seen})
             watch.look()
             collect_orphans(context(), node_id)
             destroy_expired(context(), node_id, quarantine=this_node().layout.quarantine)

@@ -43,6 +43,15 @@ class Daemon:
             return None
         return pid if _is_ours(pid, self.token) else None
 
+    def resident_bytes(self) -> int:
+        """The RAM that it has now, 0 if it does not run."""
+        pid = self.pid()
+        try:
+            return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pid else 0
+        except (OSError, IndexError):
+            # It ended in this moment.
+            return 0
+
     def ended_by_itself(self) -> bool:
         """True if it ended cleanly: QEMU and swtpm remove their pid file on the way out, a killed one cannot."""
         return not self.pid_file.exists()

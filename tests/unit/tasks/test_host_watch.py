@@ -75,6 +75,15 @@ def test_past_of_a_guest_that_went_on_elsewhere_is_stopped_and_told(host: Host) 
     assert host.told() == [("programs.stopped", ["qemu", "swtpm"])]
 
 
+def test_ram_of_guests_is_seen_as_long_as_they_run(host: Host) -> None:
+    place = host.run("qemu", epoch=0)
+    host.watch.look()
+    assert 1 << 16 < host.watch.guest_ram_bytes["web"] < 1 << 30
+    end(place.qemu)
+    host.watch.look()
+    assert host.watch.guest_ram_bytes == {}
+
+
 def test_guest_that_the_rows_know_nothing_of_is_left_and_told_once(host: Host) -> None:
     """The database was restored from a copy: its rows are older than the guest."""
     place = host.run("qemu", "swtpm", epoch=1)
