@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from haulier.clock import now
 from haulier.definition.batch_file import AUTO, BatchEntry, BatchFile, at_line, refused
@@ -25,13 +25,15 @@ from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.batches import show_batch
 from haulier.services.context import Context, Unit
-from haulier.services.filing import USUAL_PRIORITY, Terms, Wanted, plan_migration, values_of
+from haulier.services.filing import USUAL_PRIORITY, Plan, Terms, Wanted, plan_migrations, values_of
 from haulier.services.hosts import hosts_now, ram_bytes_of, storages_of
 from haulier.services.lookup import find_node
-from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, Vm
+from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, Vm, Volume
 
 # Of many, some meet what passes by itself.
 USUAL_TRIES = 3
+# So many are asked at once; SQLite takes no more than some ten thousand numbers in one statement.
+_PORTION = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,34 @@ def _plan(context: Context, session: Session, file: BatchFile, *, tries: int) ->
     if problems := [*file.problems, *check_batch(file.entries, known)]:
         raise refused(problems)
     there = _There(nodes, hosts_now(context, session), tries)
-    return [_plan_one(context, session, entry, vms[entry.vm], there) for entry in file.entries]
+    planned = list[_Planned]()
+    for first in range(0, len(file.entries), _PORTION):
+        portion = [(entry, vms[entry.vm]) for entry in file.entries[first : first + _PORTION]]
+        planned += _plan_some(context, session, portion, there)
+    return planned
 
 
-def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, there: _There) -> _Planned:
+def _plan_some(
+    context: Context, session: Session, portion: Sequence[tuple[BatchEntry, Vm]], there: _There
+) -> Iterator[_Planned]:
+    """Targets are chosen one after the other, then all is asked at once."""
+    if any(entry.target == AUTO for entry, _ in portion):
+        _load_volumes(session, [vm for _, vm in portion])
+    chosen = [_choose(entry, vm, there) for entry, vm in portion]
+    wishes = [each.wanted for each in chosen if not each.problems]
+    plans = iter(plan_migrations(context, session, wishes))
+    for each in chosen:
+        yield each if each.problems else _asked(each, next(plans))
+
+
+def _load_volumes(session: Session, vms: Sequence[Vm]) -> None:
+    """Have them with their VMs, which would ask for them one by one."""
+    loaded = selectinload(Vm.volumes).joinedload(Volume.storage)
+    session.scalars(select(Vm).where(Vm.id.in_([vm.id for vm in vms])).options(loaded)).all()
+
+
+def _choose(entry: BatchEntry, vm: Vm, there: _There) -> _Planned:
+    """The entry with its target. The problem is that there is none."""
     priority = USUAL_PRIORITY if entry.priority is None else entry.priority
     terms = Terms(offline=vm.state not in STARTED, priority=priority, tries=there.tries, label=entry.label)
     nodes = there.nodes
@@ -149,9 +175,12 @@ def _plan_one(context: Context, session: Session, entry: BatchEntry, vm: Vm, the
             # Any will do for the record of what was refused.
             return _Planned(entry, Wanted(vm, nodes[others[0]], terms), (problem,))
         target = host.name
-    plan = plan_migration(context, session, vm, nodes[target], terms)
-    problems = lasting(refuse_filing(plan.facts))
-    return _Planned(entry, Wanted(vm, nodes[target], terms, plan.bytes), problems)
+    return _Planned(entry, Wanted(vm, nodes[target], terms), ())
+
+
+def _asked(planned: _Planned, plan: Plan) -> _Planned:
+    wanted = replace(planned.wanted, planned_bytes=plan.bytes)
+    return replace(planned, wanted=wanted, problems=lasting(refuse_filing(plan.facts)))
 
 
 def _write(context: Context, file: BatchFile, planned: Sequence[_Planned], *, key: str, policy: Policy) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -18,6 +18,7 @@ from haulier.planner.admission import MOST_PRIORITY, rank
 from haulier.planner.refusals import FilingFacts, MissingStorage
 from haulier.services.context import Context, Unit
 from haulier.services.liveness import silent_s
+from haulier.services.surroundings import Surroundings, look_around
 from haulier.services.transfers import Crossing, plan_crossings
 from haulier.settings import LONGEST_S, Settings
 from models import Migration, MigrationState, Node, Operation, Replication, Vm
@@ -98,16 +99,44 @@ class Plan:
         return self.ram_bytes + sum(each.volume.size_bytes or 0 for each in self.crossings if not each.stays)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A VM, the node that it is to go to, and how."""
+
+    vm: Vm
+    target: Node
+    terms: Terms
+    planned_bytes: int = 0
+
+
 def plan_migration(
     context: Context, session: Session, vm: Vm, target: Node, terms: Terms, *, but: int | None = None
 ) -> Plan:
     """Plan a migration of a VM, which has no other open one `but` this. A sync would make way. Touches nothing."""
-    wishes = (Migration.replication_id.is_(None), Migration.state.in_(OPEN_MIGRATION), Migration.id != (but or 0))
-    crossings = plan_crossings(session, vm, target, offline=terms.offline, storage_map=terms.storage_map)
+    return plan_migrations(context, session, [Wanted(vm, target, terms)], but=[but] if but else [])[0]
+
+
+def plan_migrations(
+    context: Context, session: Session, wanted: Sequence[Wanted], *, but: Collection[int] = ()
+) -> list[Plan]:
+    """Plan a migration of each of these VMs, in their order: in as many statements as of one, if their nodes are in the
+    session. They have no open ones but these.
+    """
+    ids = [each.vm.id for each in wanted]
+    there = look_around(session, [each.vm for each in wanted], [each.target for each in wanted])
+    wishes = (Migration.replication_id.is_(None), Migration.state.in_(OPEN_MIGRATION), Migration.id.not_in(but))
+    open_, operations = _open_migrations(session, ids, *wishes), _open_operations(session, ids)
+    return [_plan(context, there, each, open_.get(each.vm.id), operations.get(each.vm.id)) for each in wanted]
+
+
+def _plan(context: Context, there: Surroundings, wanted: Wanted, migration: int | None, operation: str | None) -> Plan:
+    vm, target, terms = wanted.vm, wanted.target, wanted.terms
+    crossings = plan_crossings(there, vm, target, offline=terms.offline, storage_map=terms.storage_map)
     missing = sorted({(each.to, each.volume.storage.name) for each in crossings if each.storage is None})
     facts = dataclasses.replace(
-        filing_facts(context, session, vm, target, offline=terms.offline),
-        open_migration=session.scalar(select(Migration.id).where(Migration.vm_id == vm.id, *wishes)),
+        _facts(context, vm, target, offline=terms.offline),
+        open_migration=migration,
+        open_operation=operation,
         choices=tuple(crossing.choice for crossing in crossings),
         missing_storages=tuple(MissingStorage(to, source) for to, source in missing),
         names_taken=tuple(f"{each.to}:{each.volume.name}" for each in crossings if each.name_is_taken),
@@ -119,6 +148,14 @@ def plan_migration(
 
 def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, offline: bool) -> FilingFacts:
     """What is known of the VM and the two nodes, without the volumes; a migration that waits is none that is open."""
+    return dataclasses.replace(
+        _facts(context, vm, target, offline=offline),
+        open_migration=_open_migrations(session, [vm.id], Migration.state.in_(AT_WORK)).get(vm.id),
+        open_operation=_open_operations(session, [vm.id]).get(vm.id),
+    )
+
+
+def _facts(context: Context, vm: Vm, target: Node, *, offline: bool) -> FilingFacts:
     limit_s = context.settings.node_silent_after_s
     return FilingFacts(
         vm=vm.name,
@@ -126,26 +163,22 @@ def filing_facts(context: Context, session: Session, vm: Vm, target: Node, *, of
         vm_node=vm.node.name,
         target=target.name,
         offline=offline,
-        open_migration=session.scalar(
-            select(Migration.id).where(Migration.vm_id == vm.id, Migration.state.in_(AT_WORK))
-        ),
+        open_migration=None,
         source_silent_s=silent_s(vm.node, limit_s=limit_s),
         target_silent_s=silent_s(target, limit_s=limit_s),
         target_state=target.state,
-        open_operation=session.scalar(
-            select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
-        ),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A VM, the node that it is to go to, and how."""
+def _open_migrations(session: Session, vms: Collection[int], *those: ColumnElement[bool]) -> dict[int, int]:
+    """Those that there are of each of these VMs."""
+    rows = session.execute(select(Migration.vm_id, Migration.id).where(Migration.vm_id.in_(vms), *those))
+    return {row.vm_id: row.id for row in rows}
 
-    vm: Vm
-    target: Node
-    terms: Terms
-    planned_bytes: int = 0
+
+def _open_operations(session: Session, vms: Collection[int]) -> dict[int | None, str]:
+    open_ = (Operation.vm_id.in_(vms), Operation.state.in_(OPEN_OPERATION))
+    return {row.vm_id: row.kind for row in session.execute(select(Operation.vm_id, Operation.kind).where(*open_))}
 
 
 def values_of(settings: Settings, wanted: Wanted, *, at: datetime, place: int = 0) -> dict[str, Any]:

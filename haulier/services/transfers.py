@@ -17,13 +17,12 @@ from haulier.definition.storage import StorageKind, format_on, name_on, problem_
 from haulier.errors import Problem, Refused
 from haulier.planner.methods import KEEPS_NAME, Choice, Method, VolumeFacts, choose_method
 from haulier.services.context import Unit
+from haulier.services.surroundings import PlacedReplica, Surroundings, given_names
 from models import (
     Attempt,
-    LedgerRole,
     Node,
     Replica,
     Storage,
-    TpmLedger,
     TransferMethod,
     Vm,
     Volume,
@@ -65,24 +64,18 @@ class Crossing:
 
 
 def plan_crossings(
-    session: Session, vm: Vm, target: Node, *, offline: bool, storage_map: Mapping[str, str]
+    there: Surroundings, vm: Vm, target: Node, *, offline: bool, storage_map: Mapping[str, str]
 ) -> tuple[Crossing, ...]:
     """How each volume of a VM would cross, in the order of the volumes. Touches nothing."""
-    replicas = {
-        (replica.volume_id, replica.storage_id): replica
-        for replica in session.scalars(
-            select(Replica).join(Storage).join(Volume, Replica.volume_id == Volume.id)
-            .where(Volume.vm_id == vm.id, Storage.node_id == target.id, Replica.overlay.is_(None))
-        )
-    }  # fmt: skip
-    storages = {storage.name: storage for storage in target.storages}
+    storages = {storage.name: storage for storage in there.storages[target.id]}
     in_snapshots = snapshot_devices(vm)
     crossings = []
-    for volume in vm.volumes:
+    for volume in there.volumes[vm.id]:
         to = storage_map.get(volume.storage.name, volume.storage.name)
         storage = storages.get(to)
         kind = StorageKind(storage.kind) if storage else StorageKind.FOLDER
-        replica = replicas.get((volume.id, storage.id)) if storage else None
+        replicas = there.replicas[volume.id]
+        replica = next((each.replica for each in replicas if storage and _is_usable(each.replica, storage)), None)
         stays = volume.storage.shared and to == volume.storage.name and storage is not None and storage.shared
         facts = VolumeFacts(
             device=volume.device,
@@ -97,24 +90,28 @@ def plan_crossings(
         )
         keeps = facts.role in KEEPS_NAME and not stays
         name = name_on(kind, volume.name, form=facts.target_format, vm=vm.name)
-        taken = keeps and storage is not None and name in _others(session, storage)
+        taken = keeps and storage is not None and name in there.names.on(storage)
         choice = choose_method(facts)
-        problem = problem_of_place(kind, name, form=facts.target_format) or _replica_elsewhere(volume, facts, target)
+        problem = problem_of_place(kind, name, form=facts.target_format) or _replica_elsewhere(facts, replicas, target)
         if problem:
             choice = replace(choice, refusal=choice.refusal or problem)
         crossings.append(Crossing(volume, choice, to, storage, stays, taken, replica))
     return tuple(crossings)
 
 
-def _replica_elsewhere(volume: Volume, facts: VolumeFacts, target: Node) -> Problem | None:
+def _is_usable(replica: Replica, storage: Storage) -> bool:
+    return replica.storage_id == storage.id and replica.overlay is None
+
+
+def _replica_elsewhere(facts: VolumeFacts, replicas: Iterable[PlacedReplica], target: Node) -> Problem | None:
     """A replica on a third node keeps its format, and so must its volume."""
     if facts.target_format == facts.format:
         return None
-    others = {each.storage.node.name for each in volume.replicas if each.storage.node_id != target.id}
+    others = {each.node for each in replicas if each.node_id != target.id}
     if not others:
         return None
     words = (
-        f"{volume.device} would become {facts.target_format}, and its replica on {', '.join(sorted(others))} would not"
+        f"{facts.device} would become {facts.target_format}, and its replica on {', '.join(sorted(others))} would not"
     )
     return Problem("replica_has_other_format", words, "End that replication first, and begin it anew afterwards.")
 
@@ -225,16 +222,5 @@ class Names:
             .join(Storage, Replica.storage_id == Storage.id)
             .where(Storage.node_id == storage.node_id, Storage.path == storage.path)
         )
-        return {*(each for row in replicas for each in row if each), *_others(self._session, storage)}
-
-
-def _others(session: Session, storage: Storage) -> set[str]:
-    """The names on a storage that VMs' volumes and states of TPMs have."""
-    kept = (TpmLedger.node_id == storage.node_id, TpmLedger.role != LedgerRole.DESTROYED)
-    # Thick and thin volumes of one group are in one place.
-    same = (Storage.node_id == storage.node_id, Storage.path == storage.path)
-    states = (Path(path) for path in session.scalars(select(TpmLedger.path).where(*kept)))
-    return {
-        *session.scalars(select(Volume.name).join(Storage, Volume.storage_id == Storage.id).where(*same)),
-        *(str(path.relative_to(storage.path)) for path in states if path.is_relative_to(storage.path)),
-    }
+        names = given_names(self._session, [storage.node_id])
+        return {*(each for row in replicas for each in row if each), *names.on(storage)}

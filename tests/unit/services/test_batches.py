@@ -16,7 +16,7 @@ from haulier.services.admission import admit
 from haulier.services.limits import LimitChange, set_limits
 from haulier.services.queue import list_queue
 from models import Attempt, Batch, LimitScope, Migration, Node, Storage, Vm, VmState
-from tests.unit.services.world import World, between, neighbour, per_commit
+from tests.unit.services.world import World, between, neighbour, per_commit, statements
 
 CONTRACT = {"id", "state", "counts", "migrations"}
 
@@ -186,7 +186,8 @@ def test_unknown_policy_files_nothing(world: World) -> None:
 # -- auto and selectors -----------------------------------------------------------------------------------------------
 
 
-def test_target_is_chosen(world: World) -> None:
+def add_room(world: World) -> None:
+    """Gamma has 3 GiB free, delta 2, and each VM needs one."""
     with world.context.database.write() as session:
         for name, free in (("gamma", 3 << 30), ("delta", 2 << 30)):
             node = Node(
@@ -195,10 +196,33 @@ def test_target_is_chosen(world: World) -> None:
             node.storages.append(Storage(name="local", kind="folder", path=f"/{name}/images"))
             session.add(node)
     world.change(Vm, pinned={"ram_kib": 1 << 20})
+
+
+def test_target_is_chosen(world: World) -> None:
+    add_room(world)
     document = submit(world, "web", "db", "ci", "log", target="auto")
     chosen = [each["target"] for each in document["migrations"]]  # type: ignore[attr-defined]
     assert chosen == ["gamma", "gamma", "delta", "gamma"], "each the one with the most that is left"
     assert world.migration(1).target_auto
+
+
+def test_many_are_planned_in_portions_and_in_as_many_questions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand entries took a minute, one after the other."""
+    world.change(Vm, Vm.name == "ci", state=VmState.STOPPED)
+    add_room(world)
+    whole, asked = planned_for(world, "web", "db", "ci", "log", "mail")
+    monkeypatch.setattr(batch_filing, "_PORTION", 2)
+    assert planned_for(world, "web", "db", "ci", "log", "mail")[0] == whole
+    volumes, ram = (1 << 30) + (5 << 20), 1 << 30
+    assert [size for _, _, size in whole] == [volumes + each for each in (ram, ram, 0, ram, ram)]
+    assert planned_for(world, "web", "db")[1] == asked
+
+
+def planned_for(world: World, *names: str) -> tuple[list[tuple[str, str, int]], int]:
+    """Who would go where with how much, and how many statements it took to know that."""
+    with world.context.database.read() as session, statements(world) as said:
+        planned = batch_filing._plan(world.context, session, file_of(*names, target="auto"), tries=1)
+        return [(each.entry.vm, each.wanted.target.name, each.wanted.planned_bytes) for each in planned], len(said)
 
 
 def test_no_target_fits(world: World) -> None:

@@ -17,6 +17,7 @@ from haulier.services.generations import Arrived
 from haulier.services.ledger import TpmCopy, reserve_copy
 from haulier.services.migrations import explain
 from haulier.services.replicas import old_files, overlays_of, record_merged
+from haulier.services.surroundings import look_around
 from haulier.services.transfers import plan_crossings
 from models import (
     SYNC_CHAIN,
@@ -236,7 +237,8 @@ def test_names_of_a_replica_are_nobody_elses(world: World) -> None:
     with world.context.database.read() as session:
         vm = session.scalars(select(Vm).where(Vm.name == "other")).one()
         beta = session.scalars(select(Node).where(Node.name == "beta")).one()
-        assert not any(each.name_is_taken for each in plan_crossings(session, vm, beta, offline=True, storage_map={}))
+        there = look_around(session, [vm], [beta])
+        assert not any(each.name_is_taken for each in plan_crossings(there, vm, beta, offline=True, storage_map={}))
 
 
 def test_beat_does_not_come_between_who_wants_the_vm_and_the_vm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

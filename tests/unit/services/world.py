@@ -383,6 +383,21 @@ def per_commit(world: World, counts: Callable[[str, str], bool]) -> Iterator[lis
         event.remove(engine, "commit", commit)
 
 
+@contextmanager
+def statements(world: World) -> Iterator[list[str]]:
+    """The SQL that was said to the database inside the block."""
+    engine, said = world.context.database.engine, list[str]()
+
+    def look(_c: object, _cursor: object, sql: str, *_: object) -> None:
+        said.append(sql)
+
+    event.listen(engine, "before_cursor_execute", look)
+    try:
+        yield said
+    finally:
+        event.remove(engine, "before_cursor_execute", look)
+
+
 def _pass_on(to: Future[Any]) -> Callable[[Future[Any]], None]:
     def pass_on(done: Future[Any]) -> None:
         if error := done.exception():
