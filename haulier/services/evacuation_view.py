@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Subquery, func, select
 from sqlalchemy.orm import Session
 
 from haulier.services.context import Context
@@ -16,10 +17,12 @@ from haulier.services.evacuation_rows import find_evacuation, left_behind
 from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
+from haulier.services.room import source_node, target_node
 from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node, Vm
 from models.transitions import OPEN_MIGRATION
 
 _E = EvacuationState
+_HOMEWARD = (_E.RESTORING, _E.RESTORED)
 
 
 def plan_document(node: Node, plan: Plan, *, but: Collection[str] = ()) -> dict[str, Any]:
@@ -48,66 +51,148 @@ def plan_document(node: Node, plan: Plan, *, but: Collection[str] = ()) -> dict[
 def list_evacuations(context: Context, *, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
     """The newest evacuations, of those that are older than `before`, without their VMs."""
     wanted = [] if before is None else [Evacuation.id < before]
+    query = select(Evacuation, Node.name).join(Node, Node.id == Evacuation.node_id).where(*wanted)
     with context.database.read() as session:
-        rows = session.scalars(select(Evacuation).where(*wanted).order_by(Evacuation.id.desc()).limit(limit)).all()
-        return [_head(evacuation, _newest(session, evacuation)) for evacuation in rows]
+        rows = session.execute(query.order_by(Evacuation.id.desc()).limit(limit)).all()
+        counts = _counts(session, [evacuation.id for evacuation, _ in rows])
+        return [_head(evacuation, node, counts[evacuation.id]) for evacuation, node in rows]
 
 
 def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
     """One evacuation as contract.md shows it: on its way back, the way back. Raises Refused for an unknown one."""
     with context.database.read() as session:
         evacuation = find_evacuation(session, evacuation_id)
-        newest = _newest(session, evacuation)
-        own = [migration for migration in newest.values() if migration.state in OPEN_MIGRATION]
-        open_ = [*own, *_of_others(session, evacuation, but=[migration.id for migration in own])]
+        newest = {move.vm_id: move for move in _newest_moves(session, evacuation)}
+        own = [move for move in newest.values() if move.state in OPEN_MIGRATION]
+        open_ = [*own, *_of_others(session, evacuation, but=[move.id for move in own])]
         left = [] if _is_homeward(evacuation) else [vm.name for vm in left_behind(session, evacuation.node)]
+        rows = _rows(session, evacuation)
         return {
-            **_head(evacuation, newest),
-            "plan": [_entry(evacuation, row, newest[row.vm_id]) for row in evacuation.vms if row.vm_id in newest],
+            **_head(evacuation, evacuation.node.name, _counts(session, [evacuation.id])[evacuation.id]),
+            "plan": [_entry(evacuation, row, newest[row.vm_id]) for row in rows if row.vm_id in newest],
             "blocked": [
-                {"vm": row.vm.name, "now_on": row.vm.node.name, **(row.problem or {})}
-                for row in evacuation.vms
-                if _is_held(evacuation, row)
+                {"vm": row.vm, "now_on": row.node, **(row.problem or {})} for row in rows if _is_held(evacuation, row)
             ],
             "left": left,
             "eta_s": _eta_s(context, session, open_),
-            "waiting_for": _stops(evacuation, open_) or _waits_for(context, session, evacuation, open_, left),
+            "waiting_for": _stops(rows, open_) or _waits_for(context, session, evacuation, open_, left),
         }
 
 
 def _is_homeward(evacuation: Evacuation) -> bool:
-    return evacuation.state in (_E.RESTORING, _E.RESTORED)
+    return evacuation.state in _HOMEWARD
 
 
-def _is_held(evacuation: Evacuation, row: EvacuationVm) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A VM of an evacuation, and where it is now."""
+
+    vm_id: int
+    vm: str
+    node_id: int
+    node: str
+    reason: str | None
+    problem: Mapping[str, Any] | None
+    consent_at: datetime | None
+    stopped_at: datetime | None
+
+
+def _rows(session: Session, evacuation: Evacuation) -> list[_Row]:
+    query = (
+        select(
+            *(Vm.id, Vm.name, Node.id, Node.name, EvacuationVm.reason, EvacuationVm.problem),
+            *(EvacuationVm.consent_at, EvacuationVm.stopped_at),
+        )
+        .select_from(EvacuationVm)
+        .join(Vm, Vm.id == EvacuationVm.vm_id)
+        .join(Node, Node.id == Vm.node_id)
+        .where(EvacuationVm.evacuation_id == evacuation.id)
+        .order_by(Vm.id)
+    )
+    return [_Row(*row) for row in session.execute(query)]
+
+
+def _is_held(evacuation: Evacuation, row: _Row) -> bool:
     """Whether it is still where it is not to be, or not what it was, for a reason."""
-    here = row.vm.node_id == evacuation.node_id
+    here = row.node_id == evacuation.node_id
     is_over = evacuation.state is _E.CANCELLED
     is_wrong = row.stopped_at is not None or (here is not _is_homeward(evacuation) and not is_over)
     return row.problem is not None and is_wrong
 
 
-def _newest(session: Session, evacuation: Evacuation) -> dict[int, Migration]:
-    """The newest migration of each VM in the direction that it goes now."""
-    own = (Batch.evacuation_id == evacuation.id, Batch.homeward.is_(_is_homeward(evacuation)))
-    query = select(Migration).join(Batch).where(*own).order_by(Migration.id)
-    return {migration.vm_id: migration for migration in session.scalars(query)}
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A migration, as far as it is shown."""
+
+    id: int
+    vm_id: int
+    vm: str
+    source: str
+    target: str
+    state: MigrationState
+    needs_operator: bool
+    rank: float
 
 
-def _of_others(session: Session, evacuation: Evacuation, *, but: Collection[int]) -> Sequence[Migration]:
+def _moves(session: Session, *those: ColumnElement[bool]) -> list[_Move]:
+    query = (
+        select(
+            *(Migration.id, Vm.id, Vm.name, source_node.name, target_node.name),
+            *(Migration.state, Migration.needs_operator, Migration.rank),
+        )
+        .select_from(Migration)
+        .join(Vm, Vm.id == Migration.vm_id)
+        .join(source_node, source_node.id == Migration.source_id)
+        .join(target_node, target_node.id == Migration.target_id)
+        .where(*those)
+        .order_by(Migration.id)
+    )
+    return [_Move(*row) for row in session.execute(query)]
+
+
+def _newest(evacuations: Collection[int]) -> Subquery:
+    """The newest migration of each VM of these, in the direction that their evacuations go now."""
+    return (
+        select(Batch.evacuation_id, func.max(Migration.id).label("id"))
+        .join(Evacuation, Evacuation.id == Batch.evacuation_id)
+        .join(Migration, Migration.batch_id == Batch.id)
+        .where(Batch.evacuation_id.in_(evacuations), Batch.homeward == Evacuation.state.in_(_HOMEWARD))
+        .group_by(Batch.evacuation_id, Migration.vm_id)
+        .subquery()
+    )
+
+
+def _newest_moves(session: Session, evacuation: Evacuation) -> list[_Move]:
+    return _moves(session, Migration.id.in_(select(_newest([evacuation.id]).c.id)))
+
+
+def _counts(session: Session, evacuations: Collection[int]) -> dict[int, Counter[str]]:
+    """How many of each one's newest migrations are shown in each state."""
+    newest = _newest(evacuations)
+    query = (
+        select(newest.c.evacuation_id, Migration.state, Migration.needs_operator, func.count())
+        .join(newest, newest.c.id == Migration.id)
+        .group_by(newest.c.evacuation_id, Migration.state, Migration.needs_operator)
+        .order_by(func.min(Migration.id))
+    )
+    found: dict[int, Counter[str]] = defaultdict(Counter)
+    for evacuation_id, state, needs_operator, number in session.execute(query):
+        found[evacuation_id][shown_state(state, needs_operator=needs_operator)] += number
+    return found
+
+
+def _of_others(session: Session, evacuation: Evacuation, *, but: Collection[int]) -> list[_Move]:
     """What somebody else has filed of the VMs on its node: it is waited for."""
     if _is_homeward(evacuation):
         return []
-    here = select(Vm.id).where(Vm.node_id == evacuation.node_id)
-    wanted = (Migration.vm_id.in_(here), Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
-    return session.scalars(select(Migration).where(*wanted, Migration.id.not_in(but))).all()
+    wishes = (Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
+    return _moves(session, Vm.node_id == evacuation.node_id, *wishes, Migration.id.not_in(but))
 
 
-def _head(evacuation: Evacuation, newest: Mapping[int, Migration]) -> dict[str, Any]:
-    counts = Counter(shown_state(each.state, needs_operator=each.needs_operator) for each in newest.values())
+def _head(evacuation: Evacuation, node: str, counts: Mapping[str, int]) -> dict[str, Any]:
     return {
         "id": evacuation.id,
-        "node": evacuation.node.name,
+        "node": node,
         "state": evacuation.state,
         "cause": evacuation.cause,
         "created_at": evacuation.created_at.isoformat(),
@@ -118,33 +203,33 @@ def _head(evacuation: Evacuation, newest: Mapping[int, Migration]) -> dict[str, 
     }
 
 
-def _entry(evacuation: Evacuation, row: EvacuationVm, migration: Migration) -> dict[str, Any]:
+def _entry(evacuation: Evacuation, row: _Row, move: _Move) -> dict[str, Any]:
     return {
-        "vm": row.vm.name,
-        "source": migration.source.name,
-        "target": migration.target.name,
+        "vm": row.vm,
+        "source": move.source,
+        "target": move.target,
         "reason": "it was there before" if _is_homeward(evacuation) else row.reason,
-        "migration": migration.id,
-        "state": shown_state(migration.state, needs_operator=migration.needs_operator),
-        "now_on": row.vm.node.name,
+        "migration": move.id,
+        "state": shown_state(move.state, needs_operator=move.needs_operator),
+        "now_on": row.node,
     }
 
 
-def _eta_s(context: Context, session: Session, open_: Sequence[Migration]) -> float | None:
+def _eta_s(context: Context, session: Session, open_: Sequence[_Move]) -> float | None:
     if not open_:
         return 0.0
     expected = spans(context, session, blocked=blocked_now(session))
-    return eta_s([expected.get(migration.id) for migration in open_])
+    return eta_s([expected.get(move.id) for move in open_])
 
 
-def _stops(evacuation: Evacuation, open_: Sequence[Migration]) -> str | None:
+def _stops(rows: Sequence[_Row], open_: Sequence[_Move]) -> str | None:
     """In one line, if nothing moves because something is being stopped or started."""
-    stopping = [row.vm.name for row in evacuation.vms if row.consent_at is not None and row.problem is None]
+    stopping = [row.vm for row in rows if row.consent_at is not None and row.problem is None]
     return f"{', '.join(stopping)}: stopped for the move, and started again then" if stopping and not open_ else None
 
 
 def _waits_for(
-    context: Context, session: Session, evacuation: Evacuation, open_: Sequence[Migration], left: Sequence[str]
+    context: Context, session: Session, evacuation: Evacuation, open_: Sequence[_Move], left: Sequence[str]
 ) -> str:
     """In one line."""
     problem: Mapping[str, str] = evacuation.problem or {}
@@ -166,14 +251,13 @@ def _waits_for(
             return _moves_wait_for(context, session, open_)
 
 
-def _moves_wait_for(context: Context, session: Session, open_: Sequence[Migration]) -> str:
-    waiting = [migration for migration in open_ if migration.state is MigrationState.QUEUED]
+def _moves_wait_for(context: Context, session: Session, open_: Sequence[_Move]) -> str:
+    waiting = [move for move in open_ if move.state is MigrationState.QUEUED]
     at_work = len(open_) - len(waiting)
-    if any(migration.needs_operator for migration in open_):
-        stuck = next(migration for migration in open_ if migration.needs_operator)
+    if stuck := next((move for move in open_ if move.needs_operator), None):
         return f"an operator: haulier migration show {stuck.id}"
     if not waiting:
         return f"{at_work} moves that are at work"
-    first = min(waiting, key=lambda migration: (migration.rank, migration.id))
+    first = min(waiting, key=lambda move: (move.rank, move.id))
     hold = holds_of(context, session, [first.id])[first.id]
-    return f"{at_work} moves at work, {len(waiting)} wait; the first of these, {first.vm.name}, for: {hold.text}"
+    return f"{at_work} moves at work, {len(waiting)} wait; the first of these, {first.vm}, for: {hold.text}"

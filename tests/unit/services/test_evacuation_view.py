@@ -1,0 +1,65 @@
+"""Evacuations are shown by what the rows say, in as many statements for many VMs as for few."""
+
+from __future__ import annotations
+
+from haulier.clock import now
+from haulier.services import evacuations
+from haulier.services.evacuation_view import list_evacuations
+from models import Migration, MigrationState
+from tests.unit.services.hall import hold, play, show
+from tests.unit.services.world import World, statements
+
+
+def test_list_counts_the_newest_migrations_of_each_on_its_way(hall: World) -> None:
+    """Out, and back; one that was tried at another target too counts once."""
+    evacuations.evacuate(hall.context, "alpha")
+    assert [each["counts"] for each in list_evacuations(hall.context)] == [show(hall)["counts"]]
+    play(hall)
+    evacuations.evacuate(hall.context, "beta")
+    play(hall)
+    hold(hall)
+    evacuations.restore(hall.context, "alpha")
+    newest, oldest = list_evacuations(hall.context)
+    assert (newest["id"], newest["node"], newest["state"], newest["counts"]) == (2, "beta", "drained", {"done": 1})
+    assert (oldest["id"], oldest["node"], oldest["state"]) == (1, "alpha", "restoring")
+    assert oldest["counts"] == show(hall)["counts"] == {"queued": 3}
+    assert [each["id"] for each in list_evacuations(hall.context, limit=1)] == [2]
+
+
+def test_what_needs_an_operator_is_counted_as_such(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    hall.change(Migration, Migration.id == 2, needs_operator=True)
+    (document,) = list_evacuations(hall.context)
+    assert document["counts"] == show(hall)["counts"] == {"running": 2, "needs_operator": 1}
+    assert show(hall)["waiting_for"] == "an operator: haulier migration show 2"
+
+
+def test_newest_try_counts(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    hall.change(Migration, state=MigrationState.UNDONE, finished_at=now())
+    evacuations.resume(hall.context, 1)
+    assert hall.count(Migration) == 6
+    assert list_evacuations(hall.context)[0]["counts"] == {"running": 3}
+    assert {each["migration"] for each in show(hall)["plan"]} == {4, 5, 6}
+
+
+def test_as_many_statements_for_many_evacuations_as_for_few(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    with statements(hall) as of_list:
+        list_evacuations(hall.context)
+    with statements(hall) as of_one:
+        show(hall)
+    evacuations.cancel(hall.context, 1, undo=False)
+    for number in range(8):
+        hall.add_vm(f"more{number}", pinned={"ram_kib": 1 << 18})
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    evacuations.evacuate(hall.context, "beta")
+    play(hall)
+    with statements(hall) as of_more:
+        assert len(list_evacuations(hall.context)) == 3
+    with statements(hall) as of_larger:
+        assert len(show(hall, 2)["plan"]) == 8
+    assert len(of_more) == len(of_list) <= 3
+    assert len(of_larger) == len(of_one)
