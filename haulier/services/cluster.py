@@ -1,44 +1,51 @@
-"""The cluster as placing sees it: nodes with the room that they have, VMs with what they need, rules; from the rows."""
+"""The cluster as placing sees it: nodes with the room that they have, VMs with what they need, rules; from the rows.
+
+The rows are read once for all rounds of a plan (cluster_rows.py); from then on it is values, and needs no transaction.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import inf
 from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.definition import VmDefinition
 from haulier.errors import Problem
-from haulier.planner.placing.cluster import Cluster, Guest, Host, Rule, RuleKind, StorageRoom
+from haulier.planner.placing.cluster import Cluster, Guest, Host, Rule, StorageRoom
 from haulier.planner.refusals import DISK_HEADROOM, RAM_HEADROOM, STARTED, closed_node, silent_node
-from haulier.services.context import Context
-from haulier.services.liveness import silent_s
-from haulier.settings import Settings
-from models import (
-    MaintenanceWindow,
-    Migration,
-    Node,
-    NodeState,
-    PlacementRule,
-    Replica,
-    Storage,
-    Vm,
-    Volume,
-    VolumeRole,
+from haulier.services.cluster_rows import (
+    NodeRow,
+    VmRow,
+    VolumeRow,
+    cpus_of,
+    load_incoming,
+    load_near,
+    load_nodes,
+    load_rules,
+    load_staying,
+    load_targets,
+    load_vms,
+    load_windows,
+    ram_bytes_of,
 )
-from models.transitions import OPEN_MIGRATION
+from haulier.services.context import Context
+from haulier.services.liveness import unheard_s
+from haulier.settings import Settings
+from models import NodeState, VolumeRole
 
 # What a guest sees of its host's own CPU.
 _HOST_CPUS = ("host", "max")
 # What is free moves by some MiB from one heartbeat to the next, and no place should change by that.
 _STEP = 256 << 20
-_NONE: Mapping[str, Problem] = MappingProxyType({})
+_NONE: Mapping[str, Mapping[str, Problem]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,104 +69,168 @@ class _Taken:
     cpus: int = 0
     storages: Counter[str] = field(default_factory=Counter)
 
+    def add(self, guest: Guest, *, incoming: bool = False) -> None:
+        """A guest that is there, or `incoming`."""
+        if guest.runs:
+            self.configured_bytes += guest.ram_bytes
+            self.incoming_bytes += guest.ram_bytes if incoming else 0
+            self.cpus += guest.cpus
 
-def load_cluster(context: Context, session: Session, question: Question) -> Cluster:
-    """All nodes and VMs as they are now. A migration that waits or is at work has its room on its target already."""
-    nodes = session.scalars(select(Node).options(selectinload(Node.storages)).order_by(Node.name)).all()
+    def add_volumes(self, sizes: Mapping[str, int]) -> None:
+        """What is to be written to its storages."""
+        self.storages.update(sizes)
+
+    def copy(self) -> _Taken:
+        """Another one that changes alone."""
+        return dataclasses.replace(self, storages=self.storages.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class _Movable:
+    """A guest that is to be placed, unless it has to stay: then it has its room on `node_id`, and on its way to
+    `target_id` already, where `own` of its bytes are to be written to each storage.
+    """
+
+    guest: Guest
+    node_id: int
+    target_id: int | None
+    own: Mapping[str, int]
+
+    def take(self, taken: Mapping[int, _Taken]) -> None:
+        """It stays."""
+        taken[self.node_id].add(self.guest)
+        if self.target_id is not None:
+            taken[self.target_id].add(self.guest, incoming=True)
+            taken[self.target_id].add_volumes(self.own)
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """All nodes and VMs as they were at one moment; `nodes` are the nodes' names by their ids.
+
+    A migration that waits or is at work has its room on its target already.
+    """
+
+    nodes: Mapping[int, str]
+    _settings: Settings
+    _asked: tuple[NodeRow, ...]
+    _taken: Mapping[int, _Taken]
+    _hosts: tuple[Host, ...]
+    _movable: tuple[_Movable, ...]
+    _staying: tuple[Guest, ...]
+    _rules: tuple[Rule, ...]
+
+    def cluster(self, *, avoids: Mapping[str, Mapping[str, Problem]] = _NONE, stuck: Collection[str] = ()) -> Cluster:
+        """As the planner wants it: with the nodes that each guest cannot go to, and those that are `stuck` staying."""
+        free = [each.guest for each in self._movable if each.guest.name not in stuck]
+        left = [each for each in self._movable if each.guest.name in stuck]
+        return Cluster(
+            self._hosts_beside(left),
+            tuple(dataclasses.replace(guest, avoids=avoids.get(guest.name, {})) for guest in free),
+            (*self._staying, *(self._at_its_place(each) for each in left)),
+            self._rules,
+        )
+
+    def _hosts_beside(self, left: Collection[_Movable]) -> tuple[Host, ...]:
+        """Most hosts stay as they were."""
+        changed = {place for each in left for place in (each.node_id, each.target_id) if place is not None}
+        taken = {node_id: self._taken.get(node_id, _Taken()).copy() for node_id in changed}
+        for each in left:
+            each.take(taken)
+        return tuple(
+            host if node.id not in changed else _host(self._settings, node, taken[node.id], host.closed)
+            for node, host in zip(self._asked, self._hosts, strict=True)
+        )
+
+    def _at_its_place(self, each: _Movable) -> Guest:
+        place = each.node_id if each.target_id is None else each.target_id
+        return dataclasses.replace(each.guest, host=self.nodes[place])
+
+
+def load_census(context: Context, session: Session, question: Question) -> Census:
+    """Read what there is to be known when these VMs are to be placed, all of it as it is now. Which nodes each of them
+    avoids is left to `Census.cluster`: it changes while a plan is made.
+    """
+    nodes, targets = load_nodes(session), load_targets(session)
     names = {node.id: node.name for node in nodes}
-    loaded = selectinload(Vm.volumes)
-    vms = session.scalars(select(Vm).options(loaded.joinedload(Volume.storage)).order_by(Vm.name)).all()
-    targets = _targets(session)
-    near = _near(session, names)
-    taken: dict[int, _Taken] = defaultdict(_Taken)
-    placed, staying = list[Guest](), list[Guest]()
-    for vm in vms:
-        avoids = question.avoids.get(vm.name, {})
-        if vm.id in question.vms:
-            placed.append(_guest(vm, names[vm.node_id], near=near.get(vm.id, frozenset()), avoids=avoids))
-            continue
-        target = targets.get(vm.id)
-        _take(taken[vm.node_id], vm)
-        if target is not None:
-            _take(taken[target], vm, incoming=True)
-        staying.append(_guest(vm, names[vm.node_id if target is None else target]))
-    windows = _windows(session)
-    asked = [node for node in nodes if question.only_to in (None, node.name)]
-    hosts = tuple(
-        _host(context, node, taken[node.id], _why_closed(context, node, question, windows.get(node.id)))
+    staying, taken = _staying(session, question, targets, names)
+    windows = load_windows(session)
+    asked = tuple(node for node in nodes if question.only_to in (None, node.name))
+    hosts = (
+        _host(context.settings, node, taken[node.id], _why_closed(context, node, question, windows.get(node.id)))
         for node in asked
     )
-    return Cluster(hosts, tuple(placed), tuple(staying), tuple(_rules(session)))
-
-
-def _targets(session: Session) -> dict[int, int]:
-    """The VMs that are on their way, or wait for it, with the ids of their targets."""
-    open_ = (Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
-    return {row[0]: row[1] for row in session.execute(select(Migration.vm_id, Migration.target_id).where(*open_))}
-
-
-def _near(session: Session, names: Mapping[int, str]) -> dict[int, frozenset[str]]:
-    """The nodes that have a replica of each VM."""
-    found: dict[int, set[str]] = defaultdict(set)
-    # Told in full: the volumes of the replica's storage are others.
-    query = (
-        select(Volume.vm_id, Storage.node_id)
-        .select_from(Replica)
-        .join(Storage, Storage.id == Replica.storage_id)
-        .join(Volume, Volume.id == Replica.volume_id)
+    return Census(
+        names,
+        context.settings,
+        asked,
+        taken,
+        tuple(hosts),
+        tuple(_movable(session, question, targets, nodes)),
+        tuple(staying),
+        load_rules(session, names),
     )
-    for vm_id, node_id in session.execute(query):
-        found[vm_id].add(names[node_id])
-    return {vm_id: frozenset(nodes) for vm_id, nodes in found.items()}
 
 
-def _take(taken: _Taken, vm: Vm, *, incoming: bool = False) -> None:
-    ram = _ram_bytes(vm) if vm.state in STARTED else 0
-    taken.configured_bytes += ram
-    taken.cpus += _cpus(vm) if vm.state in STARTED else 0
-    if incoming:
-        taken.incoming_bytes += ram
-        for volume in vm.volumes:
-            taken.storages[volume.storage.name] += 0 if volume.storage.shared else volume.size_bytes or 0
+def _staying(
+    session: Session, question: Question, targets: Mapping[int, int], names: Mapping[int, str]
+) -> tuple[list[Guest], Mapping[int, _Taken]]:
+    """Those that are not to be placed, and what they take of each node."""
+    staying, taken = list[Guest](), defaultdict[int, _Taken](_Taken)
+    for row in load_staying(session, but=question.vms):
+        target = targets.get(row.id)
+        place = names[row.node_id if target is None else target]
+        guest = Guest(row.name, place, ram_bytes=row.ram_bytes, cpus=row.cpus, runs=row.runs)
+        taken[row.node_id].add(guest)
+        if target is not None:
+            taken[target].add(guest, incoming=True)
+        staying.append(guest)
+    for node_id, sizes in load_incoming(session, but=question.vms).items():
+        taken[node_id].add_volumes(sizes)
+    return staying, taken
 
 
-def _ram_bytes(vm: Vm) -> int:
-    """What it has if it runs, and would have else."""
-    pinned: int = vm.pinned.get("ram_kib", 0) * 1024
-    return pinned or int(vm.definition["memory_mib"]) << 20
+def _movable(
+    session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
+) -> Iterator[_Movable]:
+    of_id, near = {node.id: node for node in nodes}, load_near(session, question.vms, nodes)
+    for row in load_vms(session, question.vms):
+        own = _sizes(volume for volume in row.volumes if not volume.shared)
+        guest = _guest(row, of_id[row.node_id], near.get(row.id, frozenset()))
+        yield _Movable(guest, row.node_id, targets.get(row.id), own)
 
 
-def _cpus(vm: Vm) -> int:
-    return int(vm.definition.get("cores", 1)) * int(vm.definition.get("sockets", 1))
+def _sizes(volumes: Iterable[VolumeRow]) -> Mapping[str, int]:
+    """The bytes on each storage."""
+    found = Counter[str]()
+    for volume in volumes:
+        found[volume.storage] += volume.size_bytes
+    return found
 
 
-def _guest(vm: Vm, host: str, *, near: frozenset[str] = frozenset(), avoids: Mapping[str, Problem] = _NONE) -> Guest:
-    facts, definition = vm.node.facts, VmDefinition.from_dict(vm.definition)
-    owned = [volume for volume in vm.volumes if volume.role is not VolumeRole.CDROM]
-    storages = Counter[str]()
-    for volume in owned:
-        storages[volume.storage.name] += volume.size_bytes or 0
-    cpu = str(vm.pinned.get("cpu") or "").partition(",")[0]
+def _guest(row: VmRow, node: NodeRow, near: frozenset[str]) -> Guest:
+    definition, pinned = VmDefinition.from_dict(row.definition), row.pinned
+    owned = [volume for volume in row.volumes if volume.role is not VolumeRole.CDROM]
+    cpu = str(pinned.get("cpu") or "").partition(",")[0]
     return Guest(
-        vm.name,
-        host,
-        ram_bytes=_ram_bytes(vm),
-        cpus=_cpus(vm),
-        runs=vm.state in STARTED,
-        storages=storages,
-        machine=vm.pinned.get("machine"),
-        accel=vm.pinned.get("accel"),
-        cpu_model=facts.get("cpu_model") if cpu in _HOST_CPUS and vm.pinned.get("accel") == "kvm" else None,
+        row.name,
+        node.name,
+        ram_bytes=ram_bytes_of(pinned.get("ram_kib"), definition.memory_mib),
+        cpus=cpus_of(definition.cores, definition.sockets),
+        runs=row.state in STARTED,
+        storages=_sizes(owned),
+        machine=pinned.get("machine"),
+        accel=pinned.get("accel"),
+        cpu_model=node.facts.get("cpu_model") if cpu in _HOST_CPUS and pinned.get("accel") == "kvm" else None,
         bridges=frozenset(nic.bridge for nic in definition.nics if nic.bridge),
         has_tpm=any(volume.role is VolumeRole.TPMSTATE for volume in owned),
-        libtpms=facts.get("libtpms_version"),
+        libtpms=node.facts.get("libtpms_version"),
         near=near,
-        avoids=avoids,
     )
 
 
-def _host(context: Context, node: Node, taken: _Taken, closed: Problem | None) -> Host:
-    settings, facts = context.settings, node.facts
+def _host(settings: Settings, node: NodeRow, taken: _Taken, closed: Problem | None) -> Host:
+    facts = node.facts
     ram = int(facts.get("ram_bytes") or 0)
     free = _free_bytes(settings, facts, taken)
     overcommit = settings.cpu_overcommit
@@ -181,7 +252,7 @@ def _host(context: Context, node: Node, taken: _Taken, closed: Problem | None) -
     )
 
 
-def _free_bytes(settings: Settings, facts: Mapping[str, int], taken: _Taken) -> int:
+def _free_bytes(settings: Settings, facts: Mapping[str, Any], taken: _Taken) -> int:
     """What a node's guests leave of its RAM: as it was measured, and by policy also as they are configured."""
     seen = int(facts.get("ram_free_bytes") or 0)
     measured = seen - seen % _STEP - taken.incoming_bytes - RAM_HEADROOM
@@ -190,28 +261,21 @@ def _free_bytes(settings: Settings, facts: Mapping[str, int], taken: _Taken) -> 
     return min(measured, int(facts.get("ram_bytes") or 0) - taken.configured_bytes - RAM_HEADROOM)
 
 
-def _storage_rooms(node: Node, taken: _Taken) -> dict[str, StorageRoom]:
+def _storage_rooms(node: NodeRow, taken: _Taken) -> dict[str, StorageRoom]:
     free: dict[str, int] = node.facts.get("storage_free_bytes", {})
     rooms = {}
-    for storage in node.storages:
-        known = free.get(storage.name)
-        left = inf if known is None else known - taken.storages[storage.name] - DISK_HEADROOM
-        rooms[storage.name] = StorageRoom(left, shared=storage.shared)
+    for name, shared in node.storages.items():
+        known = free.get(name)
+        rooms[name] = StorageRoom(inf if known is None else known - taken.storages[name] - DISK_HEADROOM, shared=shared)
     return rooms
 
 
-def _windows(session: Session) -> dict[int, datetime]:
-    """When the next window of each node begins that has one."""
-    query = select(MaintenanceWindow.node_id, func.min(MaintenanceWindow.next_at)).group_by(MaintenanceWindow.node_id)
-    return {node_id: next_at for node_id, next_at in session.execute(query) if next_at is not None}
-
-
-def _why_closed(context: Context, node: Node, question: Question, window: datetime | None) -> Problem | None:
+def _why_closed(context: Context, node: NodeRow, question: Question, window: datetime | None) -> Problem | None:
     if node.name in question.closed:
         return question.closed[node.name]
     if node.state is not NodeState.ONLINE:
         return closed_node(node.name, node.state)
-    silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
+    silent = unheard_s(node.heartbeat_at, limit_s=context.settings.node_silent_after_s)
     if silent is not None:
         return silent_node(node.name, silent)
     lead = timedelta(seconds=context.settings.window_lead_s)
@@ -219,17 +283,3 @@ def _why_closed(context: Context, node: Node, question: Question, window: dateti
         words = f"{node.name} has a maintenance window at {window.isoformat(timespec='minutes')}"
         return Problem("window_soon", words, "haulier window list")
     return None
-
-
-def _rules(session: Session) -> list[Rule]:
-    loaded = (selectinload(PlacementRule.vms), selectinload(PlacementRule.nodes))
-    return [
-        Rule(
-            rule.name,
-            RuleKind(rule.kind),
-            frozenset(vm.name for vm in rule.vms),
-            frozenset(node.name for node in rule.nodes),
-            hard=rule.hard,
-        )
-        for rule in session.scalars(select(PlacementRule).options(*loaded).order_by(PlacementRule.name))
-    ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import and_, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selectinload
 
 from haulier.errors import Problem, Refused
 from haulier.planner.failures import FailureClass, class_of
@@ -193,6 +193,7 @@ def missing(session: Session, node_id: int) -> Sequence[EvacuationVm]:
         .where(Evacuation.node_id == node_id, EvacuationVm.is_home.is_(False), Vm.node_id != node_id)
         .where(EvacuationVm.target_id.is_not(None), Batch.evacuation_id.is_not(None))
         .order_by(Vm.name, Evacuation.id)
+        .options(contains_eager(EvacuationVm.vm))
     )
     return list({row.vm_id: row for row in session.scalars(query)}.values())
 
@@ -200,7 +201,8 @@ def missing(session: Session, node_id: int) -> Sequence[EvacuationVm]:
 def _open_migrations(session: Session, vms: Sequence[Vm]) -> dict[int, Migration]:
     ids = [vm.id for vm in vms]
     wanted = (Migration.vm_id.in_(ids), Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
-    return {migration.vm_id: migration for migration in session.scalars(select(Migration).where(*wanted))}
+    query = select(Migration).where(*wanted).options(joinedload(Migration.batch), selectinload(Migration.target))
+    return {migration.vm_id: migration for migration in session.scalars(query)}
 
 
 def _arriving(session: Session, evacuation: Evacuation) -> Sequence[str]:

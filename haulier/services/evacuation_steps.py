@@ -17,7 +17,7 @@ from haulier.clock import now
 from haulier.errors import Problem
 from haulier.planner.failures import FailureClass, class_of
 from haulier.services.context import Context, Unit
-from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm
+from haulier.services.evacuation_plan import Plan, ToPlace, plan_moves, terms_of_vm, to_place
 from haulier.services.evacuation_rows import Situation, look, newest_promise
 from haulier.services.filing import Wanted, values_of
 from haulier.services.waiting import go_on_message, make_room
@@ -61,7 +61,8 @@ def go_on(context: Context, evacuation_id: int) -> None:
             if evacuation is None or evacuation.state not in _GOES_ON:
                 return
             seen = look(context, session, evacuation)
-            plan = _plan(context, session, seen)
+            wanted = _wanted(context, session, seen)
+        plan = plan_moves(context, wanted) if wanted else None
         try:
             with context.unit() as unit:
                 # Where somebody files one at each moment, the last plan stands: each target is asked again when its
@@ -74,26 +75,30 @@ def go_on(context: Context, evacuation_id: int) -> None:
                 raise
 
 
-def _plan(context: Context, session: Session, seen: Situation) -> Plan | None:
+def _wanted(context: Context, session: Session, seen: Situation) -> ToPlace | None:
     if not seen.to_place or seen.node_lost:
         return None
-    return plan_moves(context, session, seen.to_place, seen.question, moving=seen.waiting)
+    return to_place(context, session, seen.to_place, seen.question, waiting=seen.waiting)
 
 
 def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *, only_if_newest: bool) -> bool:
-    """All of a step. False if it is wanted only if nobody has filed anything since it was planned, and somebody has."""
+    """All of a step. False if it is wanted only if since it was planned nobody has filed anything, and no VM of it has
+    gone elsewhere, and that is not so.
+    """
     session = unit.session
     unit.context.database.exclude_others(session, _PLACING)
     evacuation = session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
     if evacuation.state not in _GOES_ON or (evacuation.state is _E.RESTORING) is not seen.homeward:
         return True
-    if plan is not None and only_if_newest and newest_promise(session) != seen.newest:
+    vms = _still_there(session, seen)
+    all_there = len(vms) == len(seen.to_place)
+    if plan is not None and only_if_newest and not (all_there and newest_promise(session) == seen.newest):
         return False
     node = session.get_one(Node, evacuation.node_id, with_for_update=True, populate_existing=True)
     problems = dict(seen.stuck) | ({vm.name: seen.node_lost for vm in seen.to_place} if seen.node_lost else {})
     if plan is not None:
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
-        _file(unit, evacuation, seen, plan)
+        _file(unit, evacuation, seen, plan, vms=vms)
     _note_blocked(unit, evacuation, problems)
     first = next(iter(sorted(problems.items())), None)
     evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
@@ -112,18 +117,25 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     return True
 
 
-def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan) -> None:
-    """A migration for each move but of those that wait already."""
+def _still_there(session: Session, seen: Situation) -> dict[str, Vm]:
+    """Those that were to be placed, as they are now: while places were looked for, one may have gone, or moved."""
+    nodes = {vm.id: vm.node_id for vm in seen.to_place}
+    found = session.scalars(select(Vm).where(Vm.id.in_(nodes)))
+    return {vm.name: vm for vm in found if vm.node_id == nodes[vm.id]}
+
+
+def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan, *, vms: Mapping[str, Vm]) -> None:
+    """A migration for each move of these VMs, but of those that wait already."""
     if not plan.moves:
         return
     evacuation.plans += 1
     session, moment = unit.session, now()
-    vms, known = {vm.name: vm for vm in seen.to_place}, _rows(session, evacuation)
-    wanted = {move.target for move in plan.moves}
+    known, moves = _rows(session, evacuation), [move for move in plan.moves if move.guest in vms]
+    wanted = {move.target for move in moves}
     nodes = {node.name: node for node in session.scalars(select(Node).where(Node.name.in_(wanted)))}
     batch = _batch(session, evacuation, homeward=seen.homeward, moment=moment)
     rows = list[dict[str, Any]]()
-    for move in plan.moves:
+    for move in moves:
         vm, target = vms[move.guest], nodes[move.target]
         if move.guest not in seen.waiting:
             wish = Wanted(vm, target, terms_of_vm(vm), plan.bytes[move.guest])

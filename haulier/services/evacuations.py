@@ -17,7 +17,7 @@ from haulier.services import batches
 from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.cluster import Question
 from haulier.services.context import Context, Unit
-from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves
+from haulier.services.evacuation_plan import Plan, ToPlace, may_be_left, plan_moves, to_place
 from haulier.services.evacuation_rows import (
     find_evacuation,
     left_behind,
@@ -62,11 +62,11 @@ def plan_evacuation(context: Context, name: str, wishes: Wishes = USUAL_WISHES) 
     """
     with context.database.read() as session:
         node = _require_usable(find_node(session, name))
-        asked = _plan(context, session, node)
-        refusals = _refusals(asked, wishes)
+        leaving = _leaving(context, session, node)
         left = [vm.name for vm in left_behind(session, node)]
-        document = plan_document(node, asked.plan, but=asked.guests)
-        return {**document, "left": left, "refusals": [problem.as_dict() for problem in refusals]}
+    asked = _plan(context, leaving)
+    document = plan_document(node, asked.plan, but=asked.guests)
+    return {**document, "left": left, "refusals": [problem.as_dict() for problem in _refusals(asked, wishes)]}
 
 
 def _require_usable(node: Node) -> Node:
@@ -83,15 +83,19 @@ class _Asked:
     guests: Mapping[str, str]
 
 
-def _plan(context: Context, session: Session, node: Node) -> _Asked:
+def _leaving(context: Context, session: Session, node: Node) -> ToPlace:
     open_ = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
     query = select(Vm).where(Vm.node_id == node.id, Vm.id.not_in(open_)).order_by(Vm.name)
     leaving = [vm for vm in session.scalars(query) if not may_be_left(vm)]
     coming = _coming(session, node)
-    moving = {vm.name: migration.id for migration, vm in coming}
+    waiting = {vm.name: migration.id for migration, vm in coming}
     closed = {node.name: Problem("node_draining", f"{node.name} is to be emptied", "")}
-    plan = plan_moves(context, session, [*leaving, *(vm for _, vm in coming)], Question((), closed), moving=moving)
-    return _Asked(plan, {vm.name: vm.node.name for _, vm in coming})
+    return to_place(context, session, [*leaving, *(vm for _, vm in coming)], Question((), closed), waiting=waiting)
+
+
+def _plan(context: Context, wanted: ToPlace) -> _Asked:
+    guests = {vm.name: wanted.census.nodes[vm.node_id] for vm in wanted.vms if vm.name in wanted.waiting}
+    return _Asked(plan_moves(context, wanted), guests)
 
 
 def _coming(session: Session, node: Node) -> list[tuple[Migration, Vm]]:
@@ -139,9 +143,9 @@ def evacuate(context: Context, name: str, wishes: Wishes = USUAL_WISHES) -> dict
     """
     with context.database.read() as session:
         node = _require_usable(find_node(session, name))
-        there = open_evacuation(session, node)
-        if there is None and (problems := _refusals(_plan(context, session, node), wishes)):
-            raise Refused.because(problems)
+        leaving = None if open_evacuation(session, node) else _leaving(context, session, node)
+    if leaving and (problems := _refusals(_plan(context, leaving), wishes)):
+        raise Refused.because(problems)
     evacuation_id, again = _file(context, name, wishes)
     go_on(context, evacuation_id)
     admit(context, at_most_s=AT_ONCE_S)

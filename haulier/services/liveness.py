@@ -15,9 +15,14 @@ def silent_s(node: Node, *, limit_s: float) -> float | None:
     Told by the time of day here and there: good enough for what may be asked again. It is negative if the beat is of a
     time that is yet to come: then one of two clocks is wrong, and nobody knows.
     """
-    if node.heartbeat_at is None:
+    return unheard_s(node.heartbeat_at, limit_s=limit_s)
+
+
+def unheard_s(heartbeat_at: datetime | None, *, limit_s: float) -> float | None:
+    """The same of a beat."""
+    if heartbeat_at is None:
         return float("inf")
-    age = (now() - node.heartbeat_at).total_seconds()
+    age = (now() - heartbeat_at).total_seconds()
     return age if abs(age) > limit_s else None
 
 

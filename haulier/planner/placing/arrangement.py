@@ -37,7 +37,7 @@ class Arrangement:
         self._storage: dict[str, Counter[str]] = {host.name: Counter() for host in cluster.hosts}
         self._members: dict[str, Counter[str]] = {rule.name: Counter() for rule in cluster.rules}
         self._unfit: dict[tuple[str, str], Problem | None] = {}
-        for guest in cluster.staying:
+        for guest in cluster.staying_by_rule:
             self._count(guest, guest.host, 1)
 
     def copy(self) -> Arrangement:

@@ -123,6 +123,11 @@ class Cluster:
         return {guest: tuple(rules) for guest, rules in found.items()}
 
     @cached_property
+    def staying_by_rule(self) -> tuple[Guest, ...]:
+        """Those that stay and that a rule names."""
+        return tuple(guest for guest in self.staying if guest.name in self.rules_of)
+
+    @cached_property
     def ram_bytes(self) -> int:
         return sum(host.ram_bytes for host in self.hosts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from itertools import islice
 
 from haulier.errors import Problem
 from haulier.planner.placing.arrangement import Arrangement
@@ -17,13 +18,15 @@ def without_spare(arrangement: Arrangement) -> tuple[Problem, ...]:
     """
     there = _guests_by_host(arrangement)
     open_hosts = [host for host in arrangement.cluster.hosts if host.closed is None]
-    free = {host.name: host.ram_bytes - arrangement.ram_taken(host.name) for host in open_hosts}
+    free = sorted(((host.ram_bytes - arrangement.ram_taken(host.name), host.name) for host in open_hosts), reverse=True)
     found = []
     for host in open_hosts:
-        left = _left_over(there[host.name], [room for name, room in free.items() if name != host.name])
+        guests, others = there[host.name], (room for room, name in free if name != host.name)
+        # Each guest goes into the largest room: no more of them are ever looked at than there are guests.
+        left = _left_over(guests, list(islice(others, len(guests))))
         if left:
             words = (
-                f"if {host.name} fails, {len(left)} of its {len(there[host.name])} guests"
+                f"if {host.name} fails, {len(left)} of its {len(guests)} guests"
                 f" ({sum(guest.ram_bytes for guest in left) / GIB:.1f} GiB) find no RAM on the others"
             )
             found.append(Problem("no_spare", words, "Add a node, or plan without --spare."))

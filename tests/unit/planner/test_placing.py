@@ -274,6 +274,28 @@ def test_spare_tells_which_host_may_not_fail() -> None:
 
 
 @given(
+    rooms=st.lists(st.integers(-2, 12), min_size=1, max_size=7),
+    sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 8)), max_size=15),
+)
+def test_spare_is_found_as_if_all_rooms_were_asked_each_time(rooms: list[int], sizes: list[tuple[int, int]]) -> None:
+    names = [f"h{number}" for number in range(len(rooms))]
+    there = [Guest(f"g{number}", names[at % len(names)], ram) for number, (at, ram) in enumerate(sizes)]
+    hosts = tuple(Host(name, 20, 20 - room) for name, room in zip(names, rooms, strict=True))
+    found = {problem.message.split()[1] for problem in without_spare(Arrangement(Cluster(hosts, (), tuple(there))))}
+    assert found == {name for name in names if not _others_take(name, dict(zip(names, rooms, strict=True)), there)}
+
+
+def _others_take(failed: str, free: dict[str, int], there: list[Guest]) -> bool:
+    left = {name: room for name, room in free.items() if name != failed}
+    for guest in sorted((each for each in there if each.host == failed), key=lambda each: -each.ram_bytes):
+        largest = max(left, key=lambda name: left[name], default=None)
+        if largest is None or left[largest] < guest.ram_bytes:
+            return False
+        left[largest] -= guest.ram_bytes
+    return True
+
+
+@given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=6),
     st.integers(0, 100),
     st.lists(st.integers(0, 10), min_size=6, max_size=6),

@@ -1,23 +1,33 @@
-"""What placing is told of nodes and VMs: room that was promised is taken, and what is not known refuses nobody."""
+"""What placing is told of nodes and VMs: room that was promised is taken, what is not known refuses nobody, and however
+many there are, they are read in as many statements.
+"""
 
 from __future__ import annotations
 
 from math import inf
 from typing import Any
 
-from haulier.services.cluster import Question, load_cluster
+import pytest
+
+from haulier.errors import Problem
+from haulier.services import rules
+from haulier.services.cluster import Census, Question, load_census
 from haulier.services.migrations import file_migration
-from models import Node, Replica, Storage, Vm
+from models import Node, Replica, RuleKind, Storage, Vm, VmState
 from tests.unit.services.hall import GIB
-from tests.unit.services.world import World
+from tests.unit.services.world import World, statements
 
 HEADROOM = 64 << 20
 FACTS = {"ram_bytes": 16 * GIB, "ram_free_bytes": 12 * GIB, "cpus": 4, "storage_free_bytes": {"local": 100 * GIB}}
 
 
-def hosts(world: World, **question: Any) -> Any:
+def census(world: World, *vms: int, **question: Any) -> Census:
     with world.context.database.read() as session:
-        return load_cluster(world.context, session, Question((), **question)).by_name
+        return load_census(world.context, session, Question(vms, **question))
+
+
+def hosts(world: World, **question: Any) -> Any:
+    return census(world, **question).cluster().by_name
 
 
 def test_ram_is_what_is_free_and_by_policy_what_is_not_promised(hall: World) -> None:
@@ -63,15 +73,59 @@ def test_cpus_may_be_overcommitted_or_not_be_counted(hall: World) -> None:
 def test_guest_that_sees_its_hosts_cpu_goes_to_the_same_only(hall: World) -> None:
     hall.change(Node, facts=FACTS | {"cpu_model": "A"})
     hall.change(Vm, Vm.name == "web", pinned={"ram_kib": 1 << 20, "cpu": "host,+x", "accel": "kvm"})
-    with hall.context.database.read() as session:
-        guests = load_cluster(hall.context, session, Question(())).guest_named
+    guests = census(hall, 1, 2).cluster().guest_named
     assert (guests["web"].cpu_model, guests["db"].cpu_model) == ("A", None)
 
 
 def test_replica_makes_a_node_near(hall: World) -> None:
     hall.add_replica("gamma", "web/disk.qcow2")
     assert (hall.count(Replica), hall.count(Storage)) == (1, 4)
-    with hall.context.database.read() as session:
-        guests = load_cluster(hall.context, session, Question([1])).guest_named
+    guests = census(hall, 1).cluster().guest_named
     assert guests["web"].near == {"gamma"}
     assert (guests["web"].needs("gamma"), bool(guests["web"].needs("beta"))) == ({}, True)
+
+
+def test_of_those_that_stay_only_what_counts_is_told(hall: World) -> None:
+    """Who runs takes room, and whom a rule names is beside others; nobody else counts."""
+    hall.change(Vm, Vm.name != "web", state=VmState.STOPPED)
+    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["web", "db"])
+    cluster = census(hall).cluster()
+    assert {guest.name: guest.runs for guest in cluster.staying} == {"web": True, "db": False}
+    assert (cluster.guest_named["web"].host, cluster.guest_named["web"].ram_bytes) == ("alpha", GIB)
+    assert [guest.name for guest in cluster.staying_by_rule] == ["web", "db"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_is_stuck_takes_its_room_as_if_nobody_had_asked_for_it(hall: World, waits: bool) -> None:
+    """On its node, and where it waits to go."""
+    hall.change(Node, facts=FACTS)
+    if waits:
+        file_migration(hall.context, "web", target="beta")
+    free, stuck = census(hall, 1, 2).cluster(), census(hall, 1, 2).cluster(stuck=["web"])
+    unasked = census(hall, 2).cluster()
+    assert stuck.hosts == unasked.hosts != free.hosts
+    assert [guest.name for guest in stuck.guests] == ["db"]
+    (web,) = (guest for guest in stuck.staying if guest.name == "web")
+    assert web.host == ("beta" if waits else "alpha")
+
+
+def test_what_each_avoids_may_change_from_one_round_to_the_next(hall: World) -> None:
+    problem = Problem("no_space", "it is full", "Make room.")
+    known = census(hall, 1, 2)
+    avoids = {guest.name: guest.avoids for guest in known.cluster(avoids={"web": {"beta": problem}}).guests}
+    assert avoids == {"web": {"beta": problem}, "db": {}}
+    assert not any(guest.avoids for guest in known.cluster().guests)
+
+
+def test_as_many_statements_for_many_vms_as_for_few(hall: World) -> None:
+    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["web", "db"])
+    hall.add_replica("gamma", "web/disk.qcow2")
+    with statements(hall) as few:
+        census(hall, 1)
+    for number in range(20):
+        hall.add_vm(f"more{number}")
+    file_migration(hall.context, "more0", target="beta")
+    with statements(hall) as many:
+        census(hall, *range(1, 12))
+    assert len(many) == len(few)
+    assert len(few) < 15
