@@ -20,6 +20,7 @@ from haulier.hypervisor import facts
 from haulier.hypervisor.machine import status
 from haulier.hypervisor.monitor import Monitor, open_monitor
 from haulier.hypervisor.storage import driver_of
+from haulier.planner.guest_ram import needed_ram_bytes, seen_use
 from haulier.planner.refusals import SourceFacts, TargetFacts, foreign_job, refuse_source, refuse_target, still_there
 from haulier.services.attempts import AttemptView, TransferView, require_sync
 from haulier.services.generations import live_replications, newest_generation
@@ -127,6 +128,13 @@ async def _running(work: StepRun) -> _Seen:
     return _Seen(guest, problems)
 
 
+def _ram_kib(work: StepRun) -> int:
+    """What the guest needs of RAM here, by policy."""
+    policy, source = work.context.settings.placement_ram, work.view.source.facts
+    used = seen_use(source, work.view.vm, policy=policy)
+    return needed_ram_bytes(work.view.pinned["ram_kib"] * 1024, used) // 1024
+
+
 async def _check_target(work: StepRun) -> Notes:
     view = work.view
     needed: dict[str, int] = defaultdict(int)
@@ -144,7 +152,7 @@ async def _check_target(work: StepRun) -> Notes:
             facts=view.target.facts,
             machine=view.pinned.get("machine"),
             accel=None if at_rest else view.pinned["accel"],
-            ram_kib=0 if at_rest else view.pinned["ram_kib"],
+            ram_kib=0 if at_rest else _ram_kib(work),
             ram_free_bytes=facts.memory()["ram_free_bytes"],
             needed_by_storage=needed,
             free_by_storage=free,

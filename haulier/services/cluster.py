@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.definition import VmDefinition
 from haulier.errors import Problem
+from haulier.planner.guest_ram import needed_ram_bytes, seen_use
 from haulier.planner.placing.cluster import Cluster, Guest, Host, Rule, StorageRoom
 from haulier.planner.refusals import DISK_HEADROOM, RAM_HEADROOM, STARTED, closed_node, silent_node
 from haulier.services.cluster_rows import (
@@ -153,7 +154,7 @@ def load_census(context: Context, session: Session, question: Question) -> Censu
     """
     nodes, targets = load_nodes(session), load_targets(session)
     names = {node.id: node.name for node in nodes}
-    staying, taken = _staying(session, question, targets, names)
+    staying, taken = _staying(context.settings, session, question, targets, nodes)
     windows = load_windows(session)
     asked = tuple(node for node in nodes if question.only_to in (None, node.name))
     hosts = (
@@ -166,21 +167,22 @@ def load_census(context: Context, session: Session, question: Question) -> Censu
         asked,
         taken,
         tuple(hosts),
-        tuple(_movable(session, question, targets, nodes)),
+        tuple(_movable(context.settings, session, question, targets, nodes)),
         tuple(staying),
         load_rules(session, names),
     )
 
 
 def _staying(
-    session: Session, question: Question, targets: Mapping[int, int], names: Mapping[int, str]
+    settings: Settings, session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
 ) -> tuple[list[Guest], Mapping[int, _Taken]]:
     """Those that are not to be placed, and what they take of each node."""
-    staying, taken = list[Guest](), defaultdict[int, _Taken](_Taken)
+    staying, taken, of_id = list[Guest](), defaultdict[int, _Taken](_Taken), {node.id: node for node in nodes}
     for row in load_staying(session, but=question.vms):
         target = targets.get(row.id)
-        place = names[row.node_id if target is None else target]
-        guest = Guest(row.name, place, ram_bytes=row.ram_bytes, cpus=row.cpus, runs=row.runs)
+        place = of_id[row.node_id if target is None else target].name
+        ram_bytes = _needed(settings, of_id[row.node_id], row.name, row.ram_bytes)
+        guest = Guest(row.name, place, ram_bytes=ram_bytes, cpus=row.cpus, runs=row.runs)
         taken[row.node_id].add(guest)
         if target is not None:
             taken[target].add(guest, incoming=True)
@@ -190,13 +192,18 @@ def _staying(
     return staying, taken
 
 
+def _needed(settings: Settings, node: NodeRow, vm: str, configured_bytes: int) -> int:
+    """What a VM on this node needs of RAM, by policy."""
+    return needed_ram_bytes(configured_bytes, seen_use(node.facts, vm, policy=settings.placement_ram))
+
+
 def _movable(
-    session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
+    settings: Settings, session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
 ) -> Iterator[_Movable]:
     of_id, near = {node.id: node for node in nodes}, load_near(session, question.vms, nodes)
     for row in load_vms(session, question.vms):
         own = _sizes(volume for volume in row.volumes if not volume.shared)
-        guest = _guest(row, of_id[row.node_id], near.get(row.id, frozenset()))
+        guest = _guest(settings, row, of_id[row.node_id], near.get(row.id, frozenset()))
         yield _Movable(guest, row.node_id, targets.get(row.id), own)
 
 
@@ -208,14 +215,14 @@ def _sizes(volumes: Iterable[VolumeRow]) -> Mapping[str, int]:
     return found
 
 
-def _guest(row: VmRow, node: NodeRow, near: frozenset[str]) -> Guest:
+def _guest(settings: Settings, row: VmRow, node: NodeRow, near: frozenset[str]) -> Guest:
     definition, pinned = VmDefinition.from_dict(row.definition), row.pinned
     owned = [volume for volume in row.volumes if volume.role is not VolumeRole.CDROM]
     cpu = str(pinned.get("cpu") or "").partition(",")[0]
     return Guest(
         row.name,
         node.name,
-        ram_bytes=ram_bytes_of(pinned.get("ram_kib"), definition.memory_mib),
+        ram_bytes=_needed(settings, node, row.name, ram_bytes_of(pinned.get("ram_kib"), definition.memory_mib)),
         cpus=cpus_of(definition.cores, definition.sockets),
         runs=row.state in STARTED,
         storages=_sizes(owned),

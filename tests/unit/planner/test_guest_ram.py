@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.planner.guest_ram import guest_ram_kib, loses_dirty_pages, version_of
+from haulier.planner.guest_ram import guest_ram_kib, loses_dirty_pages, needed_ram_bytes, seen_use, version_of
 
 MIB = st.integers(min_value=1, max_value=1 << 22)
 OLD = st.sampled_from(["5.2.0", "6.0.1", "7.2.22", "8.2.10"])
@@ -44,3 +44,19 @@ def test_the_measured_sizes() -> None:
 )
 def test_version(text: str, numbers: tuple[int, int]) -> None:
     assert version_of(text) == numbers
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "needed_mib"),
+    [(None, 4096), (1, 256), (227, 256), (228, 512), (3640, 4096), (3641, 4096), (9000, 4096)],
+)
+def test_what_a_guest_needs_elsewhere(used_mib: int | None, needed_mib: int) -> None:
+    used = None if used_mib is None else used_mib << 20
+    assert needed_ram_bytes(4096 << 20, used) == needed_mib << 20
+
+
+def test_use_counts_only_by_policy_and_where_it_was_seen() -> None:
+    facts = {"guest_ram_bytes": {"web": 7}}
+    assert [seen_use(facts, "web", policy=policy) for policy in ("used", "configured")] == [7, None]
+    assert seen_use(facts, "db", policy="used") is None
+    assert seen_use({}, "web", policy="used") is None

@@ -40,6 +40,21 @@ def test_ram_is_what_is_free_and_by_policy_what_is_not_promised(hall: World) -> 
     assert alpha.ram_bytes - alpha.ram_taken_bytes == 12 * GIB - HEADROOM, "as it was measured"
 
 
+def test_guest_is_counted_by_policy_as_what_it_uses(hall: World) -> None:
+    hall.change(Node, facts=FACTS | {"guest_ram_bytes": {"web": 600 << 20, "db": 100 * GIB}})
+    hall.change(Vm, pinned={"ram_kib": 5 << 20})
+
+    def needs() -> dict[str, int]:
+        return {guest.name: guest.ram_bytes for guest in census(hall, 1, 2, 3).cluster().guests}
+
+    assert set(needs().values()) == {5 * GIB}
+    hall.context.settings.placement_ram = "used"
+    assert needs() == {"web": 768 << 20, "db": 5 * GIB, "mail": 5 * GIB}, "mail was seen by nobody"
+    file_migration(hall.context, "web", target="beta")
+    beta = hosts(hall)["beta"]
+    assert beta.ram_bytes - beta.ram_taken_bytes == 12 * GIB - HEADROOM - (768 << 20)
+
+
 def test_small_change_of_what_is_free_changes_nothing(hall: World) -> None:
     hall.change(Node, facts=FACTS)
     before = hosts(hall)["beta"]
