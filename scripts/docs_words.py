@@ -58,7 +58,7 @@ SETTINGS: Mapping[str, str] = {
     "retry_at_most_s": "The longest delay before a migration that failed is tried again, in seconds; the first is 10, "
     "and it doubles.",
     "placement_ram": "What RAM is counted by when a place is chosen: `configured` counts what guests may have, and what "
-    "is free as it was measured; `used` only what is free, and a guest that is to move as what it was seen to use, and an "
+    "is free as it was measured; `used` only what is free, and a guest that moves as what it was seen to use and an "
     "eighth more. The same on all nodes.",
     "cpu_overcommit": "How many virtual CPUs a node may have for each of its own when a place is chosen; 0 is no "
     "limit.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from haulier.planner.admission import Room, Wish
 
@@ -60,11 +61,11 @@ def forecast(waiting: Sequence[Waiting], running: Iterable[Running], room: Room)
         by_label = room.labels.next_free_s(full)
         if not at_work and by_label is None:
             break
-        if by_label is not None and not (at_work and at_work[0][0] < by_label):
-            moment = by_label
-            continue
-        moment, _, source, target = heapq.heappop(at_work)
-        room.give_back(source, target)
+        moment = min(at_work[0][0] if at_work else inf, inf if by_label is None else by_label)
+        # All that ends then, before anybody is let in: else who stands behind might be asked first.
+        while at_work and at_work[0][0] <= moment:
+            _, _, source, target = heapq.heappop(at_work)
+            room.give_back(source, target)
     return spans
 
 

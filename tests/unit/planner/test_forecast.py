@@ -82,6 +82,18 @@ def test_rate_of_a_label_is_waited_for_beside_a_limit() -> None:
     assert [round(spans[number].begin_s) for number in (1, 2, 3, 4)] == [0, 10, 0, 7]
 
 
+def test_an_end_and_a_rate_at_one_moment_let_in_who_stands_in_front() -> None:
+    """The first of the label waits for the end too, the second for the rate only."""
+    labels = Labels({"slow": LabelRule(rate=Rate(1, 10))}, {"slow": [-5.0]})
+    waiting = [
+        Waiting(Wish(1, "a", "b"), 5.0),
+        Waiting(Wish(2, "a", "b", "slow"), 1.0),
+        Waiting(Wish(3, "c", "b", "slow"), 1.0),
+    ]
+    spans = forecast(waiting, [], Room(Limits(usual_out=1), (), labels=labels))
+    assert [round(spans[number].begin_s) for number in (1, 2, 3)] == [0, 5, 15]
+
+
 @given(
     limits=st.builds(Limits, cluster=st.integers(1, 3), usual_out=_limit),
     rate=st.builds(Rate, st.integers(1, 3), st.integers(5, 60)),
