@@ -30,7 +30,7 @@ class Product:
     def haulier(self, *words: str) -> Any:  # noqa: ANN401 - a command's JSON document
         """Run one command. Raises CalledProcessError with what it said."""
         mine = {name: value for name, value in os.environ.items() if not name.startswith("HAULIER_")}
-        mine |= {"HAULIER_STATE": str(self.state), "HAULIER_ACCEL": "tcg", "HAULIER_WEB_PORT": "0"}
+        mine |= {"HAULIER_STATE": str(self.state), "HAULIER_ACCEL": "tcg"}
         done = subprocess.run(
             [sys.executable, "-m", "haulier.cli.main", *words, "--json"],
             env=mine,

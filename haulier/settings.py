@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     placement_time_s: float = Field(default=5.0, ge=0, le=10)
 
     web_address: str = "127.0.0.1"
-    web_port: int = Field(default=8420, ge=0, le=65535)
+    web_port: int | None = Field(default=None, ge=0, le=65535)
     web_certificate: Path | None = None
     web_key: Path | None = None
 

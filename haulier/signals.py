@@ -34,6 +34,13 @@ class Signals:
         )
         self._broker_url = broker_url
 
+    def answers(self) -> bool:
+        """Whether the broker is there, within some two seconds."""
+        try:
+            return bool(self._client.ping())
+        except (redis.RedisError, OSError):
+            return False
+
     def ring(self, topic: str) -> None:
         """Tell everybody who waits for `topic`. A broker that is away is no error: the row is there."""
         with contextlib.suppress(redis.RedisError, OSError):

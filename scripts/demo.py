@@ -59,7 +59,7 @@ class Demo:
     def environment(self) -> dict[str, str]:
         # Settings of the user's own must not reach into the demo. TCG, because it works on every machine.
         mine = {key: value for key, value in os.environ.items() if not key.startswith("HAULIER_")}
-        return mine | {"HAULIER_STATE": str(self.state), "HAULIER_ACCEL": "tcg", "HAULIER_WEB_PORT": "0"}
+        return mine | {"HAULIER_STATE": str(self.state), "HAULIER_ACCEL": "tcg"}
 
     def haulier(self, *words: str, quiet: bool = False) -> None:
         """Run a command as a user would, and show it. Raises CalledProcessError."""

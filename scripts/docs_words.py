@@ -57,9 +57,9 @@ SETTINGS: Mapping[str, str] = {
     "max_moves_in": "How many of them to one target, unless `haulier node set NODE --max-moves-in` says otherwise.",
     "retry_at_most_s": "The longest delay before a migration that failed is tried again, in seconds; the first is 10, "
     "and it doubles.",
-    "placement_ram": "What RAM is counted by when a place is chosen: `configured` counts what guests may have, and what "
-    "is free as it was measured; `used` only what is free, and a guest that moves as what it was seen to use and an "
-    "eighth more. The same on all nodes.",
+    "placement_ram": "What RAM is counted by when a place is chosen: `configured` counts what guests may have, and "
+    "what is free as it was measured; `used` only what is free, and a guest that moves as what it was seen to use and "
+    "an eighth more. The same on all nodes.",
     "cpu_overcommit": "How many virtual CPUs a node may have for each of its own when a place is chosen; 0 is no "
     "limit.",
     "window_lead_s": "For how long before its maintenance window a node is given no VMs when a place is chosen, in "
@@ -67,7 +67,8 @@ SETTINGS: Mapping[str, str] = {
     "placement_time_s": "For how long places are searched for at most, in seconds, up to 10; a first answer is there "
     "at once.",
     "web_address": "Where the HTTP API listens (docs/api.md).",
-    "web_port": "Its port; 0 takes any that is free, and `haulier up` says which.",
+    "web_port": "Its port; 0 takes any that is free, and `haulier up` says which. Not set: 8420, or any if that is "
+    "taken.",
     "web_certificate": "File with its certificate, and those it is signed by. Not set: it speaks plain HTTP, which is "
     "for this machine, or for a reverse proxy on it.",
     "web_key": "File with the key of that certificate.",

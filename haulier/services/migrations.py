@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from haulier.clock import now
 from haulier.errors import Refused
@@ -212,11 +212,26 @@ def retry_migration(context: Context, migration_id: int) -> int:
     return file_migration(context, vm, target=target, terms=terms)
 
 
+# What a migration's document is made of.
+_SHOWN = (
+    joinedload(Migration.vm),
+    joinedload(Migration.source),
+    joinedload(Migration.target),
+    selectinload(Migration.attempts).options(
+        joinedload(Attempt.target),
+        selectinload(Attempt.steps).joinedload(Step.bandwidth),
+        selectinload(Attempt.transfers).joinedload(VolumeTransfer.volume),
+    ),
+)
+
+
 def list_migrations(context: Context, *, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:
     """The newest migrations as contract.md shows them, of those that are older than `before`; no syncs."""
     with context.database.read() as session:
         wanted = [Migration.replication_id.is_(None), *([] if before is None else [Migration.id < before])]
-        rows = session.scalars(select(Migration).where(*wanted).order_by(Migration.id.desc()).limit(limit)).all()
+        rows = session.scalars(
+            select(Migration).options(*_SHOWN).where(*wanted).order_by(Migration.id.desc()).limit(limit)
+        ).all()
         held = _held(context, session, rows)
         return [_document(migration, held) for migration in rows]
 

@@ -26,7 +26,7 @@ from haulier.services.vm_rows import record_ended
 from haulier.services.vms import list_vms, stop_vm
 from haulier.settings import NAME, Settings
 from haulier.stack.supervisor import find_supervisor, run_programs, stop_programs
-from haulier.stack.web import listen, web_url
+from haulier.stack.web import listen, url_file, web_url
 from migrations.chain import upgrade
 from tasks.surroundings import control_answers
 
@@ -75,6 +75,9 @@ def up(context: Context, nodes: Sequence[str]) -> dict[str, Any]:
         # What cannot be listened on is said at once, and not by a program that begins again and again.
         listen(settings).close()
     prepare(settings)
+    if is_down:
+        # Of the stack before, and perhaps somebody else's by now.
+        url_file(settings).unlink(missing_ok=True)
     found = _left_open(context) if is_down else []
     names = sorted({*nodes, *_nodes_of(settings)})
     (settings.state / "nodes.list").write_text("\n".join(names) + "\n")

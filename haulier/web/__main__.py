@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 
 import structlog
 import uvicorn
 
-from haulier.errors import HaulierError
+from haulier.errors import HaulierError, Refused
 from haulier.logs import configure_logs
 from haulier.settings import Settings, load_settings
 from haulier.stack.web import listen, note_url
@@ -28,10 +29,11 @@ def main() -> int:
 
 
 def _serve(settings: Settings) -> int:
-    listener = listen(settings)
     config = uvicorn.Config(
         make_app(make_context(settings)),
         log_level="warning",
+        # Its lines go where ours go.
+        log_config=None,
         ssl_certfile=settings.web_certificate,
         ssl_keyfile=settings.web_key,
         # Nobody else may say where a call comes from.
@@ -39,6 +41,12 @@ def _serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        words = f"the certificate cannot be used: {error}"
+        raise Refused("bad_setting", words, "HAULIER_WEB_CERTIFICATE, HAULIER_WEB_KEY") from error
+    listener = listen(settings)
     note_url(settings, listener)
     uvicorn.Server(config).run(sockets=[listener])
     return 0

@@ -6,12 +6,14 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from haulier.services import evacuations
 from haulier.services.evacuations import Wishes
 from haulier.web import documents
 from haulier.web.access import Around, may_write
+from haulier.web.planning import one_of_few
+from haulier.web.words import Moment, Text
 
 router = APIRouter(dependencies=[Depends(may_write)], tags=["evacuations"])
 
@@ -21,9 +23,9 @@ class EvacuationWish(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    node: str
+    node: Text
     plan: Annotated[bool, Field(description="Only say what would be done, and touch nothing.")] = False
-    deadline: Annotated[AwareDatetime | None, Field(description="By when it must be done.")] = None
+    deadline: Annotated[Moment | None, Field(description="By when it must be done.")] = None
     spare: Annotated[bool, Field(description="Only if afterwards any one node may fail.")] = False
 
 
@@ -38,8 +40,10 @@ def evacuate(context: Around, wish: EvacuationWish, response: Response) -> Any: 
     wishes = Wishes(spare=wish.spare, deadline=wish.deadline)
     if wish.plan:
         response.status_code = HTTPStatus.OK
-        return evacuations.plan_evacuation(context, wish.node, wishes)
-    document = evacuations.evacuate(context, wish.node, wishes)
+        with one_of_few():
+            return evacuations.plan_evacuation(context, wish.node, wishes)
+    with one_of_few():
+        document = evacuations.evacuate(context, wish.node, wishes)
     response.headers["Location"] = f"/api/v1/evacuations/{document['id']}"
     if document["again"]:
         response.status_code = HTTPStatus.OK

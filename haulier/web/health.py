@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from http import HTTPStatus
 
 from fastapi import APIRouter, Request
@@ -10,12 +11,15 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
+from haulier.clock import Pace
 from haulier.errors import Problem
 from haulier.services.context import Context
 from haulier.web.problems import answer
 from tasks.surroundings import control_answers
 
 router = APIRouter(tags=["health"])
+# Anybody may ask, and each look costs the others something.
+_EVERY_S = 2.0
 
 
 class Health(BaseModel):
@@ -25,17 +29,39 @@ class Health(BaseModel):
 
 
 @router.get("/healthz")
-def live() -> Health:
-    """This process answers. Asks nobody else."""
+async def live() -> Health:
+    """This process answers. Asks nobody else, and needs none of the threads that calls are answered in."""
     return Health()
 
 
 @router.get("/readyz", response_model=Health)
 def ready(request: Request) -> Health | JSONResponse:
     """The database is there and up to date, and so are the broker and a control worker."""
-    context: Context = request.app.state.context
-    missing = [*_database(context), *_control()]
+    readiness: Readiness = request.app.state.readiness
+    missing = readiness.missing()
     return answer(HTTPStatus.SERVICE_UNAVAILABLE, *missing) if missing else Health()
+
+
+class Readiness:
+    """What is missing. One at a time looks at it, every two seconds at most, and the others get what was seen."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._pace = Pace(_EVERY_S)
+        self._looking = threading.Lock()
+        self._missing: tuple[Problem, ...] = (
+            Problem("not_looked_yet", "it is being looked what is there", "Ask again."),
+        )
+
+    def missing(self) -> tuple[Problem, ...]:
+        """The reasons why not all is there."""
+        if self._looking.acquire(blocking=False):
+            try:
+                if self._pace.is_due():
+                    self._missing = (*_database(self._context), *_control(self._context))
+            finally:
+                self._looking.release()
+        return self._missing
 
 
 def _database(context: Context) -> list[Problem]:
@@ -47,9 +73,9 @@ def _database(context: Context) -> list[Problem]:
     return [Problem("database_not_ready", "the database is not in its newest form", "haulier up, or make migrate")]
 
 
-def _control() -> list[Problem]:
-    if control_answers():
-        return []
-    return [
-        Problem("control_away", "no control worker answers by the broker", "HAULIER_BROKER_URL; the log of control")
-    ]
+def _control(context: Context) -> list[Problem]:
+    if not context.signals.answers():
+        return [Problem("broker_away", "the broker does not answer", "HAULIER_BROKER_URL")]
+    if not control_answers():
+        return [Problem("control_away", "no control worker answers by the broker", "Look at the log of control.")]
+    return []

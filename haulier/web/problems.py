@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, Transient
@@ -51,7 +51,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HaulierError, _haulier)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(SQLAlchemyError, _database)
+    for away in (OperationalError, InterfaceError, TimeoutError):
+        app.add_exception_handler(away, _database)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -85,8 +86,13 @@ async def _haulier(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HaulierError)  # noqa: S101 - for the types: it is registered for these
     problems = error.problems if isinstance(error, Refused) else (error.problem,)
     status = _status_of(error)
-    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-    return answer(status, *problems, headers=headers)
+    return answer(status, *problems, headers=_headers(error, status))
+
+
+def _headers(error: HaulierError, status: int) -> dict[str, str] | None:
+    if isinstance(error, Transient):
+        return {"Retry-After": f"{error.retry_after_s:.0f}"}
+    return {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
 
 
 async def _unreadable(_: Request, error: Exception) -> JSONResponse:

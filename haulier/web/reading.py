@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends, Query
 from haulier.services import evacuation_view, migrations, nodes, vms
 from haulier.web import documents
 from haulier.web.access import Around, may_read
+from haulier.web.words import MOST, Name, Text
 
 router = APIRouter(dependencies=[Depends(may_read)], tags=["reading"])
 _Limit = Annotated[int, Query(ge=1, le=1000, description="So many at most.")]
-_After = Annotated[str, Query(description="Only those whose names come after this one: the last of the page before.")]
-_Before = Annotated[int | None, Query(ge=1, description="Only older ones than this: the last of the page before.")]
+_After = Annotated[Text, Query(description="Only those whose names come after this one: the last of the page before.")]
+_Before = Annotated[int | None, Query(ge=1, le=MOST, description="Only older ones: than the last of the page before.")]
 
 
 @router.get("/nodes", response_model=list[documents.Node])
@@ -23,7 +24,7 @@ def list_nodes(context: Around, after: _After = "", limit: _Limit = 1000) -> Any
 
 
 @router.get("/nodes/{name}", response_model=documents.Node)
-def show_node(context: Around, name: str) -> Any:  # noqa: ANN401
+def show_node(context: Around, name: Name) -> Any:  # noqa: ANN401
     """One node."""
     return nodes.show_node(context, name)
 
@@ -35,7 +36,7 @@ def list_vms(context: Around, after: _After = "", limit: _Limit = 1000) -> Any: 
 
 
 @router.get("/vms/{name}", response_model=documents.Vm)
-def show_vm(context: Around, name: str) -> Any:  # noqa: ANN401
+def show_vm(context: Around, name: Name) -> Any:  # noqa: ANN401
     """One VM."""
     return vms.show_vm(context, name)
 

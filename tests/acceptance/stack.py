@@ -50,7 +50,6 @@ class Stack:
             "HAULIER_STATE": str(self.state),
             "HAULIER_ACCEL": "tcg",
             "HAULIER_PORTS": f"{PORTS[0]}-{PORTS[-1]}",
-            "HAULIER_WEB_PORT": "0",
             **settings,
         }
 

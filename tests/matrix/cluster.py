@@ -43,7 +43,6 @@ class Cluster(Stack):
                 **self.points.settings,
                 "HAULIER_DATABASE_URL": self.server.cluster.url(self.server.cluster.create_database()),
                 "HAULIER_NETWORK": "isolated",
-                "HAULIER_WEB_PORT": "0",
                 # Nobody wants to watch two minutes of nothing.
                 "HAULIER_STALL_TIMEOUT_S": "10",
             },

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
 from haulier.clock import now
 from haulier.services import alerts, evacuation_view, evacuations, migrations, nodes, vms
 from haulier.services.alert_rules import Answer, add_rule
 from haulier.web import documents
+from haulier.web.planning import one_of_few
 from haulier.web.problems import ProblemDocument
 from haulier.web.size_limit import MOST_BYTES
 from models import Alert, AlertAction, Evacuation, Migration
@@ -119,6 +121,9 @@ def test_pages(reader: TestClient, hall: World) -> None:
         ("/migrations/7", 404, "unknown_migration"),
         ("/evacuations/99999999999999999999", 404, "unknown_evacuation"),
         ("/migrations/x", 422, "bad_request"),
+        ("/nodes/%00", 422, "bad_request"),
+        ("/vms?after=%00", 422, "bad_request"),
+        ("/evacuations?before=99999999999999999999", 422, "bad_request"),
         ("/nothing", 404, "not_found"),
     ],
 )
@@ -185,13 +190,17 @@ def test_plan_touches_nothing(writer: TestClient, hall: World) -> None:
         ({"node": "alpha", "deadline": (now() + timedelta(seconds=0.001)).isoformat()}, 409, "deadline_over"),
         ({"node": "alpha", "deadline": "2026-05-01T12:00:00"}, 422, "bad_request"),
         ({"node": "alpha", "dry_run": True}, 422, "bad_request"),
+        ({"node": "\ud800"}, 422, "bad_request"),
+        ({"node": "a" * 2000}, 422, "bad_request"),
+        ({"node": "alpha", "deadline": "9999-12-31T23:59:59-05:00"}, 422, "bad_request"),
         ({}, 422, "bad_request"),
     ],
 )
 def test_what_cannot_be_is_refused(
     writer: TestClient, hall: World, wish: dict[str, Any], status: int, code: str
 ) -> None:
-    response = writer.post("/api/v1/evacuations", json=wish)
+    headers = {"Content-Type": "application/json"}
+    response = writer.post("/api/v1/evacuations", content=json.dumps(wish).encode(), headers=headers)
     assert (response.status_code, problem_of(response).code) == (status, code)
     assert hall.count(Evacuation) == 0
 
@@ -235,6 +244,7 @@ def test_too_long_a_body_is_not_read(client: TestClient) -> None:
     ("error", "status", "code"),
     [
         (OperationalError("SELECT secret", {}, Exception("gone")), 503, "database_away"),
+        (ProgrammingError("SELECT secret", {}, Exception("no such column")), 500, "internal"),
         (RuntimeError("secret"), 500, "internal"),
     ],
 )
@@ -259,7 +269,25 @@ def test_health_needs_nothing(client: TestClient) -> None:
 def test_not_ready_says_what_is_missing(client: TestClient) -> None:
     """Nobody is at the broker's socket."""
     response = client.get("/readyz")
-    assert (response.status_code, problem_of(response).code) == (503, "control_away")
+    assert (response.status_code, problem_of(response).code) == (503, "broker_away")
+
+
+def test_it_is_not_looked_each_time_somebody_asks(
+    client: TestClient, hall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = list[None]()
+    monkeypatch.setattr(type(hall.context.signals), "answers", lambda _: looks.append(None))
+    for _ in range(20):
+        assert client.get("/readyz").status_code == 503
+    assert len(looks) <= 2
+
+
+def test_few_may_have_vms_placed_at_once(writer: TestClient) -> None:
+    with one_of_few(), one_of_few():
+        response = writer.post("/api/v1/evacuations", json={"node": "alpha", "plan": True})
+        assert (response.status_code, problem_of(response).code) == (503, "busy")
+        assert response.headers["retry-after"] == "5"
+    assert writer.post("/api/v1/evacuations", json={"node": "alpha", "plan": True}).status_code == 200
 
 
 def test_api_describes_itself(client: TestClient) -> None:
