@@ -17,6 +17,8 @@ from models.enums import (
     NodeState,
     OperationKind,
     OperationState,
+    RollNodeState,
+    RollState,
     RuleKind,
     StepState,
     TokenScope,
@@ -32,6 +34,7 @@ from models.evacuation import (
     PlacementRuleNode,
     PlacementRuleVm,
 )
+from models.group import NodeGroup, NodeGroupNode
 from models.inventory import Node, Replica, Replication, Storage, Vm, Volume
 from models.journal import Event, TpmLedger
 from models.phases import (
@@ -45,6 +48,7 @@ from models.phases import (
     chain_of,
     may_begin,
 )
+from models.roll import Roll, RollNode
 from models.session import Database, make_engine
 from models.work import (
     IS_AT_GATE,
@@ -98,6 +102,8 @@ __all__ = [
     "MigrationAfter",
     "MigrationState",
     "Node",
+    "NodeGroup",
+    "NodeGroupNode",
     "NodeState",
     "Operation",
     "OperationKind",
@@ -111,6 +117,10 @@ __all__ = [
     "QueueLimit",
     "Replica",
     "Replication",
+    "Roll",
+    "RollNode",
+    "RollNodeState",
+    "RollState",
     "RuleKind",
     "Side",
     "Step",

@@ -108,6 +108,26 @@ class EvacuationState(StrEnum):
     RESTORED = "restored"
 
 
+class RollState(StrEnum):
+    """The life of a roll. `paused` it begins no more; it is `done` when each node had its turn or was left out."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class RollNodeState(StrEnum):
+    """A node's turn in a roll: it is still to come, the node is out, it was out and is filled again, or it does not
+    come.
+    """
+
+    WAITING = "waiting"
+    OUT = "out"
+    DONE = "done"
+    LEFT_OUT = "left_out"
+
+
 class EvacuationPolicy(StrEnum):
     """What may happen to a VM when its node is emptied.
 

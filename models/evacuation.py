@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, Key, only_where, word
 from models.enums import EvacuationState, NodeState, RuleKind
+from models.group import NodeGroup
 from models.inventory import Node, Vm
 
 _OPEN = "state NOT IN ('cancelled', 'restored')"
@@ -20,7 +21,8 @@ class Evacuation(Base):
 
     `cause` is who asked for it, if it was no person. `node_was` is the node's state before. What failed of the
     migrations up to `tried_after` is forgiven. `plans` counts how often VMs were placed. `problem` is the first reason
-    why something is not where it is to be. At `restore_at` the VMs are brought back by itself.
+    why something is not where it is to be. At `restore_at` the VMs are brought back by itself: that is at the latest
+    `hold_s` after it was drained, at `drained_at` the last time.
     """
 
     __tablename__ = "evacuation"
@@ -33,6 +35,8 @@ class Evacuation(Base):
     cause: Mapped[str | None]
     deadline: Mapped[datetime | None]
     restore_at: Mapped[datetime | None]
+    hold_s: Mapped[float | None]
+    drained_at: Mapped[datetime | None]
     tried_after: Mapped[int] = mapped_column(default=0)
     plans: Mapped[int] = mapped_column(default=0)
     problem: Mapped[dict[str, Any] | None]
@@ -69,26 +73,34 @@ class EvacuationVm(Base):
 
 
 class MaintenanceWindow(Base):
-    """When a node is to be empty: from `next_at` on for `duration_s`, and again by `cron` in the time zone `zone`;
-    without that once. `next_at` is empty when there is no next time. With `restore` all is brought back at its end.
+    """When a node is to be empty, or each node of a group in turn: from `next_at` on for `duration_s`, and again by
+    `cron` in the time zone `zone`; without that once. `next_at` is empty when there is no next time.
 
-    `problem` is why nothing was begun the last time.
+    With `restore` all is brought back at its end, with `hold_s` so long after a node was drained. `problem` is why
+    nothing was begun the last time.
     """
 
     __tablename__ = "maintenance_window"
-    __table_args__ = (CheckConstraint("duration_s > 0", name="duration"),)
+    __table_args__ = (
+        CheckConstraint("duration_s > 0", name="duration"),
+        CheckConstraint("(node_id IS NULL) <> (group_id IS NULL)", name="node_or_group"),
+        CheckConstraint("hold_s >= 0", name="hold"),
+    )
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
-    node_id: Mapped[int] = mapped_column(ForeignKey("node.id"), index=True)
+    node_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"), index=True)
+    group_id: Mapped[int | None] = mapped_column(ForeignKey("node_group.id"), index=True)
     cron: Mapped[str | None]
     zone: Mapped[str]
     duration_s: Mapped[float]
     restore: Mapped[bool] = mapped_column(default=False)
+    hold_s: Mapped[float | None]
     next_at: Mapped[datetime | None]
     problem: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
 
-    node: Mapped[Node] = relationship()
+    node: Mapped[Node | None] = relationship()
+    group: Mapped[NodeGroup | None] = relationship()
 
 
 class PlacementRule(Base):

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
-from models.enums import EvacuationState, LedgerRole, MigrationState, OperationState, StepState
+from models.enums import (
+    EvacuationState,
+    LedgerRole,
+    MigrationState,
+    OperationState,
+    RollNodeState,
+    RollState,
+    StepState,
+)
 
 # A table reads better with short heads.
 M, S, L, O, E = MigrationState, StepState, LedgerRole, OperationState, EvacuationState  # noqa: E741
+R, N = RollState, RollNodeState
 
 MIGRATION: Mapping[MigrationState, frozenset[MigrationState]] = {
     M.QUEUED: frozenset({M.RUNNING, M.REFUSED, M.CANCELLED}),
@@ -58,6 +68,22 @@ EVACUATION: Mapping[EvacuationState, frozenset[EvacuationState]] = {
     E.RESTORED: frozenset({E.RESTORING}),
 }
 
+ROLL: Mapping[RollState, frozenset[RollState]] = {
+    R.RUNNING: frozenset({R.PAUSED, R.DONE, R.CANCELLED}),
+    R.PAUSED: frozenset({R.RUNNING, R.DONE, R.CANCELLED}),
+    R.DONE: frozenset(),
+    R.CANCELLED: frozenset(),
+}
+
+# Whose evacuation somebody has cancelled waits for another turn.
+ROLL_NODE: Mapping[RollNodeState, frozenset[RollNodeState]] = {
+    N.WAITING: frozenset({N.OUT, N.LEFT_OUT}),
+    N.OUT: frozenset({N.DONE, N.WAITING, N.LEFT_OUT}),
+    N.DONE: frozenset(),
+    N.LEFT_OUT: frozenset(),
+}
+
+OPEN_ROLL: tuple[RollState, ...] = (R.RUNNING, R.PAUSED)
 # Its node belongs to it.
 OPEN_EVACUATION: tuple[EvacuationState, ...] = (E.PLANNED, E.RUNNING, E.PAUSED, E.BLOCKED, E.DRAINED, E.RESTORING)
 OPEN_OPERATION: tuple[OperationState, ...] = (O.READY, O.RUNNING)
@@ -77,10 +103,12 @@ class IllegalMove(ValueError):
         self.after = after
 
 
+_TABLES: tuple[Mapping[Any, frozenset[Any]], ...] = (MIGRATION, STEP, LEDGER, OPERATION, EVACUATION, ROLL, ROLL_NODE)
+
+
 def require_legal(before: StrEnum, after: StrEnum) -> None:
     """Raise `IllegalMove` unless the table of this kind of state has the move from `before` to `after`."""
-    tables: tuple[Mapping[StrEnum, frozenset[StrEnum]], ...] = (MIGRATION, STEP, LEDGER, OPERATION, EVACUATION)  # type: ignore[assignment]  # Mapping is invariant in its key
-    for table in tables:
+    for table in _TABLES:
         if before in table and type(before) is type(next(iter(table))):
             if type(after) is type(before) and after in table[before]:
                 return

@@ -23,6 +23,7 @@ app = Celery(
         "tasks.vm",
         "tasks.replica",
         "tasks.evacuate",
+        "tasks.roll",
         "tasks.reconcile",
         "tasks.node_worker",
         "tasks.guardian",

@@ -12,6 +12,7 @@ from haulier.services.operations import sweep_operations
 from haulier.services.put_off import mend_put_off
 from haulier.services.recovery import sweep
 from haulier.services.replications import sweep_replications
+from haulier.services.roll_steps import sweep_rolls
 from haulier.services.waiting import make_room
 from haulier.services.windows import ask_for_windows
 from tasks.celery import app
@@ -36,6 +37,7 @@ def _look_after_all() -> None:
     sweep_evacuations(context(), blocked_too=also_held)
     follow_consents(context())
     ask_for_alerts(context(), held_too=also_held)
+    sweep_rolls(context())
     ask_for_windows(context())
     # By a message too: where there is always room for one more it does not end for long.
     with context().unit() as unit:

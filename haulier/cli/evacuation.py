@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from haulier.cli.around import context
-from haulier.cli.moments import deadline_of, interval
+from haulier.cli.moments import deadline_of, interval, interval_of
 from haulier.cli.output import show, show_text, size, table
 from haulier.errors import Problem
 from haulier.services import consent as consents
@@ -27,6 +27,7 @@ def evacuate(
     plan: Annotated[bool, _YES] = False,
     wait: Annotated[bool, _YES] = False,
     deadline: str | None = None,
+    hold: str | None = None,
     spare: Annotated[bool, _YES] = False,
 ) -> int:
     """Move all VMs off a node, each where the planner finds the best place. The node takes none until it is restored.
@@ -43,10 +44,13 @@ def evacuate(
         Return when the node is empty, or something cannot leave.
     deadline
         By when it must be done, a moment such as 2026-12-01T04:00:00Z, or 2h: refused if it would take longer.
+    hold
+        Bring all back by itself so long after the node is empty, for example 30m.
     spare
         Refuse if afterwards there is a node that may not fail, because its VMs would find no RAM on the others.
     """
-    wishes = evacuations.Wishes(spare=spare, deadline=deadline_of(deadline) if deadline else None)
+    hold_s = None if hold is None else interval_of(hold)
+    wishes = evacuations.Wishes(spare=spare, deadline=deadline_of(deadline) if deadline else None, hold_s=hold_s)
     around = context()
     if plan:
         return _show_plan(evacuations.plan_evacuation(around, node, wishes))

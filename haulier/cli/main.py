@@ -9,7 +9,22 @@ from cyclopts import App, CycloptsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from haulier import __version__
-from haulier.cli import alert, batch, evacuation, events, migration, node, queue, replication, rule, token, vm, window
+from haulier.cli import (
+    alert,
+    batch,
+    evacuation,
+    events,
+    group,
+    migration,
+    node,
+    queue,
+    replication,
+    roll,
+    rule,
+    token,
+    vm,
+    window,
+)
 from haulier.cli.output import Mode, complain, fail
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused
 
@@ -43,6 +58,8 @@ app.command(migration.app)
 app.command(queue.app)
 app.command(batch.app)
 app.command(evacuation.app)
+app.command(group.app)
+app.command(roll.app)
 app.command(rule.app)
 app.command(window.app)
 app.command(replication.app)

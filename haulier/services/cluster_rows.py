@@ -193,9 +193,12 @@ def load_near(session: Session, ids: Collection[int], nodes: Iterable[NodeRow]) 
 
 
 def load_windows(session: Session) -> dict[int, datetime]:
-    """When the next window of each node begins that has one."""
+    """When the next window of each node begins that has one.
+
+    A window of a group closes none of its nodes: it empties one at a time, and the others are where its VMs go.
+    """
     query = select(MaintenanceWindow.node_id, func.min(MaintenanceWindow.next_at)).group_by(MaintenanceWindow.node_id)
-    return {node_id: next_at for node_id, next_at in session.execute(query) if next_at is not None}
+    return {node_id: next_at for node_id, next_at in session.execute(query) if node_id is not None and next_at}
 
 
 def load_rules(session: Session, names: Mapping[int, str]) -> tuple[Rule, ...]:

@@ -6,7 +6,7 @@ Asked at its begin, when one of its migrations has ended, and by beat; who dies 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -20,6 +20,7 @@ from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, ToPlace, plan_moves, terms_of_vm, to_place
 from haulier.services.evacuation_rows import Situation, look, newest_promise
 from haulier.services.filing import Wanted, values_of
+from haulier.services.roll_turns import tell_rolls
 from haulier.services.waiting import go_on_message, make_room
 from models import (
     Batch,
@@ -214,7 +215,17 @@ def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool) ->
     state = _E.RUNNING if goes_on else _E.BLOCKED if evacuation.problem else _E.DRAINED
     if node.state is not NodeState.LOST:
         node.state = NodeState.DRAINED if state is _E.DRAINED else NodeState.DRAINING
+    if state is _E.DRAINED:
+        _note_drained(evacuation, now())
     move_evacuation(unit, evacuation, state)
+
+
+def _note_drained(evacuation: Evacuation, moment: datetime) -> None:
+    """From now on it is held, but not past the moment at which all is brought back anyway."""
+    evacuation.drained_at = moment
+    if evacuation.hold_s is not None:
+        held_until = moment + timedelta(seconds=evacuation.hold_s)
+        evacuation.restore_at = min(held_until, evacuation.restore_at or held_until)
 
 
 def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:
@@ -249,3 +260,4 @@ def move_evacuation(unit: Unit, evacuation: Evacuation, to: EvacuationState) -> 
         problem=evacuation.problem if to is _E.BLOCKED else None,
     )
     unit.ring(f"evacuation.{evacuation.id}")
+    tell_rolls(unit, evacuation)

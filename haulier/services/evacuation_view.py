@@ -199,6 +199,8 @@ def _head(evacuation: Evacuation, node: str, counts: Mapping[str, int]) -> dict[
         "finished_at": evacuation.finished_at and evacuation.finished_at.isoformat(),
         "deadline": evacuation.deadline and evacuation.deadline.isoformat(),
         "restore_at": evacuation.restore_at and evacuation.restore_at.isoformat(),
+        "hold_s": evacuation.hold_s,
+        "drained_at": evacuation.drained_at and evacuation.drained_at.isoformat(),
         "counts": dict(counts),
     }
 
@@ -242,7 +244,9 @@ def _waits_for(
             return f"{problem.get('vm')} {what}: {problem.get('message')} ({problem.get('hint')})"
         case _E.DRAINED:
             empty = f"all that was to leave has left, and {', '.join(left)} is there still" if left else "it is empty"
-            return f"nothing: {empty}; haulier restore {name} brings all back"
+            back_at = evacuation.restore_at and evacuation.restore_at.isoformat(timespec="seconds")
+            by_itself = f"; all is brought back at {back_at}" if back_at else ""
+            return f"nothing: {empty}{by_itself}; haulier restore {name} brings all back{' now' if back_at else ''}"
         case _E.CANCELLED | _E.RESTORED:
             return "nothing: it is over"
         case _:

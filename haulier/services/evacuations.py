@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,12 +12,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.errors import Problem, Refused
+from haulier.errors import Refused
 from haulier.services import batches
 from haulier.services.admission import AT_ONCE_S, admit
-from haulier.services.cluster import Question
 from haulier.services.context import Context, Unit
-from haulier.services.evacuation_plan import Plan, ToPlace, may_be_left, plan_moves, to_place
+from haulier.services.evacuation_refusals import ask, leaving, refusals, require_hold
 from haulier.services.evacuation_rows import (
     find_evacuation,
     left_behind,
@@ -29,10 +28,12 @@ from haulier.services.evacuation_rows import (
 )
 from haulier.services.evacuation_steps import go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
+from haulier.services.group_room import full_groups, hold_groups
 from haulier.services.lookup import find_node
+from haulier.services.roll_turns import begin_turn, hold_turn
 from haulier.services.waiting import go_on_message
-from models import Batch, BatchState, Evacuation, EvacuationState, Migration, MigrationState, Node, NodeState, Vm
-from models.transitions import OPEN_MIGRATION
+from models import Batch, BatchState, Evacuation, EvacuationState, Node, NodeState, Vm
+from models.transitions import OPEN_EVACUATION
 
 _E = EvacuationState
 # Its batch begins nothing meanwhile.
@@ -42,15 +43,17 @@ _AT_WORK = (_E.PLANNED, _E.RUNNING)
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a node is to be emptied. With `spare` any one node may fail afterwards, and its VMs find RAM on the others.
-    It must be done by the `deadline`. At `restore_at` all is brought back. `window`: nobody asks but a window. `cause`:
-    who asks, if it is no person.
+    It must be done by the `deadline`. At `restore_at` all is brought back, and `hold_s` after the node was drained.
+    `window`: nobody asks but a window. `roll_id`: it is the node's turn in a roll. `cause`: who asks, if no person.
     """
 
     spare: bool = False
     deadline: datetime | None = None
     restore_at: datetime | None = None
+    hold_s: float | None = None
     window: bool = False
     cause: str | None = None
+    roll_id: int | None = None
 
 
 USUAL_WISHES = Wishes()
@@ -58,15 +61,18 @@ USUAL_WISHES = Wishes()
 
 def plan_evacuation(context: Context, name: str, wishes: Wishes = USUAL_WISHES) -> dict[str, Any]:
     """What an evacuation of a node would do, as contract.md shows it. Touches nothing. Raises Refused for an unknown
-    node, and for one that was declared lost.
+    node, for one that was declared lost, and for a time that a node cannot stay empty.
     """
+    require_hold(wishes.hold_s)
     with context.database.read() as session:
         node = _require_usable(find_node(session, name))
-        leaving = _leaving(context, session, node)
+        full = () if open_evacuation(session, node) else full_groups(session, node)
+        wanted = leaving(context, session, node)
         left = [vm.name for vm in left_behind(session, node)]
-    asked = _plan(context, leaving)
+    asked = ask(context, wanted)
+    found = (*full, *refusals(asked, spare=wishes.spare, deadline=wishes.deadline))
     document = plan_document(node, asked.plan, but=asked.guests)
-    return {**document, "left": left, "refusals": [problem.as_dict() for problem in _refusals(asked, wishes)]}
+    return {**document, "left": left, "refusals": [problem.as_dict() for problem in found]}
 
 
 def _require_usable(node: Node) -> Node:
@@ -75,77 +81,20 @@ def _require_usable(node: Node) -> Node:
     return node
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A plan for what is to leave a node, and for what other evacuations were to send there: `guests` of it."""
-
-    plan: Plan
-    guests: Mapping[str, str]
-
-
-def _leaving(context: Context, session: Session, node: Node) -> ToPlace:
-    open_ = select(Migration.vm_id).where(Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
-    query = select(Vm).where(Vm.node_id == node.id, Vm.id.not_in(open_)).order_by(Vm.name)
-    leaving = [vm for vm in session.scalars(query) if not may_be_left(vm)]
-    coming = _coming(session, node)
-    waiting = {vm.name: migration.id for migration, vm in coming}
-    closed = {node.name: Problem("node_draining", f"{node.name} is to be emptied", "")}
-    return to_place(context, session, [*leaving, *(vm for _, vm in coming)], Question((), closed), waiting=waiting)
-
-
-def _plan(context: Context, wanted: ToPlace) -> _Asked:
-    guests = {vm.name: wanted.census.nodes[vm.node_id] for vm in wanted.vms if vm.name in wanted.waiting}
-    return _Asked(plan_moves(context, wanted), guests)
-
-
-def _coming(session: Session, node: Node) -> list[tuple[Migration, Vm]]:
-    """What other evacuations are to send to a node, and has not begun."""
-    query = (
-        select(Migration, Vm)
-        .join(Vm, Vm.id == Migration.vm_id)
-        .join(Batch, Batch.id == Migration.batch_id)
-        .where(Migration.target_id == node.id, Migration.state == MigrationState.QUEUED)
-        .where(Batch.evacuation_id.is_not(None), Batch.homeward.is_(False))
-        .order_by(Vm.name)
-    )
-    return [(row[0], row[1]) for row in session.execute(query)]
-
-
-def _refusals(asked: _Asked, wishes: Wishes) -> tuple[Problem, ...]:
-    """Why it is not begun: nothing can leave, others lose their only place, there would be no spare, or it takes too
-    long.
-    """
-    found, plan = list[Problem](), asked.plan
-    own = [each for each in plan.blocked if each.guest not in asked.guests]
-    if own and all(move.guest in asked.guests for move in plan.moves):
-        found += [each.problem for each in own]
-    for each in plan.blocked:
-        if each.guest in asked.guests:
-            words = f"VM {each.guest}, which is to leave {asked.guests[each.guest]}, has no other place"
-            found.append(Problem("evacuations_meet", f"{words}: {each.problem.message}", "One after the other."))
-    if wishes.spare:
-        found += plan.spare
-    if wishes.deadline is not None:
-        left_s = (wishes.deadline - now()).total_seconds()
-        if left_s <= 0:
-            found.append(
-                Problem("deadline_over", f"the deadline {wishes.deadline.isoformat()} is over", "One to come.")
-            )
-        elif plan.eta_s is not None and plan.eta_s > left_s:
-            words = f"it would take {plan.eta_s:.0f} s, and there are {left_s:.0f} s until the deadline"
-            found.append(Problem("deadline_too_near", words, "A later one, or higher limits: haulier queue limits."))
-    return tuple(found)
-
-
 def evacuate(context: Context, name: str, wishes: Wishes = USUAL_WISHES) -> dict[str, Any]:
     """Begin to empty a node, or go on with the evacuation that it has. Raises Refused with all reasons; nothing was
     changed then.
     """
+    require_hold(wishes.hold_s)
     with context.database.read() as session:
         node = _require_usable(find_node(session, name))
-        leaving = None if open_evacuation(session, node) else _leaving(context, session, node)
-    if leaving and (problems := _refusals(_plan(context, leaving), wishes)):
-        raise Refused.because(problems)
+        is_new = open_evacuation(session, node) is None
+        full = full_groups(session, node) if is_new else ()
+        wanted = leaving(context, session, node) if is_new else None
+    if wanted is not None:
+        found = refusals(ask(context, wanted), spare=wishes.spare, deadline=wishes.deadline)
+        if problems := (*full, *found):
+            raise Refused.because(problems)
     evacuation_id, again = _file(context, name, wishes)
     go_on(context, evacuation_id)
     admit(context, at_most_s=AT_ONCE_S)
@@ -156,33 +105,49 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
     """The node's evacuation, and whether it was there already. From then on the node takes nothing."""
     try:
         with context.unit() as unit:
-            there = open_evacuation(unit.session, find_node(unit.session, name))
+            # Two that begin at one moment in a group would both find room there: from here on one waits for the other.
+            hold_groups(unit.session, name)
+            node = find_node(unit.session, name)
+            turn = None if wishes.roll_id is None else hold_turn(unit.session, wishes.roll_id, node.id)
+            there = open_evacuation(unit.session, node)
             if there is not None:
-                _ask_again(unit, _lock(unit, there.id), wishes)
-                return there.id, True
-            # It may have been declared lost while the VMs were placed.
-            node = _require_usable(find_node(unit.session, name, lock=True))
-            evacuation = Evacuation(
-                node_id=node.id,
-                node_was=node.state,
-                cause=wishes.cause,
-                deadline=wishes.deadline,
-                # A node that took nothing before is not filled by itself.
-                restore_at=wishes.restore_at if node.state is NodeState.ONLINE else None,
-                tried_after=newest_promise(unit.session)[0],
-                created_at=now(),
-            )
-            unit.session.add(evacuation)
-            node.state = NodeState.DRAINING
-            unit.session.flush()
-            unit.note("evacuation.planned", node=name, evacuation=evacuation.id, cause=wishes.cause)
-            unit.send(go_on_message(evacuation.id))
-            return evacuation.id, False
+                evacuation = _lock(unit, there.id)
+                _ask_again(unit, evacuation, wishes)
+            else:
+                evacuation = _begin(unit, name, wishes)
+            if turn is not None:
+                begin_turn(unit, turn, evacuation)
+            return evacuation.id, there is not None
     except IntegrityError as error:
         if not any(word in str(error.orig) for word in ("uq_evacuation_one_open", "evacuation.node_id")):
             raise
         # Somebody else was first.
         return _file(context, name, wishes)
+
+
+def _begin(unit: Unit, name: str, wishes: Wishes) -> Evacuation:
+    """A new one. It is asked again what may have changed while the VMs were placed."""
+    node = _require_usable(find_node(unit.session, name, lock=True))
+    if problems := full_groups(unit.session, node):
+        raise Refused.because(problems)
+    # A node that took nothing before is not filled by itself.
+    is_filled = node.state is NodeState.ONLINE
+    evacuation = Evacuation(
+        node_id=node.id,
+        node_was=node.state,
+        cause=wishes.cause,
+        deadline=wishes.deadline,
+        restore_at=wishes.restore_at if is_filled else None,
+        hold_s=wishes.hold_s if is_filled else None,
+        tried_after=newest_promise(unit.session)[0],
+        created_at=now(),
+    )
+    unit.session.add(evacuation)
+    node.state = NodeState.DRAINING
+    unit.session.flush()
+    unit.note("evacuation.planned", node=name, evacuation=evacuation.id, cause=wishes.cause)
+    unit.send(go_on_message(evacuation.id))
+    return evacuation
 
 
 def _lock(unit: Unit, evacuation_id: int) -> Evacuation:
@@ -196,6 +161,9 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
     """One that was over for now looks at its node again: somebody may have started a VM there. A window that begins
     while another one's evacuation is there ends with the later of both.
     """
+    if evacuation.state not in OPEN_EVACUATION:
+        words = f"evacuation {evacuation.id} of {evacuation.node.name} has ended in this moment"
+        raise Refused("evacuation_over", words, f"haulier evacuate {evacuation.node.name}")
     if evacuation.state is _E.RESTORING:
         hint = f"haulier evacuation cancel {evacuation.id}"
         raise Refused("evacuation_restoring", f"node {evacuation.node.name} is being filled again", hint)
@@ -203,6 +171,9 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
     if evacuation.state is _E.DRAINED and left is not None:
         _set_node(evacuation, NodeState.DRAINING)
         move_evacuation(unit, evacuation, _E.RUNNING)
+        if evacuation.hold_s is not None:
+            # That begins anew when it is drained again.
+            evacuation.restore_at = None
     if wishes.window and evacuation.restore_at is not None:
         evacuation.restore_at = wishes.restore_at and max(evacuation.restore_at, wishes.restore_at)
     unit.send(go_on_message(evacuation.id))

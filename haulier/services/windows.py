@@ -1,4 +1,7 @@
-"""Maintenance windows: a node is emptied when its window begins, and filled again when it ends; from the rows."""
+"""Maintenance windows: a node is emptied when its window begins, and filled again when it ends; from the rows.
+
+A window of a group rolls through it: each node in turn.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.planner.windows import find_zone, next_start
-from haulier.services import evacuations
+from haulier.services import evacuations, rolls
 from haulier.services.context import CONTROL_QUEUE, Context, Message
+from haulier.services.evacuation_refusals import before_hold, require_hold
+from haulier.services.groups import find_group
 from haulier.services.lookup import find_node
 from haulier.settings import LONGEST_S
 from models import Evacuation, EvacuationState, MaintenanceWindow
@@ -26,39 +31,54 @@ _E = EvacuationState
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When a node is to be empty: for `duration_s`, each time that `cron` means in `zone`, or once `at` a moment."""
+    """When a node is to be empty: for `duration_s`, each time that `cron` means in `zone`, or once `at` a moment.
+    It stays empty for `hold_s` at most.
+    """
 
     duration_s: float
     cron: str | None = None
     at: datetime | None = None
     zone: str = "UTC"
+    hold_s: float | None = None
 
 
-def add_window(context: Context, node: str, times: Times, *, restore: bool = False) -> dict[str, Any]:
-    """Have a node emptied at these times, and with `restore` filled again at their ends.
+def add_window(
+    context: Context, node: str | None, times: Times, *, group: str | None = None, restore: bool = False
+) -> dict[str, Any]:
+    """Have a node emptied at these times, or each node of a group in turn, and with `restore` filled again at their
+    ends.
 
-    Raises Refused for what never comes, is over, or has no length; nothing is written then.
+    Raises Refused for what never comes, is over, or has no length, and unless it is a node or a group; nothing is
+    written then.
     """
     next_at = _first_start(times)
+    if (node is None) is (group is None):
+        raise Refused("bad_window", "a window is of a node or of a group", "haulier window add NODE, or --group GROUP.")
     with context.unit() as unit:
         row = MaintenanceWindow(
-            node=find_node(unit.session, node),
+            group=None if group is None else find_group(unit.session, group, lock=True),
+            node=None if node is None else find_node(unit.session, node),
             cron=times.cron,
             zone=times.zone,
             duration_s=times.duration_s,
             restore=restore,
+            hold_s=times.hold_s,
             next_at=next_at,
             created_at=now(),
         )
         unit.session.add(row)
         unit.session.flush()
-        unit.note("window.added", node=node, window=row.id, next_at=next_at.isoformat())
+        unit.note("window.added", node=node, window=row.id, group=group, next_at=next_at.isoformat())
         return _document(row)
 
 
 def _first_start(times: Times) -> datetime:
     if not 0 < times.duration_s <= LONGEST_S:
         raise Refused("bad_window", f"a window of {times.duration_s:g} s is none", "--duration 2h")
+    require_hold(times.hold_s)
+    if (times.hold_s or 0) >= times.duration_s:
+        words = f"a node that stays empty for {times.hold_s:g} s does not fit a window of {times.duration_s:g} s"
+        raise Refused("bad_window", words, "A longer --duration, or a shorter --hold.")
     find_zone(times.zone)
     if times.cron is not None and times.at is None:
         return next_start(times.cron, times.zone, after=now())
@@ -85,18 +105,21 @@ def remove_window(context: Context, window_id: int) -> dict[str, Any]:
             raise Refused("unknown_window", f"there is no window {window_id}", "haulier window list")
         document = _document(row)
         unit.session.execute(delete(MaintenanceWindow).where(MaintenanceWindow.id == window_id))
-        unit.note("window.removed", node=document["node"], window=window_id)
+        unit.note("window.removed", node=document["node"], window=window_id, group=document["group"])
         return document
 
 
 def _document(row: MaintenanceWindow) -> dict[str, Any]:
+    node, group = _of(row)
     return {
         "id": row.id,
-        "node": row.node.name,
+        "node": node,
+        "group": group,
         "cron": row.cron,
         "zone": row.zone,
         "duration_s": row.duration_s,
         "restore": row.restore,
+        "hold_s": row.hold_s,
         "next_at": row.next_at and row.next_at.isoformat(),
         "problem": row.problem,
     }
@@ -113,32 +136,62 @@ def ask_for_windows(context: Context) -> None:
             unit.send(Message("haulier.windows", CONTROL_QUEUE, number))
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A window whose time has come, and when it is over."""
+
+    window_id: int
+    at: datetime
+    end: datetime
+    node: str | None
+    group: str | None
+    restore: bool
+    hold_s: float | None
+
+
+def _begun_of(row: MaintenanceWindow, at: datetime) -> _Begun:
+    end = at + timedelta(seconds=row.duration_s)
+    return _Begun(row.id, at, end, *_of(row), row.restore, row.hold_s)
+
+
+def _of(row: MaintenanceWindow) -> tuple[str | None, str | None]:
+    """The names of its node and of its group: it has one of them."""
+    return (row.node.name if row.node else None, row.group.name if row.group else None)
+
+
 def sweep_windows(context: Context) -> None:
     """Begin the windows whose time has come, and end those whose time is over. Safe to call at any time, by many."""
     moment = now()
     with context.database.read() as session:
         due = session.scalars(select(MaintenanceWindow).where(MaintenanceWindow.next_at <= moment)).all()
-        begun = [(row.id, row.node.name, row.next_at, row.duration_s, row.restore) for row in due]
-    for window_id, node, next_at, duration_s, restore in begun:
-        if next_at is not None:
-            end = next_at + timedelta(seconds=duration_s)
-            try:
-                wishes = evacuations.Wishes(
-                    deadline=end, restore_at=end if restore else None, window=True, cause=f"window {window_id}"
-                )
-                problem = _begin(context, node, wishes)
-                # After the act: who dies in between is followed by one who asks again, and gets the same evacuation.
-                _to_the_next(context, window_id, next_at, problem)
-            except (Refused, ValueError, LookupError):
-                # A zone that is not known here, a row that was spoilt: it must hold no other window.
-                log.exception("window.broken", window=window_id)
+        begun = [_begun_of(row, row.next_at) for row in due if row.next_at is not None]
+    for each in begun:
+        try:
+            problem = _begin(context, each)
+            # After the act: who dies in between is followed by one who asks again, and gets the same evacuation.
+            _to_the_next(context, each.window_id, each.at, problem)
+        except (Refused, ValueError, LookupError):
+            # A zone that is not known here, a row that was spoilt: it must hold no other window.
+            log.exception("window.broken", window=each.window_id)
     _end_those_over(context, moment)
 
 
-def _begin(context: Context, node: str, wishes: evacuations.Wishes) -> Problem | None:
+def _begin(context: Context, begun: _Begun) -> Problem | None:
     """Why nothing was begun, None if it was."""
+    restore_at = begun.end if begun.restore else None
     try:
-        evacuations.evacuate(context, node, wishes)
+        if begun.group is not None:
+            wishes = rolls.RollWishes(begun.hold_s, begun.end, restore_at, begun.window_id)
+            rolls.begin_roll(context, begun.group, wishes)
+        elif begun.node is not None:
+            of_node = evacuations.Wishes(
+                deadline=before_hold(begun.end, begun.hold_s),
+                restore_at=restore_at,
+                hold_s=begun.hold_s,
+                window=True,
+                cause=f"window {begun.window_id}",
+            )
+            evacuations.evacuate(context, begun.node, of_node)
     except Refused as error:
         return error.problem
     return None
@@ -153,7 +206,8 @@ def _to_the_next(context: Context, window_id: int, begun_at: datetime, problem: 
         row.next_at = next_start(row.cron, row.zone, after=max(begun_at, now())) if row.cron else None
         row.problem = problem.as_dict() if problem else None
         kind = "window.skipped" if problem else "window.begun"
-        unit.note(kind, node=row.node.name, window=row.id, problem=row.problem, at_=begun_at.isoformat())
+        node, group = _of(row)
+        unit.note(kind, node=node, window=row.id, group=group, problem=row.problem, at_=begun_at.isoformat())
 
 
 def _end_those_over(context: Context, moment: datetime) -> None:

@@ -230,6 +230,8 @@ class EvacuationHead(BaseModel):
     finished_at: str | None
     deadline: str | None
     restore_at: str | None
+    hold_s: float | None
+    drained_at: str | None
     counts: dict[str, int]
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from haulier.services import evacuations
 from haulier.services.evacuations import Wishes
+from haulier.settings import LONGEST_S
 from haulier.web import documents
 from haulier.web.access import Around, may_write
 from haulier.web.planning import one_of_few
@@ -27,6 +28,7 @@ class EvacuationWish(BaseModel):
     plan: Annotated[bool, Field(description="Only say what would be done, and touch nothing.")] = False
     deadline: Annotated[Moment | None, Field(description="By when it must be done.")] = None
     spare: Annotated[bool, Field(description="Only if afterwards any one node may fail.")] = False
+    hold_s: Annotated[float | None, Field(ge=0, le=LONGEST_S, description="Bring all back so long after.")] = None
 
 
 @router.post(
@@ -37,7 +39,7 @@ class EvacuationWish(BaseModel):
 )
 def evacuate(context: Around, wish: EvacuationWish, response: Response) -> Any:  # noqa: ANN401 - of the models
     """Begin to empty a node, or go on with the evacuation that it has."""
-    wishes = Wishes(spare=wish.spare, deadline=wish.deadline)
+    wishes = Wishes(spare=wish.spare, deadline=wish.deadline, hold_s=wish.hold_s)
     if wish.plan:
         response.status_code = HTTPStatus.OK
         with one_of_few():

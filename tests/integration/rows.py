@@ -37,6 +37,10 @@ EXAMPLES: dict[str, Row] = {
     "evacuation": {"node_id": 2, "state": "running", "node_was": "online", "tried_after": 0, "plans": 0}
     | {"created_at": NOW},
     "evacuation_vm": {"evacuation_id": 1, "vm_id": 2, "is_home": False},
+    "node_group": {"name": "g", "max_at_once": 1, "created_at": NOW},
+    "node_group_node": {"group_id": 1, "node_id": 1},
+    "roll": {"group_id": 1, "name": "g", "state": "running", "hold_s": 60.0, "created_at": NOW},
+    "roll_node": {"roll_id": 1, "node_id": 1, "place": 1, "state": "out", "evacuation_id": 1},
     "maintenance_window": {"node_id": 1, "cron": "0 2 * * 6", "zone": "UTC", "duration_s": 7200.0, "restore": False}
     | {"next_at": NOW, "created_at": NOW},
     "api_token": {"name": "t", "digest": "d", "scope": "read", "created_at": NOW},
@@ -93,6 +97,8 @@ def store_world(connection: Connection) -> None:
     store(connection, "replication", id=1, vm_id=1)
     store(connection, "evacuation", id=1, node_id=1, state="restored")
     store(connection, "placement_rule", id=1, name="first")
+    store(connection, "node_group", id=1, name="first")
+    store(connection, "roll", id=1, state="done")
     store(connection, "attempt", id=1, number=1, finished_at=NOW)
     store(connection, "step", id=1, phase="reserve", side="target", state="done")
     store(connection, "vm", id=3, name="vm3")
@@ -105,5 +111,5 @@ def store_world(connection: Connection) -> None:
 
 def _count_on_after_given_keys(connection: Connection) -> None:
     counted = ("node", "storage", "vm", "volume", "migration", "replication", "attempt", "step", "evacuation")
-    for table in (*counted, "placement_rule"):
+    for table in (*counted, "placement_rule", "node_group", "roll"):
         connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 100)")

@@ -458,6 +458,19 @@ def test_what_waits_does_not_come_back_by_an_older_version(database_url: str) ->
         assert connection.scalar(text("SELECT state FROM migration WHERE id = 7")) == "cancelled"
 
 
+def test_window_of_a_group_is_none_of_a_node_in_an_older_version(database_url: str) -> None:
+    with connected(database_url) as connection:
+        store_world(connection)
+        store(connection, "maintenance_window", id=1)
+        store(connection, "maintenance_window", id=2, node_id=None, group_id=1)
+    history.downgrade(database_url, "0018")
+    with connected(database_url) as connection:
+        assert connection.scalars(text("SELECT id FROM maintenance_window")).all() == [1]
+    history.upgrade(database_url)
+    with connected(database_url) as connection:
+        assert connection.scalar(text("SELECT node_id FROM maintenance_window")) == 1
+
+
 @pytest.mark.parametrize(
     ("hand_over", "gate", "older", "newer"),
     [

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from models.enums import LedgerRole, MigrationState, OperationState, StepState
+from models.enums import LedgerRole, MigrationState, OperationState, RollNodeState, RollState, StepState
 from models.transitions import (
     LEDGER,
     MIGRATION,
     OPEN_MIGRATION,
     OPERATION,
+    ROLL,
+    ROLL_NODE,
     STEP,
     IllegalMove,
     require_legal,
@@ -27,12 +29,16 @@ TABLES: dict[type[StrEnum], Table] = {
     StepState: STEP,
     LedgerRole: LEDGER,
     OperationState: OPERATION,
+    RollState: ROLL,
+    RollNodeState: ROLL_NODE,
 }
 STARTS: dict[type[StrEnum], StrEnum] = {
     MigrationState: MigrationState.QUEUED,
     StepState: StepState.WAITING,
     LedgerRole: LedgerRole.RESERVED,
     OperationState: OperationState.READY,
+    RollState: RollState.RUNNING,
+    RollNodeState: RollNodeState.WAITING,
 }
 ENDS: dict[type[StrEnum], set[StrEnum]] = {
     MigrationState: {
@@ -44,6 +50,8 @@ ENDS: dict[type[StrEnum], set[StrEnum]] = {
     StepState: {StepState.UNDONE},
     LedgerRole: {LedgerRole.DESTROYED},
     OperationState: {OperationState.DONE, OperationState.REFUSED, OperationState.FAILED},
+    RollState: {RollState.DONE, RollState.CANCELLED},
+    RollNodeState: {RollNodeState.DONE, RollNodeState.LEFT_OUT},
 }
 STATES = [state for kind in TABLES for state in kind]
 

@@ -8,11 +8,12 @@ from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Problem
-from haulier.services import chain, evacuation_view
+from haulier.services import chain, evacuation_view, roll_steps
 from haulier.services.admission import admit
 from haulier.services.claims import Claim
 from haulier.services.evacuation_steps import go_on, sweep_evacuations
 from haulier.services.limits import LimitChange, set_limits
+from haulier.services.roll_steps import sweep_rolls
 from models import LimitScope, Node, Storage, Vm
 from tests.unit.services.world import World
 
@@ -38,7 +39,7 @@ def open_hall(world: World) -> World:
 
 def play(world: World, *, broken: dict[str, Problem] | None = None, deaf: bool = False) -> None:
     """All messages are worked off, as workers would: moves to a node that is `broken` fail at their second step. What
-    is for evacuations is lost if all are `deaf` to it.
+    is for evacuations and rolls is lost if all are `deaf` to it.
     """
     hands = dict[int, Claim]()
     while world.sent:
@@ -46,6 +47,9 @@ def play(world: World, *, broken: dict[str, Problem] | None = None, deaf: bool =
         if message.task == "haulier.evacuate":
             if not deaf:
                 go_on(world.context, message.row)
+        elif message.task == "haulier.roll":
+            if not deaf:
+                roll_steps.go_on(world.context, message.row)
         elif message.task == "haulier.admit":
             admit(world.context)
         elif held := world.claim(message):
@@ -67,9 +71,11 @@ def play(world: World, *, broken: dict[str, Problem] | None = None, deaf: bool =
 def beat(world: World, *, blocked_too: bool = False) -> None:
     """Beat has all that go on looked at; nobody works."""
     sweep_evacuations(world.context, blocked_too=blocked_too)
-    for message in [message for message in world.sent if message.task == "haulier.evacuate"]:
+    sweep_rolls(world.context)
+    looks = {"haulier.evacuate": go_on, "haulier.roll": roll_steps.go_on}
+    for message in [message for message in world.sent if message.task in looks]:
         world.sent.remove(message)
-        go_on(world.context, message.row)
+        looks[message.task](world.context, message.row)
 
 
 def hold(world: World) -> None:

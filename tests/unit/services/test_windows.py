@@ -9,10 +9,10 @@ import pytest
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.services import evacuations, windows
+from haulier.services import evacuations, groups, roll_view, rolls, windows
 from haulier.services.windows import Times
-from models import Evacuation, MaintenanceWindow, Node, Vm
-from tests.unit.services.hall import play, show, state_of, where
+from models import Evacuation, MaintenanceWindow, Node, Roll, Vm
+from tests.unit.services.hall import beat, play, show, state_of, where
 from tests.unit.services.world import World
 
 HOUR = 3600.0
@@ -210,3 +210,166 @@ def test_window_that_is_broken_holds_no_other(hall: World) -> None:
     sweep(hall)
     assert hall.count(Evacuation) == 2
     assert datetime.fromisoformat(str(windows.list_windows(hall.context)[1]["next_at"])) > now()
+
+
+# -- of a group --------------------------------------------------------------------------------------------------------
+
+EVERY_NIGHT = Times(6 * HOUR, cron="0 2 * * *", hold_s=1200.0)
+
+
+@pytest.fixture
+def rack(hall: World) -> World:
+    """Alpha, where `web` is, and beta are a group, and each night it is rolled through."""
+    hall.change(Vm, Vm.name != "web", node_id=4)
+    groups.add_group(hall.context, "rack", ["alpha", "beta"])
+    windows.add_window(hall.context, None, EVERY_NIGHT, group="rack")
+    return hall
+
+
+def let_holds_end(world: World) -> None:
+    world.change(Evacuation, Evacuation.state == "drained", restore_at=now() - timedelta(seconds=1))
+    sweep(world)
+    play(world)
+
+
+def states(world: World, number: int = 1) -> list[str]:
+    return [each["state"] for each in roll_view.show_roll(world.context, number)["nodes"]]
+
+
+def test_group_is_rolled_through_when_its_window_begins(rack: World) -> None:
+    assert (the_window(rack)["node"], the_window(rack)["group"], the_window(rack)["hold_s"]) == (None, "rack", 1200.0)
+    sweep(rack)
+    assert rack.count(Roll) == 0, "not before its time"
+    come(rack)
+    begun_at = datetime.fromisoformat(the_window(rack)["next_at"] or "")
+    sweep(rack)
+    play(rack)
+    roll = roll_view.show_roll(rack.context, 1)
+    assert (roll["state"], roll["window"], states(rack)) == ("running", 1, ["drained", "waiting"])
+    end = begun_at + timedelta(hours=6)
+    assert (roll["deadline"], roll["restore_at"]) == (end.isoformat(), None)
+    assert show(rack)["deadline"] == (end - timedelta(seconds=1200)).isoformat(), "it is to stay empty before the end"
+    assert (the_window(rack)["problem"], rack.kinds("window.")) == (None, ["added", "begun"])
+    for _ in range(2):
+        let_holds_end(rack)
+    assert (states(rack), where(rack)["web"]) == (["done", "done"], "alpha")
+    sweep(rack)
+    assert rack.count(Roll) == 1
+
+
+def test_what_does_not_fit_in_a_window_of_a_group_is_left_out(rack: World) -> None:
+    rack.change(Vm, Vm.name == "web", pinned={"ram_kib": 12 << 20})
+    come(rack, ago=6 * HOUR - 1220.0)
+    sweep(rack)
+    beat(rack)
+    first, second = roll_view.show_roll(rack.context, 1)["nodes"]
+    assert (first["state"], first["problem"]["code"]) == ("waiting", "deadline_too_near")
+    assert second["state"] == "drained", "beta is empty"
+    rack.change(Roll, deadline=now())
+    beat(rack)
+    assert states(rack) == ["left_out", "drained"]
+
+
+@pytest.mark.parametrize(("ago", "code"), [(7 * HOUR, "deadline_over"), (6 * HOUR - 600.0, "deadline_too_near")])
+def test_window_of_a_group_that_is_over_or_too_short_is_skipped(rack: World, ago: float, code: str) -> None:
+    come(rack, ago=ago)
+    sweep(rack)
+    assert (rack.count(Roll), the_window(rack)["problem"]["code"]) == (0, code)
+    assert rack.kinds("window.") == ["added", "skipped"]
+
+
+def test_whoever_dies_after_the_roll_was_begun_is_followed_by_one_who_gets_the_same(rack: World) -> None:
+    come(rack)
+    next_at = datetime.fromisoformat(the_window(rack)["next_at"] or "")
+    sweep(rack)
+    rolls.cancel(rack.context, 1)
+    rack.change(MaintenanceWindow, next_at=next_at)
+    sweep(rack)
+    assert (rack.count(Roll), the_window(rack)["problem"]) == (1, None), "also where it is over already"
+
+
+def test_window_that_comes_while_another_roll_is_open_is_skipped_and_says_so(rack: World) -> None:
+    rolls.begin_roll(rack.context, "rack")
+    rolls.pause(rack.context, 1)
+    come(rack)
+    sweep(rack)
+    assert (rack.count(Roll), the_window(rack)["problem"]["code"]) == (1, "roll_open")
+
+
+def test_what_is_empty_still_at_the_end_of_a_window_of_a_group_is_filled_then(rack: World) -> None:
+    windows.remove_window(rack.context, 1)
+    long = Times(6 * HOUR, cron="0 2 * * *", hold_s=5 * HOUR)
+    windows.add_window(rack.context, None, long, group="rack", restore=True)
+    come(rack, ago=1800.0)
+    sweep(rack)
+    end = show(rack)["restore_at"]
+    play(rack)
+    assert show(rack)["restore_at"] < end, "the hold is over before"
+    rack.change(Evacuation, hold_s=6 * HOUR, restore_at=datetime.fromisoformat(end), state="running")
+    beat(rack)
+    assert show(rack)["restore_at"] == end, "it is not held past the end"
+
+
+def test_what_is_at_work_at_the_end_of_a_window_of_a_group_comes_home_and_pauses_nothing(rack: World) -> None:
+    windows.remove_window(rack.context, 1)
+    windows.add_window(rack.context, None, EVERY_NIGHT, group="rack", restore=True)
+    come(rack)
+    sweep(rack)
+    rack.change(Evacuation, restore_at=now() - timedelta(seconds=1))
+    evacuations.cancel(rack.context, 1, undo=False, to_restore=True)
+    beat(rack)
+    assert (roll_view.show_roll(rack.context, 1)["state"], states(rack)) == ("running", ["restoring", "waiting"])
+    rack.change(Roll, deadline=now())
+    sweep(rack)
+    play(rack)
+    beat(rack)
+    assert (show(rack)["state"], where(rack)["web"]) == ("restored", "alpha")
+    assert (roll_view.show_roll(rack.context, 1)["state"], states(rack)) == ("done", ["left_out", "left_out"])
+
+
+def test_window_of_a_group_closes_none_of_its_nodes(rack: World) -> None:
+    """It empties one at a time, and the others are where its VMs go."""
+    rack.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
+    come(rack, ago=-60.0)
+    evacuations.evacuate(rack.context, "alpha")
+    play(rack)
+    assert where(rack)["web"] == "beta"
+
+
+def test_node_of_a_window_is_held_too_and_filled_before_its_end(hall: World) -> None:
+    windows.add_window(hall.context, "alpha", EVERY_NIGHT, restore=True)
+    come(hall)
+    sweep(hall)
+    play(hall)
+    document = show(hall)
+    assert (document["state"], document["hold_s"]) == ("drained", 1200.0)
+    lasts = datetime.fromisoformat(document["deadline"]) - now()
+    assert timedelta(0) < timedelta(hours=6, seconds=-1200) - lasts < timedelta(minutes=1), "and to be held in it"
+    assert datetime.fromisoformat(document["restore_at"]) < now() + timedelta(seconds=1300)
+
+
+@pytest.mark.parametrize(
+    ("node", "group", "hold_s", "code"),
+    [
+        (None, None, None, "bad_window"),
+        ("alpha", "rack", None, "bad_window"),
+        ("alpha", None, 2 * HOUR, "bad_window"),
+        (None, "rack", 2 * HOUR, "bad_window"),
+        (None, "rack", -1.0, "bad_hold"),
+    ],
+)
+def test_window_is_of_a_node_or_of_a_group_and_longer_than_its_hold(
+    rack: World, node: str | None, group: str | None, hold_s: float | None, code: str
+) -> None:
+    times = Times(2 * HOUR, cron="0 2 * * *", hold_s=hold_s)
+    with pytest.raises(Refused) as refused:
+        windows.add_window(rack.context, node, times, group=group)
+    assert (refused.value.code, rack.count(MaintenanceWindow)) == (code, 1)
+
+
+def test_window_of_a_group_is_removed_and_its_roll_goes_on(rack: World) -> None:
+    come(rack)
+    sweep(rack)
+    assert windows.remove_window(rack.context, 1)["group"] == "rack"
+    play(rack)
+    assert states(rack) == ["drained", "waiting"]

@@ -1,0 +1,112 @@
+"""Rolls as people see them: where each node is, and in one line what all waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from haulier.errors import Refused
+from haulier.services.context import Context
+from haulier.services.evacuation_view import show_evacuation
+from models import Evacuation, EvacuationState, Roll, RollNode, RollNodeState, RollState
+
+_E = EvacuationState
+# One that the end of a window has cancelled is restored next.
+_OUT = {_E.DRAINED: "drained", _E.RESTORING: "restoring", _E.RESTORED: "restoring", _E.CANCELLED: "restoring"}
+
+
+def find_roll(session: Session, roll_id: int) -> Roll:
+    """Raises Refused `unknown_roll`."""
+    found = session.get(Roll, roll_id) if 0 < roll_id < 1 << 63 else None
+    if found is None:
+        raise Refused("unknown_roll", f"there is no roll {roll_id}", "haulier roll list")
+    return found
+
+
+def list_rolls(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest rolls, without their nodes."""
+    with context.database.read() as session:
+        return [_head(roll) for roll in session.scalars(select(Roll).order_by(Roll.id.desc()).limit(limit))]
+
+
+def show_roll(context: Context, roll_id: int) -> dict[str, Any]:
+    """One roll. Raises Refused for an unknown one."""
+    with context.database.read() as session:
+        roll = find_roll(session, roll_id)
+        document = {**_head(roll), "nodes": [_entry(turn) for turn in roll.nodes]}
+        out = next((turn.evacuation for turn in roll.nodes if turn.state is RollNodeState.OUT), None)
+        words = _waits_for(roll, out)
+        first = (out.id, out.node.name) if out else None
+    if words is None and first is not None:
+        words = f"{first[1]}: {show_evacuation(context, first[0])['waiting_for']}"
+    return {**document, "waiting_for": words}
+
+
+def _head(roll: Roll) -> dict[str, Any]:
+    return {
+        "id": roll.id,
+        "group": roll.name,
+        "state": roll.state,
+        "at_once": roll.group and roll.group.max_at_once,
+        "hold_s": roll.hold_s,
+        "deadline": roll.deadline and roll.deadline.isoformat(),
+        "restore_at": roll.restore_at and roll.restore_at.isoformat(),
+        "window": roll.window_id,
+        "problem": roll.problem,
+        "created_at": roll.created_at.isoformat(),
+        "finished_at": roll.finished_at and roll.finished_at.isoformat(),
+        "counts": dict(Counter(_state(turn) for turn in roll.nodes)),
+    }
+
+
+def _state(turn: RollNode) -> str:
+    """A node that is out by the words of its evacuation."""
+    if turn.state is RollNodeState.OUT and turn.evacuation is not None:
+        return _OUT.get(turn.evacuation.state, "draining")
+    return turn.state
+
+
+def _entry(turn: RollNode) -> dict[str, Any]:
+    is_out = turn.state is RollNodeState.OUT
+    return {
+        "place": turn.place,
+        "node": turn.node.name,
+        "state": _state(turn),
+        "evacuation": turn.evacuation_id,
+        "problem": turn.evacuation.problem if is_out and turn.evacuation else turn.problem,
+    }
+
+
+def _waits_for(roll: Roll, out: Evacuation | None) -> str | None:
+    """In one line. None where it is what the evacuation of the first node that is out waits for."""
+    match roll.state:
+        case RollState.DONE:
+            return "nothing: it is over"
+        case RollState.CANCELLED:
+            goes_on = f"; evacuation {out.id} of {out.node.name} goes on by itself" if out else ""
+            return f"nothing: it is over{goes_on}"
+        case RollState.PAUSED:
+            why = f": {roll.problem['message']}" if roll.problem else ""
+            return f"it is paused{why}; haulier roll resume {roll.id}"
+        case RollState.RUNNING if out is not None:
+            return _held(out) if out.state is _E.DRAINED else None
+    return _next_waits_for(roll)
+
+
+def _held(out: Evacuation) -> str:
+    name = out.node.name
+    if out.restore_at is None:
+        return f"{name} is empty, until somebody calls haulier restore {name}"
+    return f"{name} is empty, until {out.restore_at.isoformat(timespec='seconds')} or haulier restore {name}"
+
+
+def _next_waits_for(roll: Roll) -> str:
+    waiting = [turn for turn in roll.nodes if turn.state is RollNodeState.WAITING]
+    for turn in waiting:
+        if turn.problem is not None:
+            hint = f" ({turn.problem['hint']})" if turn.problem["hint"] else ""
+            return f"{turn.node.name} cannot begin: {turn.problem['message']}{hint}"
+    return f"{waiting[0].node.name} is next" if waiting else "nothing: its end is written down next"
