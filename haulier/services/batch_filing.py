@@ -25,7 +25,7 @@ from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.batches import show_batch
 from haulier.services.context import Context, Unit
-from haulier.services.filing import USUAL_PRIORITY, Plan, Terms, Wanted, plan_migrations, values_of
+from haulier.services.filing import USUAL_PRIORITY, Plan, Terms, Wanted, meets_another, plan_migrations, values_of
 from haulier.services.hosts import hosts_now, ram_bytes_of, storages_of
 from haulier.services.lookup import find_node
 from models import Batch, Event, Migration, MigrationAfter, MigrationState, Node, Vm, Volume
@@ -87,7 +87,7 @@ def submit(
     except IntegrityError as error:
         if (there := _find_by_key(context, key)) is not None:
             return {**show_batch(context, there), "again": True}
-        if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
+        if not meets_another(error):
             raise
         words = "a migration of one of these VMs was filed in this moment"
         raise Refused("migration_open", words, "haulier queue; then submit it again.") from error

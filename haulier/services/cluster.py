@@ -53,29 +53,44 @@ _NONE: Mapping[str, Mapping[str, Problem]] = MappingProxyType({})
 class Question:
     """Who is to be placed, which nodes are closed to them beside those that are closed anyway, which nodes each of them
     cannot go to, and why, and the only node that they may go to, if there is one.
+
+    With `in_place` they may stay where they are: what they have there is theirs, and counts wherever they are put. A
+    node's RAM is what there is for guests then, so that how full it is does not hang on what else runs on the host.
     """
 
     vms: Collection[int]
     closed: Mapping[str, Problem] = field(default_factory=dict)
     avoids: Mapping[str, Mapping[str, Problem]] = field(default_factory=dict)
     only_to: str | None = None
+    in_place: bool = False
 
 
 @dataclass(slots=True)
 class _Taken:
-    """What is taken on a node, or on its way there, by others than those to be placed; storages by their names."""
+    """What is taken on a node, or on its way there, by others than those to be placed; storages by their names. The RAM
+    of those that are about to leave is a part of what is configured. `settled_bytes`: of those that are to be placed,
+    and may stay.
+    """
 
     configured_bytes: int = 0
+    leaving_bytes: int = 0
     incoming_bytes: int = 0
+    settled_bytes: int = 0
     cpus: int = 0
     storages: Counter[str] = field(default_factory=Counter)
 
-    def add(self, guest: Guest, *, incoming: bool = False) -> None:
-        """A guest that is there, or `incoming`."""
+    def add(self, guest: Guest, *, leaving: bool = False, incoming: bool = False) -> None:
+        """A guest that is there, `leaving` or not, or `incoming`."""
         if guest.runs:
             self.configured_bytes += guest.ram_bytes
+            self.leaving_bytes += guest.ram_bytes if leaving else 0
             self.incoming_bytes += guest.ram_bytes if incoming else 0
             self.cpus += guest.cpus
+
+    def settle(self, guest: Guest, sign: int = 1) -> None:
+        """A guest that may stay there; with -1 it is none of these any more."""
+        if guest.runs:
+            self.settled_bytes += sign * guest.ram_bytes
 
     def add_volumes(self, sizes: Mapping[str, int]) -> None:
         """What is to be written to its storages."""
@@ -87,11 +102,12 @@ class _Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class _Movable:
+class Movable:
     """A guest that is to be placed, unless it has to stay: then it has its room on `node_id`, and on its way to
     `target_id` already, where `own` of its bytes are to be written to each storage.
     """
 
+    id: int
     guest: Guest
     node_id: int
     target_id: int | None
@@ -107,24 +123,26 @@ class _Movable:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """All nodes and VMs as they were at one moment; `nodes` are the nodes' names by their ids.
+    """All nodes and VMs as they were at one moment; `nodes` are the nodes' names by their ids, `vms` are those that are
+    to be placed, by their names, and `hosts` the nodes if none of these has to stay.
 
     A migration that waits or is at work has its room on its target already.
     """
 
     nodes: Mapping[int, str]
+    vms: Mapping[str, Movable]
+    hosts: tuple[Host, ...]
     _settings: Settings
+    _in_place: bool
     _asked: tuple[NodeRow, ...]
     _taken: Mapping[int, _Taken]
-    _hosts: tuple[Host, ...]
-    _movable: tuple[_Movable, ...]
     _staying: tuple[Guest, ...]
     _rules: tuple[Rule, ...]
 
     def cluster(self, *, avoids: Mapping[str, Mapping[str, Problem]] = _NONE, stuck: Collection[str] = ()) -> Cluster:
         """As the planner wants it: with the nodes that each guest cannot go to, and those that are `stuck` staying."""
-        free = [each.guest for each in self._movable if each.guest.name not in stuck]
-        left = [each for each in self._movable if each.guest.name in stuck]
+        free = [each.guest for name, each in self.vms.items() if name not in stuck]
+        left = [each for name, each in self.vms.items() if name in stuck]
         return Cluster(
             self._hosts_beside(left),
             tuple(dataclasses.replace(guest, avoids=avoids.get(guest.name, {})) for guest in free),
@@ -132,18 +150,22 @@ class Census:
             self._rules,
         )
 
-    def _hosts_beside(self, left: Collection[_Movable]) -> tuple[Host, ...]:
+    def _hosts_beside(self, left: Collection[Movable]) -> tuple[Host, ...]:
         """Most hosts stay as they were."""
         changed = {place for each in left for place in (each.node_id, each.target_id) if place is not None}
         taken = {node_id: self._taken.get(node_id, _Taken()).copy() for node_id in changed}
         for each in left:
             each.take(taken)
+            if self._in_place:
+                taken[each.node_id].settle(each.guest, -1)
         return tuple(
-            host if node.id not in changed else _host(self._settings, node, taken[node.id], host.closed)
-            for node, host in zip(self._asked, self._hosts, strict=True)
+            host
+            if node.id not in changed
+            else _host(self._settings, node, taken[node.id], closed=host.closed, in_place=self._in_place)
+            for node, host in zip(self._asked, self.hosts, strict=True)
         )
 
-    def _at_its_place(self, each: _Movable) -> Guest:
+    def _at_its_place(self, each: Movable) -> Guest:
         place = each.node_id if each.target_id is None else each.target_id
         return dataclasses.replace(each.guest, host=self.nodes[place])
 
@@ -155,22 +177,24 @@ def load_census(context: Context, session: Session, question: Question) -> Censu
     nodes, targets = load_nodes(session), load_targets(session)
     names = {node.id: node.name for node in nodes}
     staying, taken = _staying(context.settings, session, question, targets, nodes)
-    windows = load_windows(session)
+    movable = _movable(context.settings, session, question, targets, nodes)
+    vms = {each.guest.name: each for each in movable}
+    if question.in_place:
+        for each in vms.values():
+            taken[each.node_id].settle(each.guest)
     asked = tuple(node for node in nodes if question.only_to in (None, node.name))
-    hosts = (
-        _host(context.settings, node, taken[node.id], _why_closed(context, node, question, windows.get(node.id)))
-        for node in asked
-    )
-    return Census(
-        names,
-        context.settings,
-        asked,
-        taken,
-        tuple(hosts),
-        tuple(_movable(context.settings, session, question, targets, nodes)),
-        tuple(staying),
-        load_rules(session, names),
-    )
+    rules = load_rules(session, names)
+    hosts = tuple(_hosts(context, session, question, asked, taken))
+    return Census(names, vms, hosts, context.settings, question.in_place, asked, taken, tuple(staying), rules)
+
+
+def _hosts(
+    context: Context, session: Session, question: Question, nodes: Sequence[NodeRow], taken: Mapping[int, _Taken]
+) -> Iterator[Host]:
+    windows = load_windows(session)
+    for node in nodes:
+        closed = _why_closed(context, node, question, windows.get(node.id))
+        yield _host(context.settings, node, taken[node.id], closed=closed, in_place=question.in_place)
 
 
 def _staying(
@@ -183,7 +207,7 @@ def _staying(
         place = of_id[row.node_id if target is None else target].name
         ram_bytes = _needed(settings, of_id[row.node_id], row.name, row.ram_bytes)
         guest = Guest(row.name, place, ram_bytes=ram_bytes, cpus=row.cpus, runs=row.runs)
-        taken[row.node_id].add(guest)
+        taken[row.node_id].add(guest, leaving=target is not None)
         if target is not None:
             taken[target].add(guest, incoming=True)
         staying.append(guest)
@@ -199,12 +223,12 @@ def _needed(settings: Settings, node: NodeRow, vm: str, configured_bytes: int) -
 
 def _movable(
     settings: Settings, session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
-) -> Iterator[_Movable]:
+) -> Iterator[Movable]:
     of_id, near = {node.id: node for node in nodes}, load_near(session, question.vms, nodes)
     for row in load_vms(session, question.vms):
         own = _sizes(volume for volume in row.volumes if not volume.shared)
         guest = _guest(settings, row, of_id[row.node_id], near.get(row.id, frozenset()))
-        yield _Movable(guest, row.node_id, targets.get(row.id), own)
+        yield Movable(row.id, guest, row.node_id, targets.get(row.id), own)
 
 
 def _sizes(volumes: Iterable[VolumeRow]) -> Mapping[str, int]:
@@ -236,16 +260,15 @@ def _guest(settings: Settings, row: VmRow, node: NodeRow, near: frozenset[str]) 
     )
 
 
-def _host(settings: Settings, node: NodeRow, taken: _Taken, closed: Problem | None) -> Host:
+def _host(settings: Settings, node: NodeRow, taken: _Taken, *, closed: Problem | None, in_place: bool) -> Host:
     facts = node.facts
-    ram = int(facts.get("ram_bytes") or 0)
-    free = _free_bytes(settings, facts, taken)
+    ram, ram_taken = _ram_room(settings, facts, taken, in_place=in_place)
     overcommit = settings.cpu_overcommit
     bridges = facts.get("bridges") if node.network == "bridge" else None
     return Host(
         node.name,
         ram_bytes=ram,
-        ram_taken_bytes=ram - max(free, 0),
+        ram_taken_bytes=ram_taken,
         cpus=facts["cpus"] * overcommit if overcommit and "cpus" in facts else inf,
         cpus_taken=taken.cpus,
         storages=_storage_rooms(node, taken),
@@ -259,13 +282,24 @@ def _host(settings: Settings, node: NodeRow, taken: _Taken, closed: Problem | No
     )
 
 
+def _ram_room(settings: Settings, facts: Mapping[str, Any], taken: _Taken, *, in_place: bool) -> tuple[int, int]:
+    """A node's RAM, and what is taken of it by others than those to be placed."""
+    ram, free = int(facts.get("ram_bytes") or 0), _free_bytes(settings, facts, taken)
+    if not (in_place and ram):
+        return ram, ram - max(free, 0)
+    # What those have that are about to leave is nobody's room yet, and makes the node no fuller.
+    others = taken.configured_bytes - taken.leaving_bytes
+    return max(others + taken.settled_bytes + free, 0), others
+
+
 def _free_bytes(settings: Settings, facts: Mapping[str, Any], taken: _Taken) -> int:
     """What a node's guests leave of its RAM: as it was measured, and by policy also as they are configured."""
     seen = int(facts.get("ram_free_bytes") or 0)
     measured = seen - seen % _STEP - taken.incoming_bytes - RAM_HEADROOM
     if settings.placement_ram == "used":
         return measured
-    return min(measured, int(facts.get("ram_bytes") or 0) - taken.configured_bytes - RAM_HEADROOM)
+    configured = taken.configured_bytes + taken.settled_bytes
+    return min(measured, int(facts.get("ram_bytes") or 0) - configured - RAM_HEADROOM)
 
 
 def _storage_rooms(node: NodeRow, taken: _Taken) -> dict[str, StorageRoom]:

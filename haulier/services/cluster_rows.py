@@ -6,14 +6,14 @@ nothing. How many statements this needs does not depend on how many rows there a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, func, or_, select, true
+from sqlalchemy.orm import QueryableAttribute, Session
 
 from haulier.planner.placing.cluster import Rule, RuleKind
 from haulier.planner.refusals import STARTED
@@ -35,6 +35,8 @@ from models import (
 from models.transitions import OPEN_MIGRATION
 
 _STARTED = tuple(map(VmState, STARTED))
+# SQLite takes some more numbers than these in one statement, and PostgreSQL twice as many.
+_MOST_NUMBERS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +104,28 @@ def load_nodes(session: Session) -> list[NodeRow]:
 
 def load_vms(session: Session, ids: Collection[int]) -> list[VmRow]:
     """These VMs with their volumes, by name."""
+    chosen = frozenset(ids)
     volumes: dict[int, list[VolumeRow]] = defaultdict(list)
     of_theirs = (
         select(Volume.vm_id, Volume.role, Volume.size_bytes, Storage.name, Storage.shared)
         .join(Storage, Storage.id == Volume.storage_id)
-        .where(Volume.vm_id.in_(ids))
+        .where(_among(Volume.vm_id, chosen))
         .order_by(Volume.id)
     )
     for vm_id, role, size_bytes, storage, shared in session.execute(of_theirs):
         volumes[vm_id].append(VolumeRow(role, size_bytes or 0, storage, shared))
     columns = (Vm.id, Vm.name, Vm.node_id, Vm.state, Vm.definition, Vm.pinned)
-    found = session.execute(select(*columns).where(Vm.id.in_(ids)).order_by(Vm.name))
+    found = session.execute(select(*columns).where(_among(Vm.id, chosen)).order_by(Vm.name))
     return [
         VmRow(row.id, row.name, row.node_id, row.state, row.definition, row.pinned, tuple(volumes[row.id]))
         for row in found
+        if row.id in chosen
     ]
+
+
+def _among(column: QueryableAttribute[Any], ids: Collection[int]) -> ColumnElement[bool]:
+    """Only these, as far as one statement can say it: of more than that nearly all are wanted."""
+    return column.in_(ids) if len(ids) <= _MOST_NUMBERS else true()
 
 
 def load_staying(session: Session, *, but: Collection[int]) -> Iterator[StayingRow]:
@@ -160,18 +169,19 @@ def _on_the_way() -> tuple[ColumnElement[bool], ...]:
     return Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None)
 
 
-def load_incoming(session: Session, *, but: Collection[int]) -> dict[int, dict[str, int]]:
+def load_incoming(session: Session, *, but: Collection[int]) -> Mapping[int, Mapping[str, int]]:
     """The bytes that are to be written to each storage of each target, but for these VMs: nothing to what is shared."""
     query = (
-        select(Migration.target_id, Storage.name, func.sum(Volume.size_bytes))
+        select(Migration.vm_id, Migration.target_id, Storage.name, func.sum(Volume.size_bytes))
         .join(Volume, Volume.vm_id == Migration.vm_id)
         .join(Storage, Storage.id == Volume.storage_id)
-        .where(*_on_the_way(), Storage.shared.is_(False), Migration.vm_id.not_in(but))
-        .group_by(Migration.target_id, Storage.name)
+        .where(*_on_the_way(), Storage.shared.is_(False))
+        .group_by(Migration.vm_id, Migration.target_id, Storage.name)
     )
-    found: dict[int, dict[str, int]] = defaultdict(dict)
-    for target_id, storage, size_bytes in session.execute(query):
-        found[target_id][storage] = int(size_bytes or 0)
+    found, chosen = defaultdict[int, Counter[str]](Counter), frozenset(but)
+    for vm_id, target_id, storage, size_bytes in session.execute(query):
+        if vm_id not in chosen:
+            found[target_id][storage] += int(size_bytes or 0)
     return found
 
 
@@ -185,7 +195,7 @@ def load_near(session: Session, ids: Collection[int], nodes: Iterable[NodeRow]) 
         .select_from(Replica)
         .join(Storage, Storage.id == Replica.storage_id)
         .join(Volume, Volume.id == Replica.volume_id)
-        .where(Volume.vm_id.in_(ids))
+        .where(_among(Volume.vm_id, ids))
     )
     for vm_id, node_id in session.execute(query):
         found[vm_id].add(names[node_id])

@@ -13,7 +13,8 @@ from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.services.cluster import Question
 from haulier.services.context import Context
-from haulier.services.evacuation_plan import Plan, ToPlace, may_be_left, plan_moves, to_place
+from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves, to_place
+from haulier.services.placed_moves import ToPlace
 from haulier.settings import LONGEST_S
 from models import Batch, Migration, MigrationState, Node, Vm
 from models.transitions import OPEN_MIGRATION
@@ -40,7 +41,8 @@ def leaving(context: Context, session: Session, node: Node) -> ToPlace:
 
 def ask(context: Context, wanted: ToPlace) -> Asked:
     """Find places for these. Takes seconds, and no transaction is open meanwhile."""
-    guests = {vm.name: wanted.census.nodes[vm.node_id] for vm in wanted.vms if vm.name in wanted.waiting}
+    census = wanted.census
+    guests = {name: census.nodes[census.vms[name].node_id] for name in wanted.waiting}
     return Asked(plan_moves(context, wanted), guests)
 
 

@@ -16,6 +16,7 @@ from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import may_be_left
 from haulier.services.liveness import silent_s
+from haulier.services.placed_moves import newest_promise
 from haulier.services.stopped import to_be_started, to_be_stopped
 from models import (
     Batch,
@@ -76,12 +77,6 @@ def open_evacuation(session: Session, node: Node) -> Evacuation | None:
     """The one that the node belongs to now."""
     query = select(Evacuation).where(Evacuation.node_id == node.id, Evacuation.state.in_(OPEN_EVACUATION))
     return session.scalar(query)
-
-
-def newest_promise(session: Session) -> tuple[int, int]:
-    """Whoever placed VMs before another one was filed, or sent elsewhere, has counted its room as free."""
-    plans = session.scalar(select(func.sum(Evacuation.plans))) or 0
-    return session.scalar(select(func.max(Migration.id))) or 0, int(plans)
 
 
 def look(context: Context, session: Session, evacuation: Evacuation) -> Situation:

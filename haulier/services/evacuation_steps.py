@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,9 +16,10 @@ from haulier.clock import now
 from haulier.errors import Problem
 from haulier.planner.failures import FailureClass, class_of
 from haulier.services.context import Context, Unit
-from haulier.services.evacuation_plan import Plan, ToPlace, plan_moves, terms_of_vm, to_place
-from haulier.services.evacuation_rows import Situation, look, newest_promise
-from haulier.services.filing import Wanted, values_of
+from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm, to_place
+from haulier.services.evacuation_rows import Situation, look
+from haulier.services.filing import Wanted, meets_another
+from haulier.services.placed_moves import PLACED_AGAIN, PLACING, ToPlace, newest_promise, still_there, write_moves
 from haulier.services.roll_turns import tell_rolls
 from haulier.services.waiting import go_on_message, make_room
 from models import (
@@ -36,10 +36,6 @@ from models import (
 )
 from models.transitions import OPEN_MIGRATION, require_legal
 
-# Two that place VMs at one moment would give away the same room twice.
-_PLACING = 3
-# So often a plan is made anew because somebody filed a migration meanwhile.
-_AGAIN = 3
 _GOES_ON = (EvacuationState.PLANNED, EvacuationState.RUNNING, EvacuationState.BLOCKED, EvacuationState.RESTORING)
 _E = EvacuationState
 
@@ -56,7 +52,7 @@ def sweep_evacuations(context: Context, *, blocked_too: bool) -> None:
 
 def go_on(context: Context, evacuation_id: int) -> None:
     """File what is to be filed of an evacuation, and write down how it stands. Safe to call at any time, by many."""
-    for left in reversed(range(_AGAIN)):
+    for left in reversed(range(PLACED_AGAIN)):
         with context.database.read() as session:
             evacuation = session.get(Evacuation, evacuation_id)
             if evacuation is None or evacuation.state not in _GOES_ON:
@@ -72,7 +68,7 @@ def go_on(context: Context, evacuation_id: int) -> None:
                     return
         except IntegrityError as error:
             # A user has filed a migration of one of these VMs in this moment.
-            if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
+            if not meets_another(error):
                 raise
 
 
@@ -87,11 +83,11 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     gone elsewhere, and that is not so.
     """
     session = unit.session
-    unit.context.database.exclude_others(session, _PLACING)
+    unit.context.database.exclude_others(session, PLACING)
     evacuation = session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
     if evacuation.state not in _GOES_ON or (evacuation.state is _E.RESTORING) is not seen.homeward:
         return True
-    vms = _still_there(session, seen)
+    vms = still_there(session, {vm.id: vm.node_id for vm in seen.to_place})
     all_there = len(vms) == len(seen.to_place)
     if plan is not None and only_if_newest and not (all_there and newest_promise(session) == seen.newest):
         return False
@@ -118,13 +114,6 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     return True
 
 
-def _still_there(session: Session, seen: Situation) -> dict[str, Vm]:
-    """Those that were to be placed, as they are now: while places were looked for, one may have gone, or moved."""
-    nodes = {vm.id: vm.node_id for vm in seen.to_place}
-    found = session.scalars(select(Vm).where(Vm.id.in_(nodes)))
-    return {vm.name: vm for vm in found if vm.node_id == nodes[vm.id]}
-
-
 def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan, *, vms: Mapping[str, Vm]) -> None:
     """A migration for each move of these VMs, but of those that wait already."""
     if not plan.moves:
@@ -135,12 +124,11 @@ def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan, *, vm
     wanted = {move.target for move in moves}
     nodes = {node.name: node for node in session.scalars(select(Node).where(Node.name.in_(wanted)))}
     batch = _batch(session, evacuation, homeward=seen.homeward, moment=moment)
-    rows = list[dict[str, Any]]()
+    wishes = list[Wanted]()
     for move in moves:
         vm, target = vms[move.guest], nodes[move.target]
         if move.guest not in seen.waiting:
-            wish = Wanted(vm, target, terms_of_vm(vm), plan.bytes[move.guest])
-            rows.append({**values_of(unit.context.settings, wish, at=moment, place=len(rows)), "batch_id": batch.id})
+            wishes.append(Wanted(vm, target, terms_of_vm(vm), plan.bytes[move.guest]))
         if not seen.homeward:
             row = _row(session, evacuation, known, vm)
             row.target_id, row.reason, row.problem = target.id, move.reason, None
@@ -153,8 +141,7 @@ def _file(unit: Unit, evacuation: Evacuation, seen: Situation, plan: Plan, *, vm
             target=move.target,
             reason=move.reason,
         )
-    if rows:
-        session.execute(insert(Migration), rows)
+    write_moves(unit, batch, wishes, at=moment)
     session.flush()
 
 

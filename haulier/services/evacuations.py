@@ -22,7 +22,6 @@ from haulier.services.evacuation_rows import (
     left_behind,
     lost_node,
     missing,
-    newest_promise,
     open_evacuation,
     unfinished,
 )
@@ -30,6 +29,7 @@ from haulier.services.evacuation_steps import go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.group_room import full_groups, hold_groups
 from haulier.services.lookup import find_node
+from haulier.services.placed_moves import newest_promise
 from haulier.services.roll_turns import begin_turn, hold_turn
 from haulier.services.waiting import go_on_message
 from models import Batch, BatchState, Evacuation, EvacuationState, Node, NodeState, Vm

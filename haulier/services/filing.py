@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -202,6 +203,11 @@ def values_of(settings: Settings, wanted: Wanted, *, at: datetime, place: int = 
         "created_at": at,
         "state": MigrationState.QUEUED,
     }
+
+
+def meets_another(error: IntegrityError) -> bool:
+    """Whether a migration could not be written because somebody else has filed one of its VM in this moment."""
+    return any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id"))
 
 
 def write_migration(

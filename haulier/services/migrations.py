@@ -17,7 +17,7 @@ from haulier.errors import Refused
 from haulier.planner.refusals import STARTED, refuse_filing
 from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.context import Context, Unit
-from haulier.services.filing import USUAL_TERMS, Terms, Wanted, plan_migration, terms_of, write_migration
+from haulier.services.filing import USUAL_TERMS, Terms, Wanted, meets_another, plan_migration, terms_of, write_migration
 from haulier.services.forecast import measured_rates
 from haulier.services.gate import is_at_gate
 from haulier.services.holds import holds_of
@@ -89,7 +89,7 @@ def file_migration(context: Context, vm_name: str, *, target: str, terms: Terms 
             migration_id = write_migration(context, unit, Wanted(vm, node, terms, plan.bytes)).id
     except IntegrityError as error:
         # Somebody else filed one between our look and our row; SQL lets only one of us through.
-        if not any(name in str(error.orig) for name in ("uq_migration_one_wish", "migration.vm_id")):
+        if not meets_another(error):
             raise
         raise Refused("migration_open", f"VM {vm_name} is already in a migration", "haulier migration list") from error
     admit(context, at_most_s=AT_ONCE_S)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 from haulier.errors import Problem
 from haulier.planner.placing.arrangement import Arrangement
 from haulier.planner.placing.cluster import Cluster, Guest, Host, RuleKind
 from haulier.planner.placing.greedy import arrange
+from haulier.planner.placing.loads import Load, loads
 from haulier.planner.placing.search import improve
 from haulier.planner.placing.spare import without_spare
 
@@ -33,19 +33,6 @@ class Blocked:
 
     guest: str
     problem: Problem
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a host's guests have of its RAM and CPUs, before the moves and after them. Infinite CPUs are not counted."""
-
-    host: str
-    ram_bytes: int
-    ram_before_bytes: int
-    ram_after_bytes: int
-    cpus: float
-    cpus_before: float
-    cpus_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +64,7 @@ def place(cluster: Cluster, *, clock: Callable[[], float], time_s: float) -> Pla
     )
     blocked = tuple(Blocked(guest.name, _why_not(best, guest)) for guest in best.homeless)
     gap = None if blocked else max(best.cost() / max(best.bound(), 1e-9) - 1, 0.0)
-    return Placing(moves, blocked, tuple(_loads(best)), without_spare(best), gap, found.cut_short)
+    return Placing(moves, blocked, tuple(loads(best)), without_spare(best), gap, found.cut_short)
 
 
 def _reason(arrangement: Arrangement, guest: Guest) -> str:
@@ -130,24 +117,3 @@ def _each_once(found: Sequence[tuple[Host, Problem]]) -> list[str]:
         words = problem.message.replace(host.name, "{}") if problem.code == "rule" else problem.message
         hosts.setdefault(words, []).append(host.name)
     return [words.replace("{}", ", ".join(names)) for words, names in hosts.items()]
-
-
-def _loads(arrangement: Arrangement) -> Iterator[Load]:
-    cluster = arrangement.cluster
-    leaving = {host.name: (0, 0) for host in cluster.hosts}
-    for guest in cluster.guests:
-        if guest.runs and guest.host in leaving:
-            ram, cpus = leaving[guest.host]
-            leaving[guest.host] = ram + guest.ram_bytes, cpus + guest.cpus
-    for host in cluster.hosts:
-        ram, cpus = leaving[host.name]
-        stays = [guest for guest in arrangement.homeless if guest.runs and guest.host == host.name]
-        yield Load(
-            host.name,
-            host.ram_bytes,
-            host.ram_taken_bytes + ram,
-            arrangement.ram_taken(host.name) + sum(guest.ram_bytes for guest in stays),
-            0.0 if host.cpus == inf else host.cpus,
-            host.cpus_taken + cpus,
-            arrangement.cpus_taken(host.name) + sum(guest.cpus for guest in stays),
-        )

@@ -4,13 +4,15 @@ many there are, they are read in as many statements.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import inf
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from haulier.errors import Problem
-from haulier.services import rules
+from haulier.services import cluster_rows, rules
 from haulier.services.cluster import Census, Question, load_census
 from haulier.services.migrations import file_migration
 from models import Node, Replica, RuleKind, Storage, Vm, VmState
@@ -144,3 +146,62 @@ def test_as_many_statements_for_many_vms_as_for_few(hall: World) -> None:
         census(hall, *range(1, 12))
     assert len(many) == len(few)
     assert len(few) < 15
+
+
+def test_more_vms_than_one_statement_can_name_are_told_too(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_migration(hall.context, "web", target="beta")
+    hall.add_replica("gamma", "web/disk.qcow2")
+    few = census(hall, 1, 2).cluster()
+    monkeypatch.setattr(cluster_rows, "_MOST_NUMBERS", 1)
+    assert census(hall, 1, 2).cluster() == few
+    assert [guest.name for guest in few.guests] == ["db", "web"]
+
+
+def settled(world: World, *names: str, stuck: Collection[str] = ()) -> Any:
+    """The hosts, with these VMs to be placed and where they are."""
+    with world.context.database.read() as session:
+        ids = session.scalars(select(Vm.id).where(Vm.name.in_(names))).all()
+    return census(world, *ids, in_place=True).cluster(stuck=stuck).by_name
+
+
+def test_what_those_have_that_may_stay_is_theirs_and_not_taken(hall: World) -> None:
+    hall.change(Node, facts=FACTS | {"ram_free_bytes": 16 * GIB})
+    alpha = settled(hall, "web", "db")["alpha"]
+    assert (alpha.ram_bytes, alpha.ram_taken_bytes) == (16 * GIB - HEADROOM, GIB), "that is mail's"
+    assert alpha.cpus_taken == 1
+    # With all three there it has as much free as evacuations see.
+    assert alpha.ram_bytes - 3 * GIB == hosts(hall)["alpha"].ram_bytes - hosts(hall)["alpha"].ram_taken_bytes
+
+
+def test_what_else_runs_on_a_host_leaves_less_for_guests_and_makes_it_no_fuller(hall: World) -> None:
+    hall.change(Node, facts=FACTS | {"ram_free_bytes": 8 * GIB})
+    seen = settled(hall, "web", "db", "mail")
+    assert (seen["alpha"].ram_bytes, seen["alpha"].ram_taken_bytes) == (11 * GIB - HEADROOM, 0)
+    assert (seen["beta"].ram_bytes, seen["beta"].ram_taken_bytes) == (8 * GIB - HEADROOM, 0)
+
+
+def test_node_that_has_promised_more_than_it_has_is_fuller_than_full(hall: World) -> None:
+    hall.change(Node, facts=FACTS)
+    hall.change(Vm, pinned={"ram_kib": 6 << 20})
+    alpha = settled(hall, "web", "db", "mail")["alpha"]
+    assert (alpha.ram_bytes, alpha.ram_taken_bytes) == (16 * GIB - HEADROOM, 0), "three have 18 of it"
+
+
+def test_who_is_about_to_leave_keeps_his_room_and_fills_nothing(hall: World) -> None:
+    hall.change(Node, facts=FACTS | {"ram_free_bytes": 16 * GIB})
+    file_migration(hall.context, "mail", target="beta")
+    seen = settled(hall, "web", "db")
+    assert (seen["alpha"].ram_bytes, seen["alpha"].ram_taken_bytes) == (15 * GIB - HEADROOM, 0)
+    assert (seen["beta"].ram_bytes, seen["beta"].ram_taken_bytes) == (16 * GIB - HEADROOM, GIB)
+
+
+def test_node_that_says_nothing_of_its_ram_has_none(hall: World) -> None:
+    hall.change(Node, facts={})
+    alpha = settled(hall)["alpha"]
+    assert (alpha.ram_bytes, alpha.ram_taken_bytes) == (0, 0)
+
+
+def test_one_that_may_stay_and_is_stuck_fills_its_node_as_before(hall: World) -> None:
+    hall.change(Node, facts=FACTS)
+    hall.change(Vm, Vm.name == "mail", state=VmState.STOPPED)
+    assert settled(hall, "web", "db", "mail", stuck=["web", "mail"]) == settled(hall, "db")

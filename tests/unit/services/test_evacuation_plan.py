@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, select
 
 from haulier.definition import Role, VmDefinition, VolumeSpec
-from haulier.services import evacuation_plan, evacuation_steps, evacuations, rules
+from haulier.services import evacuation_plan, evacuation_steps, evacuations, placed_moves, rules
 from haulier.services.evacuation_steps import go_on
 from haulier.services.evacuations import Wishes
 from haulier.services.migrations import file_migration
@@ -115,7 +115,7 @@ def test_last_plan_stands_without_who_moved_meanwhile(
 ) -> None:
     """Nobody plans anew any more; the next look does."""
     evacuations._file(hall.context, "alpha", Wishes())
-    monkeypatch.setattr(evacuation_steps, "_AGAIN", 1)
+    monkeypatch.setattr(evacuation_steps, "PLACED_AGAIN", 1)
     with meanwhile(partial(recover, hall)):
         go_on(hall.context, 1)
     assert [each.vm_id for each in migrations(hall)] == [hall.vm("db").id, hall.vm("mail").id]
@@ -139,7 +139,7 @@ def test_vm_that_stops_meanwhile_moves_as_one_that_does_not_run(hall: World, mea
 
 
 def test_who_is_refused_for_good_in_the_last_round_is_named_once(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evacuation_plan, "_ROUNDS", 1)
+    monkeypatch.setattr(placed_moves, "_ROUNDS", 1)
     with hall.context.database.write() as session:
         storage = session.scalars(select(Storage.id).where(Storage.path == "/alpha/images")).one()
         image = {"device": "ide1", "role": VolumeRole.CDROM, "storage_id": storage, "name": "a.iso", "format": "raw"}
