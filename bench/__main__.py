@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench import cures, pause, placing, simulate
+from bench import cures, pause, placing, rebalancing, simulate
 from bench.report import keep
 from bench.vm import Guest, make_guest
 
@@ -22,6 +22,7 @@ _BENCHMARKS: dict[str, Callable[[int], str]] = {
     "cures": lambda rounds: cures.measure(_guest(), rounds=rounds),
     "queue": lambda _: simulate.measure(),
     "placing": lambda _: placing.measure(),
+    "rebalancing": lambda _: rebalancing.measure(),
     "queue-whole": lambda _: simulate.measure_whole(),
     "queue-sqlite": lambda _: simulate.measure(sizes=simulate.SIZES[:2], postgresql=False),
 }

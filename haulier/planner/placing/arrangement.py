@@ -7,11 +7,11 @@ others, bytes that cross.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from haulier.errors import Problem
 from haulier.planner.placing.cluster import GIB, Cluster, Guest, Host, Rule, RuleKind
-from haulier.planner.placing.fitting import breaks_by_itself, unfit
+from haulier.planner.placing.fitting import breaks_by_itself, kind_of, unfit
 
 # Of 1000, which all hosts cost when they are full.
 _ALL_FULL = 1000.0
@@ -21,29 +21,39 @@ WISH = 2 * _ALL_FULL
 _ALL_CROSSES = 20.0
 
 
+def full_byte(cluster: Cluster) -> float:
+    """What a byte of RAM costs in a host that is full."""
+    return _ALL_FULL / max(cluster.ram_bytes, 1)
+
+
 def homeless_cost(guest: Guest) -> float:
     """What a guest without a place costs: one more counts most, then its size."""
     return 1_000_000.0 * (1 + guest.ram_bytes / GIB / 4096)
 
 
 class Arrangement:
-    """The places of a cluster's guests so far."""
+    """The places of a cluster's guests so far. `byte_price` is what a byte costs that crosses; where none is said, all
+    bytes of the guests to be placed together have a fixed price.
+    """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, byte_price: float | None = None) -> None:
         self.cluster = cluster
+        self.byte_price = _ALL_CROSSES / max(cluster.bytes, 1) if byte_price is None else byte_price
         self.places: dict[str, str] = {}
         self._ram = {host.name: host.ram_taken_bytes for host in cluster.hosts}
         self._cpus = {host.name: host.cpus_taken for host in cluster.hosts}
         self._storage: dict[str, Counter[str]] = {host.name: Counter() for host in cluster.hosts}
         self._members: dict[str, Counter[str]] = {rule.name: Counter() for rule in cluster.rules}
-        self._unfit: dict[tuple[str, str], Problem | None] = {}
+        self._kinds: dict[str, int] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._unfit: dict[tuple[int, str], Problem | None] = {}
         for guest in cluster.staying_by_rule:
             self._count(guest, guest.host, 1)
 
     def copy(self) -> Arrangement:
         """Another one with the same places, which changes alone."""
-        other = Arrangement(self.cluster)
-        other._unfit = self._unfit
+        other = Arrangement(self.cluster, byte_price=self.byte_price)
+        other._kinds, other._numbers, other._unfit = self._kinds, self._numbers, self._unfit
         for guest in self.cluster.guests:
             if place := self.places.get(guest.name):
                 other.put(guest, place)
@@ -87,9 +97,16 @@ class Arrangement:
         """How many guests of a rule each host has."""
         return {host: number for host, number in self._members[rule.name].items() if number}
 
+    def kind(self, guest: Guest) -> int:
+        """Guests with the same number may run on the same hosts, as far as only a guest and a host are asked."""
+        if guest.name not in self._kinds:
+            kind = kind_of(guest, self.cluster.rules_of.get(guest.name, ()))
+            self._kinds[guest.name] = self._numbers.setdefault(kind, len(self._numbers))
+        return self._kinds[guest.name]
+
     def never(self, guest: Guest, host: Host) -> Problem | None:
         """Why it may not run there, whoever else is there."""
-        key = (guest.name, host.name)
+        key = (self.kind(guest), host.name)
         if key not in self._unfit:
             self._unfit[key] = unfit(guest, host, self.cluster.rules_of.get(guest.name, ()))
         return self._unfit[key]
@@ -115,13 +132,13 @@ class Arrangement:
 
     def _against(self, guest: Guest, host: Host) -> Problem | None:
         for rule in self.cluster.rules_of.get(guest.name, ()):
-            if rule.hard and self._broken_by(rule, host.name):
+            if rule.hard and self.broken_by(rule, host.name):
                 words = f"rule {rule.name} ({rule.kind}) keeps it from {host.name}"
                 return Problem("rule", words, f"haulier rule show {rule.name}")
         return None
 
-    def _broken_by(self, rule: Rule, host: str) -> bool:
-        """Whether one more guest of the rule on this host would be against it."""
+    def broken_by(self, rule: Rule, host: str) -> bool:
+        """Whether one more guest of the rule on this host would be against it, once more than it is without that."""
         there = self._members[rule.name]
         match rule.kind:
             case RuleKind.APART:
@@ -133,17 +150,19 @@ class Arrangement:
 
     def marginal(self, guest: Guest, host: Host) -> float:
         """What the cost would grow by with a guest that has no place there; its own homelessness is not counted."""
-        taken = self._ram[host.name]
-        ram = guest.ram_bytes if guest.runs else 0
-        balance = ram * (2 * taken + ram) / max(host.ram_bytes, 1)
         wishes = sum(
-            self._broken_by(rule, host.name) for rule in self.cluster.rules_of.get(guest.name, ()) if not rule.hard
+            self.broken_by(rule, host.name) for rule in self.cluster.rules_of.get(guest.name, ()) if not rule.hard
         )
-        return balance * self.balance_scale + WISH * wishes + self.crossing(guest, host.name)
+        return self.burden(guest, host) + WISH * wishes + self.crossing(guest, host.name)
+
+    def burden(self, guest: Guest, host: Host) -> float:
+        """The part of that which is the balance."""
+        ram = guest.ram_bytes if guest.runs else 0
+        return self.balance_scale * ram * (2 * self._ram[host.name] + ram) / max(host.ram_bytes, 1)
 
     def crossing(self, guest: Guest, host: str) -> float:
         """What the bytes of a guest cost that cross to a host."""
-        return 0.0 if host in guest.near else _ALL_CROSSES * guest.bytes / max(self.cluster.bytes, 1)
+        return 0.0 if host in guest.near else self.byte_price * guest.bytes
 
     @property
     def homeless(self) -> list[Guest]:
@@ -154,9 +173,10 @@ class Arrangement:
         """How often a wish is not met: a guest too many on a host, a host too many for a group, a host that is not
         wished for.
         """
-        return sum(self._times_broken(rule) for rule in self.cluster.rules if not rule.hard)
+        return sum(self.times_broken(rule) for rule in self.cluster.rules if not rule.hard)
 
-    def _times_broken(self, rule: Rule) -> int:
+    def times_broken(self, rule: Rule) -> int:
+        """The same of one rule, also of a hard one: guests that were there before may be against it."""
         there = self.members(rule)
         match rule.kind:
             case RuleKind.APART:
@@ -173,14 +193,19 @@ class Arrangement:
             sum(homeless_cost(guest) for guest in self.homeless)
             + WISH * self.broken_wishes()
             + sum(self.crossing(guests[name], host) for name, host in self.places.items())
-            + self.balance_scale
-            * sum(self._ram[host.name] ** 2 / max(host.ram_bytes, 1) for host in self.cluster.hosts)
+            + self.balance()
+        )
+
+    def balance(self) -> float:
+        """The part of it that is the RAM: the least where all hosts are equally full."""
+        return self.balance_scale * sum(
+            self._ram[host.name] ** 2 / max(host.ram_bytes, 1) for host in self.cluster.hosts
         )
 
     @property
     def balance_scale(self) -> float:
         """What a full byte of RAM costs."""
-        return _ALL_FULL / max(self.cluster.ram_bytes, 1)
+        return full_byte(self.cluster)
 
     def bound(self) -> float:
         """What no arrangement of these guests can be below: RAM is poured into the hosts like water, and all bytes that
@@ -194,8 +219,7 @@ class Arrangement:
         room = sum(max(size - taken, 0) for taken, size in vessels)
         poured = pour(vessels, min(wanted, room)) if vessels else 0.0
         far = sum(guest.bytes for guest in self.cluster.guests if not guest.near)
-        crossing = _ALL_CROSSES * far / max(self.cluster.bytes, 1)
-        return self.balance_scale * (fixed + poured) + crossing
+        return self.balance_scale * (fixed + poured) + self.byte_price * far
 
 
 def pour(vessels: Sequence[tuple[float, float]], amount: float) -> float:

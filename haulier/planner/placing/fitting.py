@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from haulier.errors import Problem
 from haulier.planner.placing.cluster import Guest, Host, Rule, RuleKind
@@ -28,6 +28,20 @@ def _reasons(guest: Guest, host: Host, rules: tuple[Rule, ...]) -> Iterator[Prob
     yield from _programs(guest, host)
     if host.bridges is not None and (missing := guest.bridges - host.bridges):
         yield Problem("bridge_missing", f"{host.name} has no bridge {min(missing)}", "Make it there.")
+
+
+def kind_of(guest: Guest, rules: tuple[Rule, ...] = ()) -> Hashable:
+    """All that `unfit` looks at of a guest: those of one kind may run on the same hosts."""
+    return (
+        guest.runs,
+        frozenset(guest.storages),
+        guest.bridges,
+        (guest.machine, guest.accel, guest.cpu_model),
+        (guest.has_tpm, guest.libtpms),
+        tuple(rule.name for rule in rules if rule.hard and rule.hosts),
+        # The reasons are its own.
+        guest.name if guest.avoids else "",
+    )
 
 
 def breaks_by_itself(rule: Rule, host: str) -> bool:
