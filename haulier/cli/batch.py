@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from rich.table import Table
 
 from haulier.cli.around import context
 from haulier.cli.moments import interval
@@ -96,12 +97,21 @@ def show_one(batch_id: int, /) -> None:
     """One batch with its migrations."""
     document = batches.show_batch(context(), batch_id)
     named = f" ({document['name']})" if document["name"] else ""
+    show(document, f"batch {batch_id}{named}: {standing(document)}")
+    show_text(migrations_table(document))
+
+
+def standing(document: dict[str, Any]) -> str:
+    """How a batch stands, in one line."""
     left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
-    show(document, f"batch {batch_id}{named}: {document['state']}; {_counts(document)}{left}")
+    return f"{document['state']}; {_counts(document)}{left}"
+
+
+def migrations_table(document: dict[str, Any]) -> Table | str:
+    """The migrations of a batch."""
     rows = [{**each, "why": _why(each)} for each in document["migrations"]]
     more = [name for name in _MAY_BE if any(row[name] for row in rows)]
-    columns = {**_COLUMNS, **{name: name for name in (*more, "state", "why")}}
-    show_text(table(rows, columns))
+    return table(rows, {**_COLUMNS, **{name: name for name in (*more, "state", "why")}})
 
 
 def _why(migration: dict[str, Any]) -> str:

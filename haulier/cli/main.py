@@ -18,6 +18,7 @@ from haulier.cli import (
     migration,
     node,
     queue,
+    rebalancing,
     replication,
     roll,
     rule,
@@ -53,6 +54,7 @@ app.command(replication.replicate)
 app.command(vm.recover)
 app.command(evacuation.evacuate)
 app.command(evacuation.restore)
+app.command(rebalancing.rebalance)
 app.command(vm.app)
 app.command(migration.app)
 app.command(queue.app)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -19,7 +19,7 @@ from haulier.services.evacuation_rows import find_evacuation
 from haulier.services.evacuation_view import show_evacuation
 from haulier.services.lookup import find_vm
 from haulier.services.operations import file_operation, require_free
-from haulier.services.stopped import start_problem
+from haulier.services.stopped import STOP_IS_OPEN, start_problem
 from haulier.services.waiting import go_on_message
 from models import (
     Evacuation,
@@ -63,8 +63,7 @@ def consent(context: Context, evacuation_id: int, name: str) -> dict[str, Any]:
 
 def follow_consents(context: Context) -> None:
     """Stop those that may be stopped, and start again those that were. Safe to call at any time, by many."""
-    open_ = or_(EvacuationVm.consent_at.is_not(None), EvacuationVm.stopped_at.is_not(None))
-    query = select(EvacuationVm.evacuation_id, Vm.name).join(Vm, Vm.id == EvacuationVm.vm_id).where(open_)
+    query = select(EvacuationVm.evacuation_id, Vm.name).join(Vm, Vm.id == EvacuationVm.vm_id).where(STOP_IS_OPEN)
     with context.database.read() as session:
         found = [(row[0], row[1]) for row in session.execute(query.order_by(Vm.name))]
     for evacuation_id, name in found:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from haulier.errors import Problem
 from haulier.planner.refusals import STARTED
 from models import Evacuation, EvacuationVm, Operation, OperationKind, OperationState, Vm, VmState
 
+# One that is to be stopped, or was and has not been seen to run again since; also of an evacuation that is over.
+STOP_IS_OPEN = or_(EvacuationVm.consent_at.is_not(None), EvacuationVm.stopped_at.is_not(None))
 _FAILED = (OperationState.FAILED, OperationState.REFUSED)
 
 

@@ -195,6 +195,15 @@ def test_who_is_about_to_leave_keeps_his_room_and_fills_nothing(hall: World) -> 
     assert (seen["beta"].ram_bytes, seen["beta"].ram_taken_bytes) == (16 * GIB - HEADROOM, GIB)
 
 
+def test_those_that_may_stay_count_by_policy_as_what_they_use(hall: World) -> None:
+    hall.context.settings.placement_ram = "used"
+    hall.change(Node, facts=FACTS | {"guest_ram_bytes": {"web": 2 * GIB // 3}})
+    hall.change(Vm, pinned={"ram_kib": 5 << 20})
+    alpha = settled(hall, "web", "db")["alpha"]
+    assert alpha.ram_taken_bytes == 5 * GIB, "mail was seen by nobody"
+    assert alpha.ram_bytes == (12 + 5 + 5) * GIB - HEADROOM + (768 << 20)
+
+
 def test_node_that_says_nothing_of_its_ram_has_none(hall: World) -> None:
     hall.change(Node, facts={})
     alpha = settled(hall)["alpha"]
