@@ -50,9 +50,9 @@ class Evacuation(Base):
 class EvacuationVm(Base):
     """A VM that an evacuation found on its node: where it was sent and why, or the `problem` that keeps it there.
 
-    `is_home`: it was brought back, or nobody is to bring it back any more. Somebody consented to its stop at
-    `consent_at`; what failed of the migrations up to `tried_after` is forgiven to it then. It was stopped for its move
-    at `stopped_at`, and is to be started again.
+    `is_home`: it was brought back, or nobody is to bring it back any more. Somebody consented at `consent_at` to its
+    stop, which is yet to be filed; what failed of the migrations up to `tried_after` is forgiven to it then. Its stop
+    was filed at `stopped_at`, and has used the consent up: it is to be started again, with a `problem` where it is.
     """
 
     __tablename__ = "evacuation_vm"

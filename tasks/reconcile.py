@@ -35,7 +35,7 @@ def _look_after_all() -> None:
     # By messages: to place VMs takes seconds, and here the dead are noticed.
     also_held = _held.is_due()
     sweep_evacuations(context(), blocked_too=also_held)
-    follow_consents(context())
+    follow_consents(context(), failed_too=also_held)
     ask_for_alerts(context(), held_too=also_held)
     sweep_rolls(context())
     ask_for_windows(context())

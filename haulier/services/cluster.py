@@ -52,7 +52,8 @@ _NONE: Mapping[str, Mapping[str, Problem]] = MappingProxyType({})
 @dataclass(frozen=True, slots=True)
 class Question:
     """Who is to be placed, which nodes are closed to them beside those that are closed anyway, which nodes each of them
-    cannot go to, and why, and the only node that they may go to, if there is one.
+    cannot go to, and why, and the only node that they may go to, if there is one. Those that are `starting` are
+    off now, and are to run there.
 
     With `in_place` they may stay where they are: what they have there is theirs, and counts wherever they are put. A
     node's RAM is what there is for guests then, so that how full it is does not hang on what else runs on the host.
@@ -63,6 +64,7 @@ class Question:
     avoids: Mapping[str, Mapping[str, Problem]] = field(default_factory=dict)
     only_to: str | None = None
     in_place: bool = False
+    starting: Collection[int] = ()
 
 
 @dataclass(slots=True)
@@ -228,6 +230,8 @@ def _movable(
     for row in load_vms(session, question.vms):
         own = _sizes(volume for volume in row.volumes if not volume.shared)
         guest = _guest(settings, row, of_id[row.node_id], near.get(row.id, frozenset()))
+        if row.id in question.starting:
+            guest = dataclasses.replace(guest, runs=True)
         yield Movable(row.id, guest, row.node_id, targets.get(row.id), own)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from sqlalchemy.orm import Session
@@ -43,10 +44,10 @@ class Plan:
     eta_s: float | None
 
 
-def terms_of_vm(vm: Vm) -> Terms:
+def terms_of_vm(vm: Vm, *, to_be_stopped: bool = False) -> Terms:
     """How a VM is moved out of its node, or back."""
     return Terms(
-        offline=vm.state not in STARTED,
+        offline=to_be_stopped or vm.state not in STARTED,
         priority=EVACUATION_PRIORITY,
         tries=EVACUATION_TRIES,
         may_pause=vm.evacuation is EvacuationPolicy.LIVE_OR_PAUSE,
@@ -67,20 +68,29 @@ def may_be_left(vm: Vm) -> bool:
 
 
 def to_place(
-    context: Context, session: Session, vms: Sequence[Vm], question: Question, *, waiting: Mapping[str, int] = _NONE
+    context: Context,
+    session: Session,
+    vms: Sequence[Vm],
+    question: Question,
+    *,
+    waiting: Mapping[str, int] = _NONE,
+    to_be_stopped: bool = False,
 ) -> ToPlace:
     """Read what is needed to find places for these VMs where `question` allows. They are in no open migration, but for
     those in `waiting`.
     """
     census = load_census(context, session, dataclasses.replace(question, vms=[vm.id for vm in vms]))
     kept = {vm.name: problem for vm in vms if (problem := kept_by_policy(vm))}
-    return ToPlace(census, terms_of_vm, question.avoids, kept, waiting)
+    terms = partial(terms_of_vm, to_be_stopped=to_be_stopped)
+    return ToPlace(census, terms, question.avoids, kept, waiting, as_if_stopped=to_be_stopped)
 
 
-def plan_moves(context: Context, wanted: ToPlace) -> Plan:
-    """Find places for these VMs. No transaction is open meanwhile but short ones."""
-    time_s = context.settings.placement_time_s
-    placing, known = find_places(context, wanted, lambda cluster: place(cluster, clock=steady_s, time_s=time_s))
+def plan_moves(context: Context, wanted: ToPlace, *, time_s: float | None = None) -> Plan:
+    """Find places for these VMs, in so many seconds a round, or in those of the settings. No transaction is open
+    meanwhile but short ones.
+    """
+    searching_s = context.settings.placement_time_s if time_s is None else time_s
+    placing, known = find_places(context, wanted, lambda cluster: place(cluster, clock=steady_s, time_s=searching_s))
     moves = known.agreed(placing.moves)
     return Plan(
         moves,

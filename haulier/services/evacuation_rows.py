@@ -11,13 +11,13 @@ from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selecti
 
 from haulier.errors import Problem, Refused
 from haulier.planner.failures import FailureClass, class_of
-from haulier.planner.refusals import STARTED, lost_source
+from haulier.planner.refusals import lost_source
 from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import may_be_left
 from haulier.services.liveness import silent_s
 from haulier.services.placed_moves import newest_promise
-from haulier.services.stopped import to_be_started, to_be_stopped
+from haulier.services.stopped import Mark, look_at_stopped
 from models import (
     Batch,
     Evacuation,
@@ -31,6 +31,7 @@ from models import (
     Operation,
     OperationKind,
     Vm,
+    VmState,
 )
 from models.transitions import AT_WORK, OPEN_EVACUATION, OPEN_MIGRATION, OPEN_OPERATION
 
@@ -47,7 +48,7 @@ class Situation:
     be placed again, with its number in `waiting`.
 
     `stuck` are those that have failed for good, each with its last reason; they are tried again when they are forgiven.
-    From a node that was declared lost nothing can leave.
+    From a node that was declared lost nothing can leave. `marks` are of those that are stopped for their moves.
     """
 
     homeward: bool
@@ -58,6 +59,7 @@ class Situation:
     stuck: Mapping[str, Problem]
     question: Question
     newest: tuple[int, int]
+    marks: Mapping[str, Mark]
 
 
 def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
@@ -95,8 +97,8 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         and _is_closed(context, found.target, closed)
     }
     stuck = {name: problem for name, tried in failures.items() if (problem := _for_good(tried))}
-    busy = _not_made_yet(session, vms) | to_be_stopped(session, evacuation)
-    started = to_be_started(session, evacuation)
+    stopped = look_at_stopped(session, evacuation)
+    started, busy = stopped.starting, _not_made_yet(session, vms) | stopped.kept
     free = tuple(
         vm for vm in vms if (vm.id not in open_ or vm.name in waiting) and vm.name not in stuck and vm.id not in busy
     )
@@ -111,7 +113,11 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         tuple(
             dict.fromkeys(
                 [
-                    *(vm.name for vm in vms if (vm.id in open_ or vm.id in busy) and vm.name not in waiting),
+                    *(
+                        vm.name
+                        for vm in vms
+                        if (vm.id in open_ or vm.id in busy) and vm.name not in waiting and not started.get(vm.name)
+                    ),
                     *(name for name, problem in started.items() if problem is None),
                     *(name for name in unfinished(session, evacuation) if name not in waiting),
                     *(() if homeward else _arriving(session, evacuation)),
@@ -119,17 +125,28 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
             )
         ),
         {
-            **{vm.name: _ask(evacuation, vm, stuck[vm.name]) for vm in vms if vm.name in stuck and vm.id not in open_},
+            **{
+                vm.name: stopped.told.get(vm.name) or _ask(evacuation, vm, stuck[vm.name])
+                for vm in vms
+                if vm.name in stuck and vm.id not in open_
+            },
             **{name: problem for name, problem in started.items() if problem is not None},
         },
-        Question((), closed, avoids, only_to=evacuation.node.name if homeward else None),
+        Question(
+            (),
+            closed,
+            avoids,
+            only_to=evacuation.node.name if homeward else None,
+            starting=[vm.id for vm in vms if vm.name in started],
+        ),
         newest,
+        stopped.marks,
     )
 
 
 def _ask(evacuation: Evacuation, vm: Vm, problem: Problem) -> Problem:
     """The reason why one is stuck; it may be that somebody is asked whether it may be stopped."""
-    if vm.evacuation is not EvacuationPolicy.STOP_BY_CONSENT or vm.state not in STARTED:
+    if vm.evacuation is not EvacuationPolicy.STOP_BY_CONSENT or vm.state is not VmState.RUNNING:
         return problem
     return replace(
         problem, hint=f"If it may be stopped for its move: haulier evacuation consent {evacuation.id} {vm.name}"

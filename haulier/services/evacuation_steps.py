@@ -21,6 +21,7 @@ from haulier.services.evacuation_rows import Situation, look
 from haulier.services.filing import Wanted, meets_another
 from haulier.services.placed_moves import PLACED_AGAIN, PLACING, ToPlace, newest_promise, still_there, write_moves
 from haulier.services.roll_turns import tell_rolls
+from haulier.services.stopped import changed_since
 from haulier.services.waiting import go_on_message, make_room
 from models import (
     Batch,
@@ -89,17 +90,23 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
         return True
     vms = still_there(session, {vm.id: vm.node_id for vm in seen.to_place})
     all_there = len(vms) == len(seen.to_place)
+    # Of these nothing may be written that was read before somebody consented to stop them.
+    late = changed_since(session, evacuation, seen.marks)
+    if only_if_newest and late:
+        return False
     if plan is not None and only_if_newest and not (all_there and newest_promise(session) == seen.newest):
         return False
+    vms = {name: vm for name, vm in vms.items() if name not in late}
     node = session.get_one(Node, evacuation.node_id, with_for_update=True, populate_existing=True)
     problems = dict(seen.stuck) | ({vm.name: seen.node_lost for vm in seen.to_place} if seen.node_lost else {})
     if plan is not None:
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
         _file(unit, evacuation, seen, plan, vms=vms)
+    problems = {name: problem for name, problem in problems.items() if name not in late}
     _note_blocked(unit, evacuation, problems)
     first = next(iter(sorted(problems.items())), None)
     evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
-    goes_on = bool(seen.on_way or (plan and plan.moves))
+    goes_on = bool(late or seen.on_way or (plan and plan.moves))
     if seen.homeward:
         # What passes by itself is waited for: a host that is still booting is silent.
         passing = any(class_of(problem.code) is FailureClass.PASSING for problem in problems.values())

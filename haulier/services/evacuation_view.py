@@ -18,6 +18,7 @@ from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
 from haulier.services.room import source_node, target_node
+from haulier.services.stopped import NOT_STARTED
 from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node, Vm
 from models.transitions import OPEN_MIGRATION
 
@@ -75,7 +76,7 @@ def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
             ],
             "left": left,
             "eta_s": _eta_s(context, session, open_),
-            "waiting_for": _stops(rows, open_) or _waits_for(context, session, evacuation, open_, left),
+            "waiting_for": _stops(evacuation, rows, open_) or _waits_for(context, session, evacuation, open_, left),
         }
 
 
@@ -224,10 +225,18 @@ def _eta_s(context: Context, session: Session, open_: Sequence[_Move]) -> float 
     return eta_s([expected.get(move.id) for move in open_])
 
 
-def _stops(rows: Sequence[_Row], open_: Sequence[_Move]) -> str | None:
+def _stops(evacuation: Evacuation, rows: Sequence[_Row], open_: Sequence[_Move]) -> str | None:
     """In one line, if nothing moves because something is being stopped or started."""
-    stopping = [row.vm for row in rows if row.consent_at is not None and row.problem is None]
-    return f"{', '.join(stopping)}: stopped for the move, and started again then" if stopping and not open_ else None
+    for row in rows:
+        if row.stopped_at and row.problem and row.problem["code"] == NOT_STARTED:
+            return f"{row.vm} is not started: {row.problem['message']} ({row.problem['hint']})"
+    if open_:
+        return None
+    stopping = [row.vm for row in rows if row.stopped_at is not None]
+    if stopping:
+        return f"{', '.join(stopping)}: stopped for the move, and started again then"
+    asked = [row.vm for row in rows if row.consent_at is not None and evacuation.state is not _E.PAUSED]
+    return f"{', '.join(asked)}: to be stopped for the move as soon as that would begin" if asked else None
 
 
 def _waits_for(
@@ -240,8 +249,7 @@ def _waits_for(
         case _E.PAUSED:
             return f"it is paused: haulier evacuation resume {evacuation.id}"
         case _E.BLOCKED:
-            what = "is not started" if problem.get("code") == "not_started" else "cannot leave"
-            return f"{problem.get('vm')} {what}: {problem.get('message')} ({problem.get('hint')})"
+            return f"{problem.get('vm')} cannot leave: {problem.get('message')} ({problem.get('hint')})"
         case _E.DRAINED:
             empty = f"all that was to leave has left, and {', '.join(left)} is there still" if left else "it is empty"
             back_at = evacuation.restore_at and evacuation.restore_at.isoformat(timespec="seconds")

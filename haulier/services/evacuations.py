@@ -15,6 +15,7 @@ from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import batches
 from haulier.services.admission import AT_ONCE_S, admit
+from haulier.services.consent import follow_consents
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_refusals import ask, leaving, refusals, require_hold
 from haulier.services.evacuation_rows import (
@@ -192,7 +193,9 @@ def pause(context: Context, evacuation_id: int) -> dict[str, Any]:
         move_evacuation(unit, evacuation, _E.PAUSED)
         _set_batches(unit, evacuation, BatchState.PAUSED)
 
-    return _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED), change)
+    _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED), change)
+    follow_consents(context, only=evacuation_id)
+    return show_evacuation(context, evacuation_id)
 
 
 def resume(context: Context, evacuation_id: int) -> dict[str, Any]:
@@ -249,6 +252,8 @@ def cancel(context: Context, evacuation_id: int, *, undo: bool, to_restore: bool
     _change(context, evacuation_id, (*_AT_WORK, _E.BLOCKED, _E.PAUSED, _E.DRAINED, _E.RESTORING), change)
     for batch_id in _batches(context, evacuation_id):
         _cancel_batch(context, batch_id, undo=undo)
+    # What was stopped for its move runs again.
+    follow_consents(context, only=evacuation_id)
     return show_evacuation(context, evacuation_id)
 
 

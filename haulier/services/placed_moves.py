@@ -9,7 +9,7 @@ same room twice. So whoever writes excludes the others (`PLACING`), and looks wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -22,13 +22,13 @@ from haulier.planner.failures import FailureClass, class_of, lasting
 from haulier.planner.forecast import Waiting, forecast
 from haulier.planner.placing.cluster import Cluster
 from haulier.planner.placing.plan import Move
-from haulier.planner.refusals import refuse_filing
+from haulier.planner.refusals import FilingFacts, refuse_filing
 from haulier.services.cluster import Census
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, Wanted, plan_migrations, values_of
 from haulier.services.forecast import eta_s, measured_rates
 from haulier.services.room import load_room
-from models import Batch, Evacuation, Gate, Migration, Node, Vm
+from models import Batch, Evacuation, Gate, Migration, Node, Vm, VmState
 
 PLACING = 3
 # So often a plan is made anew because somebody filed a migration meanwhile.
@@ -42,7 +42,8 @@ _OF_A_TARGET = ("name_taken", "machine_unknown", "accel_differs", "libtpms_older
 @dataclass(frozen=True, slots=True)
 class ToPlace:
     """VMs that are to have places: all that is known of them, and for it, at one moment. Then how each is to be moved,
-    which nodes each cannot go to, who can go nowhere, and the migrations that some of them wait in.
+    which nodes each cannot go to, who can go nowhere, and the migrations that some of them wait in. With
+    `as_if_stopped` they are asked about as if they were stopped for their moves, and started again there.
     """
 
     census: Census
@@ -50,6 +51,7 @@ class ToPlace:
     avoids: Mapping[str, Mapping[str, Problem]] = field(default_factory=dict)
     stuck: Mapping[str, Problem] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
+    as_if_stopped: bool = False
 
 
 class Found(Protocol):
@@ -125,10 +127,14 @@ def _ask(context: Context, wanted: ToPlace, moves: Sequence[Move]) -> list[_Answ
         wishes = [Wanted(there[move.guest], nodes[move.target], wanted.terms(there[move.guest])) for move in asked]
         plans = plan_migrations(context, session, wishes, but=list(wanted.waiting.values()))
         found = {
-            move.guest: _Answer(lasting(refuse_filing(plan.facts)), plan.bytes)
+            move.guest: _Answer(lasting(refuse_filing(_facts(wanted, plan.facts))), plan.bytes)
             for move, plan in zip(asked, plans, strict=True)
         }
     return [found.get(move.guest) or _Answer((_moved(move.guest),)) for move in moves]
+
+
+def _facts(wanted: ToPlace, facts: FilingFacts) -> FilingFacts:
+    return replace(facts, vm_state=VmState.STOPPED) if wanted.as_if_stopped else facts
 
 
 def _moved(vm: str) -> Problem:

@@ -34,6 +34,7 @@ from haulier.services.operations import (
     require_not_emptied,
     require_worker,
 )
+from haulier.services.stopped import is_to_be_started
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S, NAME
 from models import (
@@ -243,7 +244,8 @@ def start_vm(context: Context, name: str) -> dict[str, Any]:
     make_way(context, name)
     with context.unit() as unit:
         vm = find_vm(unit.session, name, lock=True)
-        require_not_emptied(vm.node)
+        if not is_to_be_started(unit.session, vm):
+            require_not_emptied(vm.node)
         if vm.state in (VmState.RUNNING, VmState.PAUSED):
             hint = f"haulier vm show {name}" if vm.state is VmState.RUNNING else "`cont` on its QMP socket lets it run."
             raise Refused("vm_running", f"VM {name} is started already, and {vm.state}", hint)

@@ -24,7 +24,9 @@ def upgrade() -> None:
     op.add_column("migration", sa.Column("may_pause", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("evacuation_vm", sa.Column("consent_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("evacuation_vm", sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True))
-    op.add_column("evacuation_vm", sa.Column("tried_after", sa.BigInteger(), nullable=False, server_default=sa.text("0")))
+    op.add_column(
+        "evacuation_vm", sa.Column("tried_after", sa.BigInteger(), nullable=False, server_default=sa.text("0"))
+    )
 
 
 def _take_policies(policies: Iterable[str]) -> None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
+from haulier.clock import now
 from haulier.errors import Problem, Refused
-from haulier.services import evacuations
+from haulier.services import evacuation_rows, evacuation_steps, evacuations, vms
+from haulier.services.admission import admit
 from haulier.services.consent import consent, follow_consents
+from haulier.services.lost_nodes import declare_lost
 from haulier.services.operations import end_operation
+from haulier.services.replications import sweep_replications
 from haulier.services.vm_rows import record_state
-from haulier.services.vms import set_policy
+from haulier.services.vms import set_policy, start_vm
 from models import (
     EvacuationPolicy,
     EvacuationVm,
+    Event,
     Migration,
     Node,
     Operation,
     OperationKind,
     OperationState,
+    Replication,
     Vm,
     VmState,
 )
-from tests.unit.services.hall import beat, play, show, where
+from tests.unit.services.hall import beat, hold, play, show, where
 from tests.unit.services.world import World
 
 # It does not go while it runs, wherever it is sent to.
@@ -62,6 +71,64 @@ def work(hall: World, *, start_fails: bool = False, breaks: bool = False) -> lis
     return done
 
 
+def operate(hall: World, *, code: str | None = None) -> str:
+    """The node carries out the operation that is ready; with a code it fails. Says which it was."""
+    with hall.context.unit() as unit:
+        row = unit.session.query(Operation).filter_by(state="ready").one()
+        row.state = OperationState.RUNNING
+        kind, vm_id = row.kind, row.vm_id
+        unit.session.flush()
+        problems = (Problem(code, "it would not", ""),) if code else ()
+        end_operation(unit, row.id, OperationState.FAILED if code else OperationState.DONE, problems)
+    assert vm_id is not None
+    if not code:
+        record_state(hall.context, vm_id, VmState.STOPPED if kind is OperationKind.STOP else VmState.RUNNING)
+    return kind.value
+
+
+def off(hall: World) -> None:
+    """`web` was stopped for its move, and nothing of that has begun."""
+    hold_web(hall)
+    consent(hall.context, 1, "web")
+    assert operate(hall) == "stop"
+
+
+def look(hall: World, *, slowly: bool = False, times: int = 3, broken: bool = False) -> None:
+    """Beat goes by so often."""
+    for _ in range(times):
+        follow_consents(hall.context, failed_too=slowly)
+        beat(hall, blocked_too=True)
+        play(hall, broken=dict.fromkeys(("beta", "gamma", "delta"), BROKEN) if broken else None)
+
+
+def operations(hall: World) -> list[str]:
+    with hall.context.database.read() as session:
+        return [f"{row.kind} {row.state}" for row in session.query(Operation).order_by(Operation.id)]
+
+
+def row_of(hall: World) -> EvacuationVm:
+    with hall.context.database.read() as session:
+        return session.query(EvacuationVm).join(Vm, Vm.id == EvacuationVm.vm_id).filter(Vm.name == "web").one()
+
+
+def sync(hall: World) -> None:
+    """A sync of `web` is at work."""
+    with hall.context.database.write() as session:
+        vm, target = session.query(Vm).filter_by(name="web").one(), session.query(Node).filter_by(name="beta").one()
+        made = {"every_s": 900.0, "generation": 0, "created_at": now()}
+        session.add(Replication(vm_id=vm.id, target_id=target.id, **made))
+    sweep_replications(hall.context)
+    admit(hall.context)
+    with hall.context.database.read() as session:
+        assert session.query(Migration).filter(Migration.replication_id.is_not(None)).one().state == "running"
+
+
+def refused(hall: World, number: int = 1, vm: str = "web") -> str:
+    with pytest.raises(Refused) as error:
+        consent(hall.context, number, vm)
+    return error.value.code
+
+
 def state(hall: World) -> str:
     with hall.context.database.read() as session:
         return session.query(Vm.state).filter_by(name="web").one()[0].value
@@ -98,10 +165,10 @@ def test_it_runs_again_where_it_was_if_it_cannot_move_at_all(hall: World) -> Non
 
 
 def test_it_runs_again_if_the_evacuation_is_given_up(hall: World) -> None:
-    hold_web(hall)
-    consent(hall.context, 1, "web")
+    off(hall)
     evacuations.cancel(hall.context, 1, undo=False)
-    assert work(hall) == ["stop", "start"]
+    assert operations(hall) == ["stop done", "start ready"], "at once, and not by the next beat"
+    assert work(hall) == ["start"]
     assert (state(hall), where(hall)["web"]) == ("running", "alpha")
 
 
@@ -116,12 +183,13 @@ def test_it_is_stopped_by_nobody_if_it_is_given_up_before(hall: World) -> None:
     assert state(hall) == "running"
 
 
-def test_one_that_does_not_start_is_told_and_not_tried_for_ever(hall: World) -> None:
+def test_one_that_does_not_start_is_told_and_not_tried_at_each_beat(hall: World) -> None:
     hold_web(hall)
     consent(hall.context, 1, "web")
     assert work(hall, start_fails=True) == ["stop", "start"]
     (held,) = show(hall)["blocked"]
     assert (held["code"], held["hint"]) == ("not_started", "haulier vm start web")
+    assert str(show(hall)["waiting_for"]).startswith("web is not started: ")
     with hall.context.database.read() as session:
         number = session.query(Vm.id).filter_by(name="web").one()[0]
     record_state(hall.context, number, VmState.RUNNING)
@@ -151,3 +219,302 @@ def test_who_is_not_held_is_not_asked_for(hall: World) -> None:
         assert refused.value.code == code
     assert hall.count(Operation) == 0
     assert hall.count(Node) == 4
+
+
+# -- who may consent, and when -----------------------------------------------------------------------------------------
+
+
+def test_one_that_could_not_move_offline_either_is_refused_with_the_reason(hall: World) -> None:
+    hold_web(hall)
+    hall.change(Node, Node.name != "alpha", state="maintenance")
+    assert refused(hall) not in ("no_consent_asked", "no_place")
+    assert hall.count(Operation) == 0
+    assert row_of(hall).consent_at is None
+
+
+def test_nobody_is_asked_while_it_is_paused_or_over(hall: World) -> None:
+    hold_web(hall)
+    evacuations.pause(hall.context, 1)
+    assert refused(hall) == "no_consent_asked"
+    evacuations.cancel(hall.context, 1, undo=False)
+    assert refused(hall) == "no_consent_asked"
+
+
+def test_a_guest_that_is_paused_is_not_stopped(hall: World) -> None:
+    hold_web(hall)
+    hall.change(Vm, Vm.name == "web", state=VmState.PAUSED)
+    assert refused(hall) == "no_consent_asked"
+
+
+def test_a_consent_ends_with_the_policy(hall: World) -> None:
+    hold_web(hall)
+    sync(hall)
+    consent(hall.context, 1, "web")
+    set_policy(hall.context, "web", EvacuationPolicy.STAY)
+    hall.change(Migration, Migration.replication_id.is_not(None), state="done")
+    look(hall)
+    assert (operations(hall), row_of(hall).consent_at) == ([], None)
+    assert show(hall)["state"] == "blocked"
+
+
+def test_a_consent_is_void_when_there_is_no_place_any_more(hall: World) -> None:
+    hold_web(hall)
+    sync(hall)
+    consent(hall.context, 1, "web")
+    hall.change(Node, Node.name != "alpha", facts={"ram_bytes": 1, "ram_free_bytes": 1})
+    look(hall, times=1)
+    assert (operations(hall), row_of(hall).consent_at) == ([], None)
+
+
+# -- the stop ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_not_stopped_while_a_sync_is_at_work_which_makes_way(hall: World) -> None:
+    hold_web(hall)
+    sync(hall)
+    consent(hall.context, 1, "web")
+    assert operations(hall) == []
+    with hall.context.database.read() as session:
+        assert session.query(Migration).filter(Migration.replication_id.is_not(None)).one().cancel_asked
+    hall.change(Migration, Migration.replication_id.is_not(None), state="cancelled")
+    follow_consents(hall.context)
+    assert operations(hall) == ["stop ready"]
+
+
+def test_it_is_stopped_only_when_the_queue_has_room(hall: World) -> None:
+    hold_web(hall)
+    hold(hall)
+    assert (
+        consent(hall.context, 1, "web")["waiting_for"] == "web: to be stopped for the move as soon as that would begin"
+    )
+    look(hall)
+    assert (operations(hall), state(hall)) == ([], "running")
+
+
+def test_no_more_are_stopped_than_may_leave_at_once(hall: World) -> None:
+    for name in ("a", "b", "c"):
+        hall.add_vm(name)
+    names = ["web", "db", "mail", "a", "b", "c"]
+    for name in names:
+        set_policy(hall.context, name, EvacuationPolicy.STOP_BY_CONSENT)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall, broken=dict.fromkeys(("beta", "gamma", "delta"), BROKEN))
+    for name in names:
+        consent(hall.context, 1, name)
+    allowed = hall.context.settings.max_out
+    assert hall.count(Operation) == allowed < len(names)
+    with hall.context.database.read() as session:
+        ready = [(row.id, row.vm_id or 0) for row in session.query(Operation)]
+    for number, vm_id in ready:
+        hall.change(Operation, Operation.id == number, state="done", finished_at=now())
+        record_state(hall.context, vm_id, VmState.STOPPED)
+    follow_consents(hall.context)
+    assert hall.count(Operation) == allowed, "those that are off and wait count too"
+
+
+def test_one_consent_is_one_stop(hall: World) -> None:
+    off(hall)
+    look(hall, broken=True)
+    assert operations(hall) == ["stop done", "start ready"]
+    evacuations.resume(hall.context, 1)
+    assert operate(hall) == "start"
+    # It is tried live again, and fails before anybody looks.
+    play(hall, broken=dict.fromkeys(("beta", "gamma", "delta"), BROKEN), deaf=True)
+    look(hall, broken=True)
+    assert operations(hall) == ["stop done", "start done"]
+    assert (row_of(hall).consent_at, row_of(hall).stopped_at, state(hall)) == (None, None, "running")
+    consent(hall.context, 1, "web")
+    assert operations(hall)[2:] == ["stop ready"], "another one is another"
+
+
+def test_a_stop_that_fails_is_told_and_not_filed_again(hall: World) -> None:
+    hold_web(hall)
+    consent(hall.context, 1, "web")
+    operate(hall, code="qmp_silent")
+    look(hall, slowly=True, broken=True)
+    assert operations(hall) == ["stop failed"]
+    (held,) = show(hall)["blocked"]
+    assert (held["code"], held["hint"]) == ("not_stopped", "haulier evacuation consent 1 web")
+    assert (row_of(hall).consent_at, row_of(hall).stopped_at, show(hall)["state"]) == (None, None, "blocked")
+    consent(hall.context, 1, "web")
+    assert operations(hall) == ["stop failed", "stop ready"]
+
+
+def test_a_guest_whose_stop_was_lost_with_its_worker_is_seen_first(hall: World) -> None:
+    hold_web(hall)
+    consent(hall.context, 1, "web")
+    operate(hall, code="worker_lost")
+    look(hall)
+    assert row_of(hall).stopped_at is not None, "it may be off"
+    hall.change(Vm, Vm.name == "web", state=VmState.LOST)
+    look(hall)
+    assert (operations(hall), where(hall)["web"]) == (["stop failed"], "alpha")
+    (held,) = show(hall)["blocked"]
+    assert (held["code"], held["hint"]) == ("not_started", "haulier vm start web")
+
+
+def test_a_guest_that_survived_the_loss_of_a_worker_is_told_of_later(hall: World) -> None:
+    hold_web(hall)
+    consent(hall.context, 1, "web")
+    operate(hall, code="worker_lost")
+    hall.change(Operation, finished_at=now() - timedelta(seconds=61))
+    look(hall)
+    assert (row_of(hall).stopped_at, show(hall)["blocked"][0]["code"]) == (None, "not_stopped")
+
+
+@pytest.mark.parametrize("ends", ["cancel", "pause", "policy", "silence"])
+def test_a_stop_that_nobody_has_taken_is_taken_back(hall: World, ends: str) -> None:
+    hold_web(hall)
+    consent(hall.context, 1, "web")
+    if ends == "cancel":
+        evacuations.cancel(hall.context, 1, undo=False)
+    elif ends == "pause":
+        evacuations.pause(hall.context, 1)
+    elif ends == "policy":
+        set_policy(hall.context, "web", EvacuationPolicy.LIVE)
+        follow_consents(hall.context)
+    else:
+        # Nobody takes it for a minute.
+        old = now() - timedelta(seconds=61)
+        hall.change(Operation, created_at=old)
+        hall.change(EvacuationVm, EvacuationVm.stopped_at.is_not(None), stopped_at=old)
+        follow_consents(hall.context)
+    assert operations(hall) == ["stop failed"]
+    look(hall, broken=True)
+    assert (operations(hall), state(hall), row_of(hall).stopped_at) == (["stop failed"], "running", None)
+
+
+# -- off, and on again -------------------------------------------------------------------------------------------------
+
+
+def test_it_is_not_left_off_by_a_pause(hall: World) -> None:
+    off(hall)
+    hold(hall)
+    beat(hall)
+    evacuations.pause(hall.context, 1)
+    assert operations(hall) == ["stop done", "start ready"]
+    assert operate(hall) == "start"
+    look(hall)
+    assert (state(hall), show(hall)["state"], row_of(hall).stopped_at) == ("running", "paused", None)
+    (held,) = show(hall)["blocked"]
+    assert held["code"] == "move_not_begun"
+
+
+@pytest.mark.parametrize("why", ["no room", "targets gone"])
+def test_it_is_off_for_a_minute_at_most_if_its_move_does_not_begin(hall: World, why: str) -> None:
+    off(hall)
+    hold(hall)
+    look(hall)
+    assert operations(hall) == ["stop done"]
+    if why == "targets gone":
+        hall.change(Node, Node.name != "alpha", state="maintenance")
+    hall.change(Operation, finished_at=now() - timedelta(seconds=61))
+    look(hall)
+    assert operations(hall) == ["stop done", "start ready"]
+    with hall.context.database.read() as session:
+        newest = session.query(Migration).order_by(Migration.id.desc()).first()
+        assert newest is not None
+        assert newest.state == "refused", "nobody begins it"
+    operate(hall)
+    look(hall, times=5)
+    assert (operations(hall), state(hall), show(hall)["state"]) == (["stop done", "start done"], "running", "blocked")
+    assert show(hall)["blocked"][0]["code"] == "move_not_begun"
+    assert row_of(hall).stopped_at is None
+
+
+def test_it_is_not_started_while_a_sync_is_at_work(hall: World) -> None:
+    off(hall)
+    hold(hall)
+    sync(hall)
+    evacuations.cancel(hall.context, 1, undo=False)
+    follow_consents(hall.context)
+    assert operations(hall) == ["stop done"]
+    hall.change(Migration, Migration.replication_id.is_not(None), state="cancelled")
+    look(hall, times=1)
+    assert operations(hall) == ["stop done", "start ready"]
+
+
+def test_nothing_is_started_on_a_node_that_is_lost(hall: World) -> None:
+    off(hall)
+    hold(hall)
+    hall.silence("alpha")
+    declare_lost(hall.context, "alpha", is_off=True)
+    look(hall, slowly=True)
+    assert operations(hall) == ["stop done"]
+    assert "haulier recover web" in str(show(hall)["waiting_for"])
+
+
+def test_a_start_that_fails_is_tried_again_at_each_slow_beat(hall: World) -> None:
+    off(hall)
+    look(hall, broken=True)
+    for _ in range(3):
+        assert operate(hall, code="worker_lost") == "start"
+        look(hall)
+        assert operations(hall)[-1] == "start failed"
+        follow_consents(hall.context, failed_too=True)
+    assert operations(hall) == ["stop done", *["start failed"] * 3, "start ready"]
+    with hall.context.database.read() as session:
+        told = [row.data["problem"]["code"] for row in session.query(Event).filter_by(kind="evacuation.held")]
+    assert told.count("not_started") == 1
+    operate(hall)
+    look(hall, broken=True)
+    assert (row_of(hall).stopped_at, state(hall)) == (None, "running")
+    assert "not_started" not in str(show(hall))
+
+
+def test_one_that_does_not_start_is_shown_when_the_evacuation_is_over(hall: World) -> None:
+    off(hall)
+    evacuations.cancel(hall.context, 1, undo=False)
+    operate(hall, code="worker_lost")
+    look(hall)
+    shown = show(hall)
+    assert (shown["state"], shown["blocked"][0]["code"]) == ("cancelled", "not_started")
+    assert str(shown["waiting_for"]).startswith("web is not started: ")
+    follow_consents(hall.context, failed_too=True)
+    operate(hall)
+    look(hall)
+    assert (show(hall)["blocked"], show(hall)["waiting_for"]) == ([], "nothing: it is over")
+
+
+def test_a_person_may_start_it_on_a_node_that_is_emptied(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    off(hall)
+    look(hall, broken=True)
+    operate(hall, code="worker_lost")
+    look(hall)
+    monkeypatch.setattr(vms, "await_operation", lambda *_: None)
+    start_vm(hall.context, "web")
+    assert operations(hall) == ["stop done", "start failed", "start ready"]
+
+
+def test_one_that_ran_and_was_stopped_by_a_person_stays_off(hall: World) -> None:
+    off(hall)
+    look(hall, broken=True)
+    operate(hall)
+    hall.change(Vm, Vm.name == "web", state=VmState.STOPPED)
+    follow_consents(hall.context, failed_too=True)
+    assert (operations(hall), row_of(hall).stopped_at) == (["stop done", "start done"], None)
+
+
+def test_what_was_read_before_the_consent_is_not_written_over_it(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_web(hall)
+    real = evacuation_rows.look
+
+    def slow(*args: Any) -> Any:
+        found = real(*args)
+        monkeypatch.setattr(evacuation_steps, "look", real)
+        consent(hall.context, 1, "web")
+        return found
+
+    monkeypatch.setattr(evacuation_steps, "look", slow)
+    evacuation_steps.go_on(hall.context, 1)
+    assert (row_of(hall).problem, operate(hall), show(hall)["state"]) == (None, "stop", "running")
+    assert work(hall) == ["start"]
+    assert (where(hall)["web"] != "alpha", state(hall)) == (True, "running")
+
+
+def test_the_room_that_it_runs_in_is_kept_at_its_target(hall: World) -> None:
+    off(hall)
+    hall.change(Node, Node.name != "alpha", facts={"ram_bytes": 1, "ram_free_bytes": 1})
+    look(hall)
+    assert operations(hall) == ["stop done", "start ready"], "it is not moved where it could not start"
+    assert where(hall)["web"] == "alpha"
