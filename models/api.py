@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from models.base import Base, Key, word
+from models.base import Base, Key, only_where, word
 from models.enums import AlertAction, AlertState, TokenScope
 from models.evacuation import Evacuation
 from models.inventory import Node
@@ -48,12 +48,13 @@ class AlertRule(Base):
 class Alert(Base):
     """An alert that a rule was there for, once: Alertmanager says the same again and again, and two of a pair do.
 
-    `received` counts how often. `has_acted`: the node is as it is because of this one, or because of one that is over
-    and whose place it took; not because of a person. `problem` is why it waits, or why nothing was done.
+    As long as it is not over it is known by its `fingerprint`: its begin is not always the same. `received` counts how
+    often it came. `problem` is why it waits, or why nothing was done. Whose act it is that the node is as it is, say
+    `evacuation.cause` and `node.closed_by`.
     """
 
     __tablename__ = "alert"
-    __table_args__ = (UniqueConstraint("fingerprint", "starts_at"),)
+    __table_args__ = (only_where("uq_alert_one_firing", "fingerprint", where="state != 'resolved'"),)
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     fingerprint: Mapped[str]
@@ -64,7 +65,6 @@ class Alert(Base):
     node_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
     evacuation_id: Mapped[int | None] = mapped_column(ForeignKey("evacuation.id"), index=True)
     state: Mapped[AlertState] = mapped_column(word(AlertState), index=True)
-    has_acted: Mapped[bool] = mapped_column(default=False)
     problem: Mapped[dict[str, Any] | None]
     received: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[datetime]

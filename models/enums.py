@@ -168,12 +168,13 @@ class AlertAction(StrEnum):
 
 
 class AlertState(StrEnum):
-    """The life of an alert that was received: its action waits to be done, is done, cannot be done, was only said
-    (`dry_run`), or the alert is over.
+    """The life of an alert that was received: its action waits to be done, is done, was done until a person opened the
+    node (`overruled`), cannot be done, was only said (`dry_run`), or the alert is over.
     """
 
     WAITING = "waiting"
     DONE = "done"
+    OVERRULED = "overruled"
     REFUSED = "refused"
     DRY_RUN = "dry_run"
     RESOLVED = "resolved"

@@ -17,7 +17,7 @@ class Node(Base):
 
     `address` is what other nodes connect to; ports for migrations come from `port_first`..`port_last`, both included.
     `facts` is what the worker saw at its start (program versions, accelerator, memory): shown and compared, never
-    secret.
+    secret. `closed_by` is who had it take nothing new, if it was no person.
     """
 
     __tablename__ = "node"
@@ -33,6 +33,7 @@ class Node(Base):
     port_first: Mapped[int]
     port_last: Mapped[int]
     network: Mapped[str] = mapped_column(default="bridge")
+    closed_by: Mapped[str | None]
     heartbeat_at: Mapped[datetime | None]
     facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from haulier.services.alert_actions import act
+from haulier.services.alert_actions import act_on_all
 from haulier.services.evacuation_steps import go_on
 from haulier.services.windows import sweep_windows
 from tasks.celery import app
@@ -36,7 +36,13 @@ def windows(number: int) -> None:
     _windows()
 
 
-@app.task(name="haulier.alert")
-def alert(alert_id: int) -> None:
-    """An alert was received; or it was refused, and is asked again."""
-    act(context(), alert_id)
+@lru_cache
+def _act(*, held_too: bool) -> Coalesced:
+    """Each delivery asks for it, and each beat, while one node after the other is planned."""
+    return Coalesced(lambda: act_on_all(context(), held_too=held_too))
+
+
+@app.task(name="haulier.alerts")
+def alerts(held_too: int) -> None:
+    """Alerts were received; or (1) it is time to ask again for those that were refused."""
+    _act(held_too=bool(held_too))()

@@ -66,6 +66,13 @@ def remove(alertname: str, /) -> None:
     show(alert_rules.remove_rule(context(), alertname), f"removed the rule for alert {alertname}")
 
 
+@app.command
+def forget(alert_id: int, /) -> None:
+    """Do as if an alert's end had come, because it will not come: its node is given back if its rule says so."""
+    document = alerts.forget(context(), alert_id)
+    show(document, f"alert {alert_id} ({document['alertname']}) is over")
+
+
 @app.command(name="list")
 def list_() -> None:
     """The newest alerts that came and had a rule."""

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import structlog
 from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.services import evacuations
+from haulier.services.alert_duty import (
+    HOLDS,
+    cause_of,
+    exclude_others,
+    heir_of_evacuation,
+    heir_of_node,
+    note_done,
+    take_up,
+)
 from haulier.services.context import CONTROL_QUEUE, Context, Message, Unit
+from haulier.services.evacuation_rows import open_evacuation
 from haulier.services.nodes import set_maintenance
 from models import Alert, AlertAction, AlertState, Evacuation, Node, NodeState
-from models.transitions import OPEN_EVACUATION
+
+log = structlog.get_logger()
 
 
-def cause_of(alert_id: int) -> str:
-    """What an evacuation says that an alert has begun."""
-    return f"alert {alert_id}"
+def alerts_message(*, held_too: bool) -> Message:
+    """Have the control worker act on all alerts that wait, and if wanted on those that were refused."""
+    return Message("haulier.alerts", CONTROL_QUEUE, int(held_too))
+
+
+def ask_for_alerts(context: Context, *, held_too: bool) -> None:
+    """Have alerts looked at, if there is one to act on."""
+    if _waiting(context, held_too=held_too):
+        with context.unit() as unit:
+            unit.send(alerts_message(held_too=held_too))
+
+
+def act_on_all(context: Context, *, held_too: bool) -> None:
+    """Do what alerts ask for that wait for it, one after the other."""
+    for alert_id in _waiting(context, held_too=held_too):
+        try:
+            act(context, alert_id)
+        except (Refused, ValueError, LookupError):
+            # A row that was spoilt: it must hold no other alert.
+            log.exception("alert.broken", alert=alert_id)
+
+
+def _waiting(context: Context, *, held_too: bool) -> list[int]:
+    with context.database.read() as session:
+        rows = session.scalars(select(Alert).where(Alert.state == AlertState.WAITING).order_by(Alert.id))
+        return [row.id for row in rows if held_too or row.problem is None]
 
 
 def act(context: Context, alert_id: int) -> None:
@@ -25,37 +60,29 @@ def act(context: Context, alert_id: int) -> None:
         if row is None or row.state is not AlertState.WAITING or row.node is None:
             return
         action, name = row.action, row.node.name
-    if action is AlertAction.CORDON:
-        _cordon(context, alert_id)
-        return
     try:
-        document = evacuations.evacuate(context, name, evacuations.Wishes(cause=cause_of(alert_id)))
+        if action is AlertAction.CORDON:
+            _cordon(context, alert_id)
+        else:
+            evacuations.evacuate(context, name, evacuations.Wishes(cause=cause_of(alert_id), alert=alert_id))
     except Refused as error:
         _hold(context, alert_id, error.problem)
-    else:
-        _done(context, alert_id, evacuation_id=document["id"])
 
 
 def _cordon(context: Context, alert_id: int) -> None:
-    """All in one transaction: whose act it was decides whether it is taken back."""
     with context.unit() as unit:
-        row = _lock(unit, alert_id)
-        if row.state is not AlertState.WAITING or row.node_id is None:
-            return
+        row = take_up(unit, alert_id)
         node = unit.session.get_one(Node, row.node_id, with_for_update=True, populate_existing=True)
-        if node.state is NodeState.ONLINE:
-            set_maintenance(unit, node, on=True)
-            row.has_acted = True
-        _note_done(unit, row)
-
-
-def _lock(unit: Unit, alert_id: int) -> Alert:
-    return unit.session.get_one(Alert, alert_id, with_for_update=True, populate_existing=True)
+        is_open = node.state is NodeState.ONLINE
+        if is_open:
+            set_maintenance(unit, node, on=True, by=cause_of(alert_id))
+        note_done(unit, row, was_so=not is_open)
 
 
 def _hold(context: Context, alert_id: int, problem: Problem) -> None:
     with context.unit() as unit:
-        row = _lock(unit, alert_id)
+        exclude_others(unit)
+        row = unit.session.get_one(Alert, alert_id)
         if row.state is not AlertState.WAITING:
             return
         if row.problem is None or row.problem["code"] != problem.code:
@@ -65,68 +92,47 @@ def _hold(context: Context, alert_id: int, problem: Problem) -> None:
         row.problem = problem.as_dict()
 
 
-def _done(context: Context, alert_id: int, *, evacuation_id: int) -> None:
-    with context.unit() as unit:
-        row = _lock(unit, alert_id)
-        evacuation = unit.session.get_one(Evacuation, evacuation_id)
-        row.evacuation_id, row.has_acted = evacuation_id, evacuation.cause == cause_of(alert_id)
-        if row.state is AlertState.WAITING:
-            _note_done(unit, row)
-        elif row.state is AlertState.RESOLVED and row.restore:
-            # It was over while its node's VMs were placed.
-            unit.session.flush()
-            take_back(unit, row)
-
-
-def _note_done(unit: Unit, row: Alert) -> None:
-    row.state, row.problem = AlertState.DONE, None
-    unit.note(
-        "alert.done",
-        node=row.node_name,
-        alert=row.id,
-        alertname=row.alertname,
-        action=row.action,
-        evacuation=row.evacuation_id,
-        was_so=not row.has_acted,
-    )
-
-
 def take_back(unit: Unit, row: Alert) -> None:
-    """Undo what an alert has done to a node. What a person has done stays; while another alert wants the same of that
-    node, it is that one's from now on.
+    """Undo what an alert that is over has done to its node. What a person or a window wishes stays; while another alert
+    wants the same of that node, it is that one's from now on. The caller excludes others.
     """
-    if not row.has_acted:
+    if row.node_id is None:
         return
-    same = (
-        Alert.node_id == row.node_id,
-        Alert.evacuation_id.is_not_distinct_from(row.evacuation_id),
-        Alert.action == row.action,
-        Alert.state == AlertState.DONE,
-    )
-    heir = unit.session.scalar(select(Alert).where(*same).order_by(Alert.restore.desc(), Alert.id).limit(1))
-    if heir is not None:
-        heir.has_acted = True
-    elif row.evacuation_id is not None:
-        _bring_back(unit, row.evacuation_id)
-    elif row.node_id is not None:
-        node = unit.session.get_one(Node, row.node_id, with_for_update=True, populate_existing=True)
-        if node.state is NodeState.MAINTENANCE:
-            set_maintenance(unit, node, on=False)
+    if row.action is AlertAction.EVACUATE:
+        _bring_back(unit, row)
+    else:
+        _open(unit, row, row.node_id)
 
 
-def _bring_back(unit: Unit, evacuation_id: int) -> None:
+def _bring_back(unit: Unit, row: Alert) -> None:
     """As at the end of a window: whoever looks after those does it."""
-    evacuation = unit.session.get_one(Evacuation, evacuation_id, with_for_update=True, populate_existing=True)
-    if evacuation.state in OPEN_EVACUATION and evacuation.node_was is NodeState.ONLINE:
+    # By the cause: an alert that is over before its act was told of has begun none.
+    its = (Evacuation.node_id == row.node_id, Evacuation.cause == cause_of(row.id), Evacuation.state.in_(HOLDS))
+    evacuation = unit.session.scalar(select(Evacuation).where(*its).with_for_update(of=Evacuation))
+    if evacuation is None:
+        return
+    heir = heir_of_evacuation(unit.session, evacuation)
+    if heir is not None:
+        evacuation.cause = cause_of(heir.id)
+    elif evacuation.node_was is NodeState.ONLINE:
         evacuation.restore_at = now()
-        unit.send(Message("haulier.windows", CONTROL_QUEUE, evacuation_id))
+        unit.send(Message("haulier.windows", CONTROL_QUEUE, evacuation.id))
 
 
-def ask_for_alerts(context: Context, *, held_too: bool) -> None:
-    """Have those acted on that wait, and if wanted those that were refused."""
-    with context.database.read() as session:
-        waiting = session.scalars(select(Alert).where(Alert.state == AlertState.WAITING).order_by(Alert.id)).all()
-        ids = [row.id for row in waiting if held_too or row.problem is None]
-    if ids:
-        with context.unit() as unit:
-            unit.send(*(Message("haulier.alert", CONTROL_QUEUE, alert_id) for alert_id in ids))
+def _open(unit: Unit, row: Alert, node_id: int) -> None:
+    session = unit.session
+    there = open_evacuation(session, session.get_one(Node, node_id))
+    # The evacuation before its node, as everywhere.
+    evacuation = there and session.get_one(Evacuation, there.id, with_for_update=True, populate_existing=True)
+    node = session.get_one(Node, node_id, with_for_update=True, populate_existing=True)
+    if node.closed_by != cause_of(row.id):
+        return
+    heir = heir_of_node(session, node)
+    node.closed_by = cause_of(heir.id) if heir is not None else None
+    if heir is not None:
+        return
+    if node.state is NodeState.MAINTENANCE:
+        set_maintenance(unit, node, on=False)
+    elif evacuation is not None and evacuation.node_was is NodeState.MAINTENANCE:
+        # Whoever cancels it opens the node.
+        evacuation.node_was = NodeState.ONLINE

@@ -1,6 +1,7 @@
 """Alerts that Alertmanager delivers: each is written down once, and acted on by the control worker.
 
-Alertmanager repeats itself, and is often there twice: the same alert is known by its fingerprint and its begin.
+Alertmanager repeats itself, and is often there twice: as long as an alert is not over it is known by its fingerprint.
+Its begin is no help: where two Prometheis say the same, Alertmanager may move it.
 """
 
 from __future__ import annotations
@@ -11,24 +12,21 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.errors import Problem
+from haulier.errors import Problem, Refused
 from haulier.planner.alerts import node_of
-from haulier.services.alert_actions import take_back
-from haulier.services.context import CONTROL_QUEUE, Context, Message, Unit
+from haulier.services.alert_actions import alerts_message, take_back
+from haulier.services.alert_duty import exclude_others
+from haulier.services.context import Context, Unit
 from haulier.services.evacuations import plan_evacuation
 from models import Alert, AlertAction, AlertRule, AlertState, Node
-
-# What anybody may make up ends somewhere.
-_AGAIN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """An alert as it was delivered. One that is over (`is_resolved`) has the same fingerprint and begin as before."""
+    """An alert as it was delivered. One that is over (`is_resolved`) has the same fingerprint as before."""
 
     alertname: str
     fingerprint: str
@@ -37,24 +35,27 @@ class Fired:
     is_resolved: bool = False
 
 
-def alert_message(alert_id: int) -> Message:
-    """Have the control worker act on an alert."""
-    return Message("haulier.alert", CONTROL_QUEUE, alert_id)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What an alert is held against; `rows` are those that are not over, by their fingerprints."""
+
+    rules: Mapping[str, AlertRule]
+    nodes: Mapping[str, Node]
+    rows: dict[str, Alert]
 
 
 def receive(context: Context, fired: Sequence[Fired]) -> list[dict[str, Any]]:
     """Write these down, all or none, and have them acted on; says of each what becomes of it. May be called again."""
-    for _ in range(_AGAIN):
-        try:
-            with context.unit() as unit:
-                rules, nodes = _rules(unit.session), _nodes(unit.session)
-                return [_receive(unit, each, rules.get(each.alertname), nodes) for each in fired]
-        except IntegrityError as error:
-            # The other one of a pair delivers the same in this moment.
-            if not any(word in str(error.orig) for word in ("uq_alert_fingerprint", "alert.fingerprint")):
-                raise
-            raced = error
-    raise raced
+    with context.unit() as unit:
+        exclude_others(unit)
+        known = _load(unit.session, fired)
+        return [_receive(unit, each, known) for each in fired]
+
+
+def _load(session: Session, fired: Sequence[Fired]) -> _Known:
+    same = (Alert.fingerprint.in_({each.fingerprint for each in fired}), Alert.state != AlertState.RESOLVED)
+    rows = {row.fingerprint: row for row in session.scalars(select(Alert).where(*same))}
+    return _Known(_rules(session), _nodes(session), rows)
 
 
 def _rules(session: Session) -> dict[str, AlertRule]:
@@ -65,46 +66,63 @@ def _nodes(session: Session) -> dict[str, Node]:
     return {node.name: node for node in session.scalars(select(Node))}
 
 
-def _receive(unit: Unit, fired: Fired, rule: AlertRule | None, nodes: Mapping[str, Node]) -> dict[str, Any]:
-    same = (Alert.fingerprint == fired.fingerprint, Alert.starts_at == fired.starts_at)
-    row = unit.session.scalar(select(Alert).where(*same).with_for_update(of=Alert))
+def _receive(unit: Unit, fired: Fired, known: _Known) -> dict[str, Any]:
+    rule, row = known.rules.get(fired.alertname), known.rows.get(fired.fingerprint)
     if row is not None:
         row.received += 1
-        if fired.is_resolved and row.state is not AlertState.RESOLVED:
+        if fired.is_resolved:
             _resolve(unit, row)
-    elif rule is not None and not fired.is_resolved:
-        row = _write(unit, fired, rule, nodes)
+            del known.rows[fired.fingerprint]
+        elif rule is not None and row.state is AlertState.REFUSED:
+            # Since then the node may have been added, or the rule mended.
+            _decide(unit, row, fired, rule, known.nodes)
+    elif fired.is_resolved:
+        row = _that_was_over(unit.session, fired)
+    elif rule is not None:
+        row = _new(fired)
+        _decide(unit, row, fired, rule, known.nodes)
+        known.rows[fired.fingerprint] = row
     return _outcome(fired, row)
 
 
-def _write(unit: Unit, fired: Fired, rule: AlertRule, nodes: Mapping[str, Node]) -> Alert:
-    node, problem = _find(fired, rule, nodes)
-    state = AlertState.REFUSED if problem else AlertState.DRY_RUN if rule.dry_run else AlertState.WAITING
-    row = Alert(
+def _that_was_over(session: Session, fired: Fired) -> Alert | None:
+    row = session.scalar(select(Alert).where(Alert.fingerprint == fired.fingerprint).order_by(Alert.id.desc()).limit(1))
+    if row is not None:
+        row.received += 1
+    return row
+
+
+def _new(fired: Fired) -> Alert:
+    return Alert(
         fingerprint=fired.fingerprint,
         starts_at=fired.starts_at,
         alertname=fired.alertname,
-        action=rule.action,
-        restore=rule.restore,
-        node_id=node and node.id,
-        state=state,
-        problem=problem and problem.as_dict(),
+        received=1,
         created_at=now(),
     )
+
+
+def _decide(unit: Unit, row: Alert, fired: Fired, rule: AlertRule, nodes: Mapping[str, Node]) -> None:
+    before = row.problem and row.problem["code"]
+    node, problem = _find(fired, rule, nodes)
+    row.action, row.restore, row.node = rule.action, rule.restore, node
+    row.problem = problem.as_dict() if problem else None
+    row.state = AlertState.REFUSED if problem else AlertState.DRY_RUN if rule.dry_run else AlertState.WAITING
     unit.session.add(row)
     unit.session.flush()
-    kind = {AlertState.WAITING: "received"}.get(state, state)
-    unit.note(
-        f"alert.{kind}",
-        node=row.node_name,
-        alert=row.id,
-        alertname=row.alertname,
-        action=row.action,
-        problem=row.problem,
-    )
-    if state is AlertState.WAITING:
-        unit.send(alert_message(row.id))
-    return row
+    if problem is None or problem.code != before:
+        kind = "received" if row.state is AlertState.WAITING else row.state
+        unit.note(
+            f"alert.{kind}",
+            node=row.node_name,
+            alert=row.id,
+            alertname=row.alertname,
+            action=row.action,
+            problem=row.problem,
+        )
+    # One for all of a delivery.
+    if row.state is AlertState.WAITING and (message := alerts_message(held_too=False)) not in unit.messages:
+        unit.send(message)
 
 
 def _find(fired: Fired, rule: AlertRule, nodes: Mapping[str, Node]) -> tuple[Node | None, Problem | None]:
@@ -119,12 +137,25 @@ def _find(fired: Fired, rule: AlertRule, nodes: Mapping[str, Node]) -> tuple[Nod
 
 
 def _resolve(unit: Unit, row: Alert) -> None:
-    was_done = row.state is AlertState.DONE
     row.state, row.resolved_at = AlertState.RESOLVED, now()
     unit.note("alert.resolved", node=row.node_name, alert=row.id, alertname=row.alertname)
     unit.session.flush()
-    if was_done and row.restore:
+    if row.restore:
         take_back(unit, row)
+
+
+def forget(context: Context, alert_id: int) -> dict[str, Any]:
+    """Do as if an alert's end had come: what it has done is taken back if its rule said so. One that fires still is a
+    new one when it is delivered again. Raises Refused for an unknown one.
+    """
+    with context.unit() as unit:
+        exclude_others(unit)
+        row = unit.session.get(Alert, alert_id) if 0 < alert_id < 1 << 63 else None
+        if row is None:
+            raise Refused("unknown_alert", f"there is no alert {alert_id}", "haulier alert list")
+        if row.state is not AlertState.RESOLVED:
+            _resolve(unit, row)
+        return _document(row)
 
 
 def _outcome(fired: Fired, row: Alert | None) -> dict[str, Any]:
@@ -150,9 +181,16 @@ def rehearse(context: Context, fired: Sequence[Fired]) -> list[dict[str, Any]]:
     for each in found:
         if each["action"] is AlertAction.EVACUATE and (name := each["node"]):
             if name not in plans:
-                plans[name] = plan_evacuation(context, name)
-            each["plan"] = plans[name]
+                plans[name] = _plan(context, name)
+            each.update(plans[name])
     return found
+
+
+def _plan(context: Context, name: str) -> dict[str, Any]:
+    try:
+        return {"plan": plan_evacuation(context, name)}
+    except Refused as error:
+        return {"outcome": AlertState.REFUSED, "message": error.problem.message}
 
 
 def _rehearsed(fired: Fired, rule: AlertRule | None, nodes: Mapping[str, Node]) -> dict[str, Any]:

@@ -210,11 +210,11 @@ def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool) ->
     if node.state is not NodeState.LOST:
         node.state = NodeState.DRAINED if state is _E.DRAINED else NodeState.DRAINING
     if state is _E.DRAINED:
-        _note_drained(evacuation, now())
+        note_drained(evacuation, now())
     move_evacuation(unit, evacuation, state)
 
 
-def _note_drained(evacuation: Evacuation, moment: datetime) -> None:
+def note_drained(evacuation: Evacuation, moment: datetime) -> None:
     """From now on it is held, but not past the moment at which all is brought back anyway."""
     evacuation.drained_at = moment
     if evacuation.hold_s is not None:

@@ -15,6 +15,7 @@ from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import batches
 from haulier.services.admission import AT_ONCE_S, admit
+from haulier.services.alert_duty import exclude_others, is_alerts, note_done, overrule, take_up
 from haulier.services.consent import follow_consents
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_refusals import ask, leaving, refusals, require_hold
@@ -26,7 +27,7 @@ from haulier.services.evacuation_rows import (
     open_evacuation,
     unfinished,
 )
-from haulier.services.evacuation_steps import go_on, move_evacuation
+from haulier.services.evacuation_steps import go_on, move_evacuation, note_drained
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.group_room import full_groups, hold_groups
 from haulier.services.lookup import find_node
@@ -45,7 +46,8 @@ _AT_WORK = (_E.PLANNED, _E.RUNNING)
 class Wishes:
     """How a node is to be emptied. With `spare` any one node may fail afterwards, and its VMs find RAM on the others.
     It must be done by the `deadline`. At `restore_at` all is brought back, and `hold_s` after the node was drained.
-    `window`: nobody asks but a window. `roll_id`: it is the node's turn in a roll. `cause`: who asks, if no person.
+    `window`: nobody asks but a window. `roll_id`: it is the node's turn in a roll. `cause`: who asks, if no person;
+    `alert` which alert, which is done then.
     """
 
     spare: bool = False
@@ -55,6 +57,7 @@ class Wishes:
     window: bool = False
     cause: str | None = None
     roll_id: int | None = None
+    alert: int | None = None
 
 
 USUAL_WISHES = Wishes()
@@ -106,6 +109,8 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
     """The node's evacuation, and whether it was there already. From then on the node takes nothing."""
     try:
         with context.unit() as unit:
+            # First of all, as always.
+            alert = take_up(unit, wishes.alert) if wishes.alert is not None else None
             # Two that begin at one moment in a group would both find room there: from here on one waits for the other.
             hold_groups(unit.session, name)
             node = find_node(unit.session, name)
@@ -116,6 +121,8 @@ def _file(context: Context, name: str, wishes: Wishes) -> tuple[int, bool]:
                 _ask_again(unit, evacuation, wishes)
             else:
                 evacuation = _begin(unit, name, wishes)
+            if alert is not None:
+                note_done(unit, alert, was_so=evacuation.cause != wishes.cause, evacuation_id=evacuation.id)
             if turn is not None:
                 begin_turn(unit, turn, evacuation)
             return evacuation.id, there is not None
@@ -175,9 +182,24 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
         if evacuation.hold_s is not None:
             # That begins anew when it is drained again.
             evacuation.restore_at = None
-    if wishes.window and evacuation.restore_at is not None:
-        evacuation.restore_at = wishes.restore_at and max(evacuation.restore_at, wishes.restore_at)
+    _wish_too(evacuation, wishes)
     unit.send(go_on_message(evacuation.id))
+
+
+def _wish_too(evacuation: Evacuation, wishes: Wishes) -> None:
+    """What is an alert's is another one's from now on; an alert gets only what was just to be filled."""
+    until = evacuation.restore_at
+    if wishes.alert is None and is_alerts(evacuation.cause):
+        is_filled = evacuation.node_was is NodeState.ONLINE
+        evacuation.cause = wishes.cause
+        evacuation.restore_at = wishes.restore_at if is_filled else None
+        evacuation.hold_s = wishes.hold_s if is_filled else None
+        if evacuation.state is _E.DRAINED:
+            note_drained(evacuation, now())
+    elif wishes.alert is not None and until is not None and until <= now():
+        evacuation.cause, evacuation.restore_at = wishes.cause, None
+    elif wishes.window and until is not None:
+        evacuation.restore_at = wishes.restore_at and max(until, wishes.restore_at)
 
 
 def _set_node(evacuation: Evacuation, to: NodeState) -> None:
@@ -243,6 +265,8 @@ def cancel(context: Context, evacuation_id: int, *, undo: bool, to_restore: bool
     """
 
     def change(unit: Unit, evacuation: Evacuation) -> None:
+        if to_restore:
+            _require_end(evacuation)
         _set_node(evacuation, evacuation.node_was)
         move_evacuation(unit, evacuation, _E.CANCELLED)
         evacuation.restore_at = evacuation.restore_at if to_restore else None
@@ -255,6 +279,12 @@ def cancel(context: Context, evacuation_id: int, *, undo: bool, to_restore: bool
     # What was stopped for its move runs again.
     follow_consents(context, only=evacuation_id)
     return show_evacuation(context, evacuation_id)
+
+
+def _require_end(evacuation: Evacuation) -> None:
+    """Raise Refused for one that somebody wants not to end by itself any more."""
+    if evacuation.restore_at is None:
+        raise Refused("evacuation_wanted", f"evacuation {evacuation.id} does not end by itself any more", "")
 
 
 def _batches(context: Context, evacuation_id: int) -> list[int]:
@@ -277,6 +307,8 @@ def restore(context: Context, name: str, *, only: int | None = None) -> dict[str
     the `only` one that is meant.
     """
     with context.unit() as unit:
+        if only is None:
+            exclude_others(unit)
         node = find_node(unit.session, name)
         found = open_evacuation(unit.session, node) or _newest(unit.session, node)
         if found is None:
@@ -290,6 +322,10 @@ def restore(context: Context, name: str, *, only: int | None = None) -> dict[str
             raise Refused("evacuation_open", words, f"Wait for it, or: haulier evacuation cancel {evacuation.id}")
         again = evacuation.state is _E.RESTORING
         if not again:
+            if only is None:
+                overrule(unit, evacuation.node)
+            else:
+                _require_end(evacuation)
             _begin_restore(unit, evacuation)
         evacuation_id = evacuation.id
     go_on(context, evacuation_id)

@@ -18,6 +18,7 @@ from haulier.definition.storage import StorageKind, StoragePlace
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.limits import Limits
+from haulier.services.alert_duty import exclude_others, overrule
 from haulier.services.bandwidth import divide_anew
 from haulier.services.context import Context, Unit
 from haulier.services.limits import LimitChange, change_limits
@@ -136,7 +137,7 @@ def beat(context: Context, node_id: int, facts: Mapping[str, Any] | None = None)
 def _welcome_back(unit: Unit, node: Node) -> None:
     """What was declared to be off is not: it takes nothing new before somebody has looked."""
     if node.state is NodeState.LOST:
-        node.state = NodeState.MAINTENANCE
+        node.state, node.closed_by = NodeState.MAINTENANCE, None
         unit.note("node.returned", node=node.name)
 
 
@@ -169,6 +170,8 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
     described = read_storages(change.storages) if change.storages else ()
     left_out: list[str] = []
     with context.unit() as unit:
+        if change.maintenance is not None:
+            exclude_others(unit)
         node = find_node(unit.session, name, lock=change.maintenance is not None)
         if change.limits:
             change_limits(context, unit, change.limits)
@@ -182,14 +185,18 @@ def change_node(context: Context, name: str, change: NodeChange) -> dict[str, An
         if change.maintenance is not None:
             _require_own_state(unit.session, node)
             set_maintenance(unit, node, on=change.maintenance)
+            if not change.maintenance:
+                overrule(unit, node)
     if change.limits:
         divide_anew(context)
     return {**show_node(context, name), "left_out": left_out}
 
 
-def set_maintenance(unit: Unit, node: Node, *, on: bool) -> None:
-    """Have a node take nothing new, or again; the caller holds its row, and knows that it is nobody's."""
-    node.state = NodeState.MAINTENANCE if on else NodeState.ONLINE
+def set_maintenance(unit: Unit, node: Node, *, on: bool, by: str | None = None) -> None:
+    """Have a node take nothing new, or again; the caller holds its row, and knows that it is nobody's. `by` is who
+    closes it, if it is no person.
+    """
+    node.state, node.closed_by = NodeState.MAINTENANCE if on else NodeState.ONLINE, by
     unit.note("node.maintenance", node=node.name, on=on)
     unit.session.flush()
     make_room(unit)

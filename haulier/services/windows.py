@@ -18,6 +18,7 @@ from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.planner.windows import find_zone, next_start
 from haulier.services import evacuations, rolls
+from haulier.services.alert_duty import keep_for_alert
 from haulier.services.context import CONTROL_QUEUE, Context, Message
 from haulier.services.evacuation_refusals import before_hold, require_hold
 from haulier.services.groups import find_group
@@ -214,6 +215,8 @@ def _end_those_over(context: Context, moment: datetime) -> None:
     with context.database.read() as session:
         over = _over(session, moment)
     for evacuation_id, node, state in over:
+        if keep_for_alert(context, evacuation_id):
+            continue
         # What is refused now was done by somebody else, or cannot be done.
         with suppress(Refused):
             if state in (_E.PLANNED, _E.RUNNING, _E.PAUSED):
@@ -221,7 +224,8 @@ def _end_those_over(context: Context, moment: datetime) -> None:
         with suppress(Refused):
             evacuations.restore(context, node, only=evacuation_id)
         with context.database.write() as write:
-            write.execute(update(Evacuation).where(Evacuation.id == evacuation_id).values(restore_at=None))
+            same = (Evacuation.id == evacuation_id, Evacuation.restore_at <= moment)
+            write.execute(update(Evacuation).where(*same).values(restore_at=None))
 
 
 def _over(session: Session, moment: datetime) -> list[tuple[int, str, EvacuationState]]:

@@ -247,7 +247,9 @@ class Evacuation(EvacuationHead):
 
 
 class Outcome(BaseModel):
-    """What becomes of an alert that was delivered: a word of AlertState, or `ignored` where there is no rule for it."""
+    """What becomes of an alert that was delivered: a word of AlertState, `ignored` where there is no rule for it, or
+    `unreadable`.
+    """
 
     alertname: str
     fingerprint: str

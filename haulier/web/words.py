@@ -27,7 +27,8 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("it is too far away") from error
 
 
-Text = Annotated[str, Field(max_length=1000), AfterValidator(_is_text)]
+AnyText = Annotated[str, AfterValidator(_is_text)]
+Text = Annotated[AnyText, Field(max_length=1000)]
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Name = Annotated[Text, Path()]
 MOST = (1 << 63) - 1

@@ -1,4 +1,5 @@
-"""Tokens of the HTTP API, what is done when an alert fires, the alerts that were received, and who began evacuations.
+"""Tokens of the HTTP API, what is done when an alert fires, the alerts that were received, and who began
+evacuations and closed nodes.
 
 Revision: 0019, follows on 0018
 """
@@ -13,6 +14,7 @@ down_revision = "0018"
 branch_labels = None
 depends_on = None
 
+_FIRES = sa.text("state != 'resolved'")
 _KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -55,8 +57,11 @@ def upgrade() -> None:
         sa.Column("restore", sa.Boolean(), nullable=False),
         sa.Column("node_id", _KEY, nullable=True),
         sa.Column("evacuation_id", _KEY, nullable=True),
-        sa.Column("state", _word("alertstate", "waiting", "done", "refused", "dry_run", "resolved"), nullable=False),
-        sa.Column("has_acted", sa.Boolean(), nullable=False),
+        sa.Column(
+            "state",
+            _word("alertstate", "waiting", "done", "overruled", "refused", "dry_run", "resolved"),
+            nullable=False,
+        ),
         sa.Column("problem", sa.JSON(), nullable=True),
         sa.Column("received", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -64,14 +69,18 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["evacuation_id"], ["evacuation.id"], name=op.f("fk_alert_evacuation_id_evacuation")),
         sa.ForeignKeyConstraint(["node_id"], ["node.id"], name=op.f("fk_alert_node_id_node")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alert")),
-        sa.UniqueConstraint("fingerprint", "starts_at", name=op.f("uq_alert_fingerprint_starts_at")),
+    )
+    op.create_index(
+        "uq_alert_one_firing", "alert", ["fingerprint"], unique=True, sqlite_where=_FIRES, postgresql_where=_FIRES
     )
     op.create_index(op.f("ix_alert_evacuation_id"), "alert", ["evacuation_id"])
     op.add_column("evacuation", sa.Column("cause", sa.String(), nullable=True))
+    op.add_column("node", sa.Column("closed_by", sa.String(), nullable=True))
     op.create_index(op.f("ix_alert_state"), "alert", ["state"])
 
 
 def downgrade() -> None:
+    op.drop_column("node", "closed_by")
     op.drop_column("evacuation", "cause")
     op.drop_table("alert")
     op.drop_table("alert_rule")

@@ -172,13 +172,13 @@ NEVER = (
         "alert_rule.alertname",
     ),
     Never(
-        "one alert twice",
+        "one alert that fires twice",
         "alert",
-        "uq_alert_fingerprint_starts_at",
+        "uq_alert_one_firing",
         {},
-        (({}, {"fingerprint": "g"}),),
+        (({}, {"fingerprint": "g"}), ({"state": "resolved"}, {})),
         {},
-        "alert.fingerprint, alert.starts_at",
+        "alert.fingerprint",
     ),
     Never(
         "a window of nothing",

@@ -47,7 +47,7 @@ EXAMPLES: dict[str, Row] = {
     "alert_rule": {"alertname": "DiskFails", "action": "evacuate", "label": "instance", "restore": False}
     | {"dry_run": False, "created_at": NOW},
     "alert": {"fingerprint": "f", "starts_at": NOW, "alertname": "DiskFails", "action": "evacuate", "restore": False}
-    | {"node_id": 1, "state": "waiting", "has_acted": False, "received": 1, "created_at": NOW},
+    | {"node_id": 1, "state": "waiting", "received": 1, "created_at": NOW},
     "placement_rule": {"name": "apart", "kind": "apart", "hard": True, "created_at": NOW},
     "placement_rule_vm": {"rule_id": 1, "vm_id": 1},
     "placement_rule_node": {"rule_id": 1, "node_id": 1},

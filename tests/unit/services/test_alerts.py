@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import evacuations, windows
-from haulier.services.alert_actions import act, ask_for_alerts
+from haulier.services.alert_actions import act, act_on_all, ask_for_alerts
 from haulier.services.alert_rules import Answer, add_rule, list_rules, remove_rule
-from haulier.services.alerts import Fired, list_alerts, receive, rehearse
-from haulier.services.nodes import NodeChange, change_node
-from models import Alert, AlertAction, AlertRule, Evacuation, Node
+from haulier.services.alerts import Fired, forget, list_alerts, receive, rehearse
+from haulier.services.nodes import NodeChange, change_node, register_node
+from models import Alert, AlertAction, AlertRule, Evacuation, MaintenanceWindow, Node
 from tests.unit.services.hall import play, show, state_of, where
 from tests.unit.services.world import World
 
@@ -22,6 +25,7 @@ BEGUN = datetime(2026, 5, 1, 12, tzinfo=UTC)
 FIRED = Fired("DiskFails", "f00d", BEGUN, {"alertname": "DiskFails", "instance": "alpha:9100"})
 OVER = replace(FIRED, is_resolved=True)
 OTHER = replace(FIRED, fingerprint="beef")
+OTHER_OVER = replace(OTHER, is_resolved=True)
 EMPTY_IT = Answer(AlertAction.EVACUATE, restore=True)
 CORDON_IT = Answer(AlertAction.CORDON, restore=True)
 
@@ -34,9 +38,9 @@ def work(world: World) -> None:
     """The control worker acts on what it was told of; everybody else works too."""
     while world.sent:
         for message in list(world.sent):
-            if message.task == "haulier.alert":
+            if message.task == "haulier.alerts":
                 world.sent.remove(message)
-                act(world.context, message.row)
+                act_on_all(world.context, held_too=bool(message.row))
             elif message.task == "haulier.windows":
                 world.sent.remove(message)
                 windows.sweep_windows(world.context)
@@ -44,7 +48,7 @@ def work(world: World) -> None:
 
 
 def play_on(world: World) -> None:
-    others = [message for message in world.sent if message.task in ("haulier.alert", "haulier.windows")]
+    others = [message for message in world.sent if message.task in ("haulier.alerts", "haulier.windows")]
     for message in others:
         world.sent.remove(message)
     play(world)
@@ -107,7 +111,7 @@ def test_last_of_several_alerts_brings_all_back(hall: World) -> None:
     receive(hall.context, [OVER])
     work(hall)
     assert show(hall)["state"] == "drained", "another one fires still"
-    receive(hall.context, [replace(OTHER, is_resolved=True)])
+    receive(hall.context, [OTHER_OVER])
     work(hall)
     assert show(hall)["state"] == "restored"
 
@@ -141,7 +145,7 @@ def test_what_is_refused_now_is_asked_again_while_it_fires(hall: World) -> None:
     work(hall)
     assert (newest(hall)["state"], newest(hall)["problem"]["code"]) == ("waiting", "node_in_maintenance")
     ask_for_alerts(hall.context, held_too=False)
-    assert not any(message.task == "haulier.alert" for message in hall.sent), "not at each beat"
+    assert not any(message.task == "haulier.alerts" for message in hall.sent), "not at each beat"
     ask_for_alerts(hall.context, held_too=True)
     work(hall)
     assert hall.kinds("alert.") == ["received", "held"], "told once"
@@ -158,33 +162,56 @@ def test_what_is_over_before_it_could_be_done_is_not_done(hall: World) -> None:
     assert (newest(hall)["state"], hall.count(Evacuation)) == ("resolved", 0)
 
 
-def test_whoever_dies_after_the_act_is_followed_by_one_who_knows_whose_it_is(hall: World) -> None:
-    """The evacuation is there, and the alert does not know of it."""
+def test_whoever_dies_after_the_act_has_said_so(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing lies between: the alert is done in the transaction in which its evacuation begins."""
     add_rule(hall.context, "DiskFails", EMPTY_IT)
     receive(hall.context, [FIRED])
-    evacuations.evacuate(hall.context, "alpha", evacuations.Wishes(cause="alert 1"))
-    hall.sent[:] = [message for message in hall.sent if message.task != "haulier.alert"]
-    ask_for_alerts(hall.context, held_too=False)
-    work(hall)
-    assert (newest(hall)["state"], newest(hall)["evacuation"], hall.count(Evacuation)) == ("done", 1, 1)
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evacuations, "go_on", die)
+        with pytest.raises(SystemExit):
+            act(hall.context, 1)
+    assert (newest(hall)["state"], newest(hall)["evacuation"]) == ("done", 1)
     receive(hall.context, [OVER])
     work(hall)
-    assert show(hall)["state"] == "restored"
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("cancelled", "online"), "nothing had left"
 
 
-def test_what_is_over_while_its_node_is_looked_at_is_taken_back(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow(hall: World, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Any]) -> None:
+    """What happens between the plan for an alert's node and its begin."""
+    file = evacuations._file
+
+    def later(*args: Any) -> Any:
+        monkeypatch.setattr(evacuations, "_file", file)
+        meanwhile()
+        return file(*args)
+
+    monkeypatch.setattr(evacuations, "_file", later)
+
+
+def test_what_is_over_while_its_node_is_planned_is_not_begun(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
     add_rule(hall.context, "DiskFails", EMPTY_IT)
     receive(hall.context, [FIRED])
-    evacuate = evacuations.evacuate
-
-    def slowly(*args: Any) -> Any:
-        document = evacuate(*args)
-        receive(hall.context, [OVER])
-        return document
-
-    monkeypatch.setattr(evacuations, "evacuate", slowly)
+    slow(hall, monkeypatch, lambda: receive(hall.context, [OVER]))
     work(hall)
-    assert show(hall)["state"] == "restored"
+    assert (hall.count(Evacuation), newest(hall)["state"], newest(hall)["problem"]) == (0, "resolved", None)
+
+
+def test_what_a_person_cancels_is_not_begun_by_one_that_was_late(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two act on the same alert, and a person has cancelled what the first began."""
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+
+    def first() -> None:
+        act(hall.context, 1)
+        evacuations.cancel(hall.context, 1, undo=False)
+
+    slow(hall, monkeypatch, first)
+    act(hall.context, 1)
+    assert (hall.count(Evacuation), show(hall)["state"], newest(hall)["state"]) == (1, "cancelled", "done")
 
 
 def test_cordon_closes_a_node_and_opens_it_again(hall: World) -> None:
@@ -205,7 +232,7 @@ def test_node_that_a_person_has_closed_stays_closed(hall: World) -> None:
     change_node(hall.context, "alpha", NodeChange(maintenance=True))
     receive(hall.context, [OTHER])
     work(hall)
-    receive(hall.context, [replace(OTHER, is_resolved=True)])
+    receive(hall.context, [OTHER_OVER])
     work(hall)
     assert state_of(hall, "alpha") == "maintenance"
 
@@ -265,3 +292,268 @@ def test_node_that_took_nothing_before_is_not_filled(hall: World) -> None:
     receive(hall.context, [OVER])
     work(hall)
     assert (show(hall)["state"], show(hall)["restore_at"]) == ("drained", None)
+
+
+# -- several alerts, persons and windows ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delivery", [[OTHER, OVER], [OVER, OTHER]])
+@pytest.mark.parametrize("windows_first", [True, False])
+def test_one_that_waits_keeps_what_another_one_did(hall: World, delivery: list[Fired], windows_first: bool) -> None:
+    """One delivery: one begins, and the other is over."""
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    receive(hall.context, delivery)
+    if windows_first:
+        windows.sweep_windows(hall.context)
+    work(hall)
+    assert [row["state"] for row in list_alerts(hall.context)] == ["done", "resolved"]
+    assert (show(hall)["state"], show(hall)["cause"], show(hall)["restore_at"]) == ("drained", "alert 2", None)
+    receive(hall.context, [OTHER_OVER])
+    work(hall)
+    assert (show(hall)["state"], hall.count(Evacuation)) == ("restored", 1)
+
+
+def test_heir_that_is_over_before_it_acted_takes_back_too(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    receive(hall.context, [OTHER, OVER, OTHER_OVER])
+    work(hall)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("restored", "online")
+
+
+def test_alert_whose_begin_moves_is_the_same(hall: World) -> None:
+    """Alertmanager takes the earliest of what several Prometheis say."""
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    earlier = BEGUN - timedelta(seconds=7)
+    assert outcome(hall, replace(FIRED, starts_at=earlier), replace(OVER, starts_at=earlier)) == ["done", "resolved"]
+    work(hall)
+    assert (hall.count(Alert), show(hall)["state"]) == (1, "restored")
+
+
+def test_what_a_person_wishes_too_is_not_taken_back(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    assert evacuations.evacuate(hall.context, "alpha")["again"]
+    receive(hall.context, [OVER])
+    work(hall)
+    assert (show(hall)["state"], show(hall)["cause"]) == ("drained", None)
+
+
+def test_what_a_person_wishes_when_it_is_just_to_be_taken_back_stays(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    receive(hall.context, [OVER])
+    evacuations.evacuate(hall.context, "alpha")
+    work(hall)
+    assert (show(hall)["state"], show(hall)["restore_at"]) == ("drained", None)
+
+
+@pytest.mark.parametrize("act_of_a_person", ["maintenance", "restore"])
+def test_node_that_a_person_has_opened_is_no_alerts_any_more(hall: World, act_of_a_person: str) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    if act_of_a_person == "restore":
+        evacuations.evacuate(hall.context, "alpha")
+        work(hall)
+        evacuations.restore(hall.context, "alpha")
+        work(hall)
+    else:
+        change_node(hall.context, "alpha", NodeChange(maintenance=False))
+    assert (state_of(hall, "alpha"), outcome(hall, FIRED)) == ("online", ["overruled"])
+    change_node(hall.context, "alpha", NodeChange(maintenance=True))
+    receive(hall.context, [OVER])
+    work(hall)
+    assert (state_of(hall, "alpha"), newest(hall)["state"]) == ("maintenance", "resolved")
+
+
+def test_alert_whose_end_never_came_is_no_heir_for_ever(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    change_node(hall.context, "alpha", NodeChange(maintenance=False))
+    receive(hall.context, [OTHER])
+    work(hall)
+    assert state_of(hall, "alpha") == "maintenance"
+    receive(hall.context, [OTHER_OVER])
+    work(hall)
+    assert state_of(hall, "alpha") == "online"
+
+
+@pytest.mark.parametrize("answer", [EMPTY_IT, CORDON_IT])
+def test_alert_is_forgotten(hall: World, answer: Answer) -> None:
+    add_rule(hall.context, "DiskFails", answer)
+    receive(hall.context, [FIRED])
+    work(hall)
+    assert forget(hall.context, 1)["state"] == "resolved"
+    work(hall)
+    assert (state_of(hall, "alpha"), set(where(hall).values())) == ("online", {"alpha"})
+    assert forget(hall.context, 1)["state"] == "resolved"
+    with pytest.raises(Refused) as refused:
+        forget(hall.context, 7)
+    assert refused.value.code == "unknown_alert"
+
+
+def test_node_that_was_lost_meanwhile_stays_closed(hall: World) -> None:
+    """Somebody is to look at it first."""
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    hall.change(Node, Node.name == "alpha", state="lost")
+    register_node(hall.context, "alpha", facts={}, images=Path("/alpha/images"))
+    receive(hall.context, [OVER])
+    work(hall)
+    assert state_of(hall, "alpha") == "maintenance"
+
+
+def test_node_that_an_alert_had_closed_is_open_when_its_evacuation_is_cancelled(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    work(hall)
+    receive(hall.context, [OVER])
+    work(hall)
+    assert state_of(hall, "alpha") == "drained"
+    evacuations.cancel(hall.context, 1, undo=False)
+    assert state_of(hall, "alpha") == "online"
+
+
+def begin_window(hall: World, *, restore: bool = True) -> None:
+    windows.add_window(hall.context, "alpha", windows.Times(7200.0, at=now() + timedelta(hours=1)), restore=restore)
+    hall.change(MaintenanceWindow, next_at=now())
+    windows.sweep_windows(hall.context)
+    work(hall)
+
+
+def end_window(hall: World) -> None:
+    assert show(hall)["restore_at"] is not None
+    hall.change(Evacuation, restore_at=now() - timedelta(seconds=1))
+    windows.ask_for_windows(hall.context)
+    work(hall)
+
+
+def test_end_of_a_window_fills_no_node_while_an_alert_fires(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    begin_window(hall)
+    receive(hall.context, [FIRED])
+    work(hall)
+    end_window(hall)
+    assert (show(hall)["state"], show(hall)["cause"], show(hall)["restore_at"]) == ("drained", "alert 1", None)
+    assert hall.kinds("evacuation.")[-1] == "kept"
+    receive(hall.context, [OVER])
+    work(hall)
+    assert show(hall)["state"] == "restored"
+
+
+def test_alert_that_is_over_within_a_window_leaves_the_node_to_it(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    begin_window(hall)
+    assert show(hall)["cause"] == "window 1"
+    receive(hall.context, [OVER])
+    work(hall)
+    assert show(hall)["state"] == "drained"
+    end_window(hall)
+    assert show(hall)["state"] == "restored"
+
+
+def test_window_that_ends_before_the_alert_leaves_the_node_to_it(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    begin_window(hall)
+    end_window(hall)
+    assert (show(hall)["state"], show(hall)["cause"]) == ("drained", "alert 1")
+    receive(hall.context, [OVER])
+    work(hall)
+    assert show(hall)["state"] == "restored"
+
+
+@pytest.mark.parametrize("to_come", ["cancel", "restore"])
+def test_alert_that_comes_while_a_window_is_ended(hall: World, monkeypatch: pytest.MonkeyPatch, to_come: str) -> None:
+    """Whoever ends it has seen that nobody wants the node empty; then somebody does."""
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    begin_window(hall)
+    if to_come == "cancel":
+        hall.change(Evacuation, state="running")
+    done = getattr(evacuations, to_come)
+
+    def late(*args: Any, **words: Any) -> Any:
+        monkeypatch.setattr(evacuations, to_come, done)
+        receive(hall.context, [FIRED])
+        act(hall.context, 1)
+        return done(*args, **words)
+
+    monkeypatch.setattr(evacuations, to_come, late)
+    end_window(hall)
+    assert (show(hall)["cause"], show(hall)["state"], newest(hall)["state"]) == ("alert 1", "drained", "done")
+
+
+def test_who_takes_a_node_over_holds_it_as_long_as_he_wishes(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    evacuations.evacuate(hall.context, "alpha", evacuations.Wishes(hold_s=600.0, cause="roll 1"))
+    receive(hall.context, [OVER])
+    work(hall)
+    assert (show(hall)["state"], show(hall)["cause"]) == ("drained", "roll 1")
+    end_window(hall)
+    assert show(hall)["state"] == "restored"
+
+
+# -- deliveries -------------------------------------------------------------------------------------------------------
+
+
+def asked(world: World) -> list[int]:
+    return [message.row for message in world.sent if message.task == "haulier.alerts"]
+
+
+def test_one_message_is_enough_for_all(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    receive(hall.context, [replace(FIRED, fingerprint=f"f{number}") for number in range(20)])
+    assert asked(hall) == [0]
+    hall.sent.clear()
+    ask_for_alerts(hall.context, held_too=False)
+    assert asked(hall) == [0]
+    work(hall)
+    assert {row["state"] for row in list_alerts(hall.context)} == {"done"}
+    ask_for_alerts(hall.context, held_too=True)
+    assert asked(hall) == []
+
+
+def test_what_was_about_no_node_is_looked_at_again(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    fired = replace(FIRED, labels={"instance": "omega:9100"})
+    assert outcome(hall, fired, fired) == ["refused", "refused"]
+    hall.change(Node, Node.name == "alpha", name="omega")
+    assert outcome(hall, fired) == ["waiting"]
+    work(hall)
+    assert (hall.count(Alert), newest(hall)["state"], newest(hall)["problem"]) == (1, "done", None)
+    assert hall.kinds("alert.") == ["refused", "received", "done"]
+
+
+def test_rule_that_was_mended_is_asked_again(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", replace(EMPTY_IT, label="node"))
+    assert outcome(hall, FIRED) == ["refused"]
+    remove_rule(hall.context, "DiskFails")
+    assert outcome(hall, FIRED) == ["refused"]
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    assert outcome(hall, FIRED) == ["waiting"]
+    assert newest(hall)["action"] == "cordon"
+
+
+def test_rehearsal_says_of_each_why_not(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    hall.change(Node, Node.name == "beta", state="lost")
+    found = rehearse(hall.context, [replace(FIRED, labels={"instance": "beta"}), FIRED])
+    assert [(each["outcome"], each["plan"] is None) for each in found] == [("refused", True), ("dry_run", False)]
+    assert "lost" in found[0]["message"]

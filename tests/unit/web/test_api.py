@@ -213,7 +213,7 @@ def test_alerts_are_delivered(deliverer: TestClient, hall: World) -> None:
     response = deliverer.post("/api/v1/hooks/alertmanager", json=DELIVERY)
     (found,) = response.json()["alerts"]
     assert (response.status_code, found["outcome"], found["node"]) == (202, "waiting", "alpha")
-    assert [message.task for message in hall.sent] == ["haulier.alert"]
+    assert [message.task for message in hall.sent] == ["haulier.alerts"]
     assert alerts.list_alerts(hall.context)[0]["fingerprint"] == "f00d"
 
 
@@ -225,11 +225,41 @@ def test_dry_run_of_a_delivery(deliverer: TestClient, hall: World) -> None:
     assert (hall.count(Alert), hall.sent) == (0, [])
 
 
-@pytest.mark.parametrize("change", [{"version": "3"}, {"alerts": [{}]}, {"alerts": DELIVERY["alerts"] * 1001}])
+@pytest.mark.parametrize("change", [{"version": "3"}, {"alerts": {}}, {"alerts": [{}] * 13_108}])
 def test_what_is_no_delivery_is_refused(deliverer: TestClient, hall: World, change: dict[str, Any]) -> None:
     response = deliverer.post("/api/v1/hooks/alertmanager", json=DELIVERY | change)
     assert (response.status_code, problem_of(response).code) == (422, "bad_request")
     assert hall.count(Alert) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "odd"},
+        {"fingerprint": ""},
+        {"fingerprint": "a\0"},
+        {"startsAt": "yesterday"},
+        {"startsAt": "0001-01-01T00:00:00+01:00"},
+        {"labels": {"alertname": "DiskFails", "instance": "\ud800"}},
+        {"labels": None},
+    ],
+)
+def test_alert_that_cannot_be_read_holds_no_other(deliverer: TestClient, hall: World, change: dict[str, Any]) -> None:
+    add_rule(hall.context, "DiskFails", Answer(AlertAction.EVACUATE))
+    (good,) = DELIVERY["alerts"]
+    body = json.dumps(DELIVERY | {"alerts": [good | change, 7, good]})
+    response = deliverer.post("/api/v1/hooks/alertmanager", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, hall.count(Alert)) == (202, 1)
+    assert [each["outcome"] for each in response.json()["alerts"]] == ["unreadable", "unreadable", "waiting"]
+    assert response.json()["alerts"][0]["message"].startswith(next(iter(change)))
+
+
+def test_as_many_alerts_as_fit_are_taken(deliverer: TestClient, hall: World) -> None:
+    add_rule(hall.context, "DiskFails", Answer(AlertAction.CORDON))
+    (one,) = DELIVERY["alerts"]
+    many = [one | {"fingerprint": f"{number:x}"} for number in range(3000)]
+    response = deliverer.post("/api/v1/hooks/alertmanager", json=DELIVERY | {"alerts": many})
+    assert (response.status_code, hall.count(Alert)) == (202, 3000)
 
 
 # -- errors and health ------------------------------------------------------------------------------------------------
