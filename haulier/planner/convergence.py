@@ -26,8 +26,9 @@ _PASSES_PER_DOUBLING = 10
 _PATIENCE_S = 60.0
 _S_PER_DOUBLING = 15.0
 _LONGEST_MS = 8_000
-# What QEMU takes as a limit, for a guest that may stand still for as long as it takes.
+# What QEMU takes as a limit, for a guest that may stand still for as long as it takes; from any limit it is reached.
 _NO_END_MS = 2_000_000
+_DOUBLINGS = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +78,4 @@ def next_downtime_limit_ms(passes: int, settling_s: float, *, first_ms: int, lon
     """
     by_passes = (passes - _PATIENCE_PASSES) // _PASSES_PER_DOUBLING + 1 if passes > _PATIENCE_PASSES else 0
     by_time = int((settling_s - _PATIENCE_S) // _S_PER_DOUBLING) + 1 if settling_s > _PATIENCE_S else 0
-    return max(first_ms, min(first_ms << min(max(by_passes, by_time), 16), longest_ms))
+    return max(first_ms, min(first_ms << min(max(by_passes, by_time), _DOUBLINGS), longest_ms))

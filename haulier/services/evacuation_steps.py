@@ -97,7 +97,9 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     if plan is not None and only_if_newest and not (all_there and newest_promise(session) == seen.newest):
         return False
     vms = {name: vm for name, vm in vms.items() if name not in late}
-    node = session.get_one(Node, evacuation.node_id, with_for_update=True, populate_existing=True)
+    # Whoever files work on a VM of it refers to its row, may hold that VM, and goes on.
+    held = {"key_share": True}
+    node = session.get_one(Node, evacuation.node_id, with_for_update=held, populate_existing=True)
     problems = dict(seen.stuck) | ({vm.name: seen.node_lost for vm in seen.to_place} if seen.node_lost else {})
     if plan is not None:
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}

@@ -11,11 +11,13 @@ from haulier.planner.placing.cluster import Host
 from haulier.services import evacuations
 from haulier.services.cluster import Question, load_census
 from haulier.services.evacuation_view import list_evacuations
+from haulier.services.lookup import find_vm
 from haulier.services.migrations import file_migration
-from models import Database, Node, Vm
+from haulier.services.operations import file_operation
+from models import Database, Node, Operation, OperationKind, Vm
 from tests.unit.services.hall import GIB, open_hall, play, show
 from tests.unit.services.test_evacuation_plan import PLACES, populate, targets
-from tests.unit.services.world import World, open_world
+from tests.unit.services.world import World, between, neighbour, open_world
 
 
 @pytest.fixture
@@ -69,3 +71,20 @@ def test_evacuation_is_counted_and_shown(hall: World) -> None:
     evacuations.restore(hall.context, "alpha")
     play(hall)
     assert [(each["state"], each["counts"]) for each in list_evacuations(hall.context)] == [("restored", {"done": 3})]
+
+
+def test_vm_that_is_stopped_while_it_is_written_down(postgres_url: str, tmp_path: Path) -> None:
+    """Each refers to what the other holds, and neither waits for the other for ever."""
+    with open_world(Database(postgres_url), tmp_path) as world, neighbour(world) as other:
+        world.populate()
+        world.add_vm()
+        open_hall(world)
+
+        def stop() -> None:
+            with other.context.unit() as unit:
+                file_operation(unit, find_vm(unit.session, "web", lock=True), OperationKind.STOP, grace_s=0.0)
+
+        with between(world, "INSERT INTO evacuation_vm", stop) as stopped:
+            evacuations.evacuate(world.context, "alpha")
+        assert stopped.exception() is None
+        assert world.count(Operation) == 1
