@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from haulier.hypervisor.layout import NodeLayout
@@ -28,3 +29,5 @@ def test_all_programs_of_a_vm_are_ended(tmp_path: Path) -> None:
     finally:
         for daemon in daemons:
             end(daemon, patience_s=0.0)
+        # Where the state folder's path is long they lie beside it.
+        shutil.rmtree(settings.sockets, ignore_errors=True)
