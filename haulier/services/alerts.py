@@ -21,6 +21,7 @@ from haulier.services.alert_actions import alerts_message, take_back
 from haulier.services.alert_duty import exclude_others
 from haulier.services.context import Context, Unit
 from haulier.services.evacuations import plan_evacuation
+from haulier.services.lookup import find_numbered
 from models import Alert, AlertAction, AlertRule, AlertState, Node
 
 
@@ -150,9 +151,7 @@ def forget(context: Context, alert_id: int) -> dict[str, Any]:
     """
     with context.unit() as unit:
         exclude_others(unit)
-        row = unit.session.get(Alert, alert_id) if 0 < alert_id < 1 << 63 else None
-        if row is None:
-            raise Refused("unknown_alert", f"there is no alert {alert_id}", "haulier alert list")
+        row = find_numbered(unit.session, Alert, alert_id, kind="alert")
         if row.state is not AlertState.RESOLVED:
             _resolve(unit, row)
         return _document(row)

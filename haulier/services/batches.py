@@ -14,6 +14,7 @@ from haulier.services.admission import AT_ONCE_S, admit
 from haulier.services.context import Context, Unit
 from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now
+from haulier.services.lookup import find_numbered
 from haulier.services.migrations import cancel_migration, shown_state
 from haulier.services.queue import all_places
 from haulier.services.room import ADMISSION
@@ -25,10 +26,7 @@ from models.transitions import OPEN_MIGRATION
 
 def find_batch(session: Session, batch_id: int) -> Batch:
     """Raises Refused `unknown_batch`."""
-    batch = session.get(Batch, batch_id) if 0 < batch_id < 1 << 63 else None
-    if batch is None:
-        raise Refused("unknown_batch", f"there is no batch {batch_id}", "haulier batch list")
-    return batch
+    return find_numbered(session, Batch, batch_id, kind="batch")
 
 
 def list_batches(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selectinload
 
-from haulier.errors import Problem, Refused
+from haulier.errors import Problem
 from haulier.planner.failures import FailureClass, class_of
 from haulier.planner.refusals import lost_source
 from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import may_be_left
 from haulier.services.liveness import silent_s
+from haulier.services.lookup import find_numbered
 from haulier.services.placed_moves import newest_promise
 from haulier.services.stopped import Mark, look_at_stopped
 from models import (
@@ -64,10 +65,7 @@ class Situation:
 
 def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
     """Raises Refused `unknown_evacuation`."""
-    found = session.get(Evacuation, evacuation_id) if 0 < evacuation_id < 1 << 63 else None
-    if found is None:
-        raise Refused("unknown_evacuation", f"there is no evacuation {evacuation_id}", "haulier evacuation list")
-    return found
+    return find_numbered(session, Evacuation, evacuation_id, kind="evacuation")
 
 
 def lost_node(node: Node) -> Problem | None:
@@ -105,43 +103,24 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
     avoids = {
         name: {target: problem for target, problem in tried if _is_targets(problem)} for name, tried in failures.items()
     }
-    return Situation(
-        homeward,
-        lost_node(evacuation.node),
-        free,
-        waiting,
-        tuple(
-            dict.fromkeys(
-                [
-                    *(
-                        vm.name
-                        for vm in vms
-                        if (vm.id in open_ or vm.id in busy) and vm.name not in waiting and not started.get(vm.name)
-                    ),
-                    *(name for name, problem in started.items() if problem is None),
-                    *(name for name in unfinished(session, evacuation) if name not in waiting),
-                    *(() if homeward else _arriving(session, evacuation)),
-                ]
-            )
-        ),
-        {
-            **{
-                vm.name: stopped.told.get(vm.name) or _ask(evacuation, vm, stuck[vm.name])
-                for vm in vms
-                if vm.name in stuck and vm.id not in open_
-            },
-            **{name: problem for name, problem in started.items() if problem is not None},
-        },
-        Question(
-            (),
-            closed,
-            avoids,
-            only_to=evacuation.node.name if homeward else None,
-            starting=[vm.id for vm in vms if vm.name in started],
-        ),
-        newest,
-        stopped.marks,
-    )
+    own = [vm for vm in vms if (vm.id in open_ or vm.id in busy) and not started.get(vm.name)]
+    on_way = [
+        *(vm.name for vm in own if vm.name not in waiting),
+        *(name for name, problem in started.items() if problem is None),
+        *(name for name in unfinished(session, evacuation) if name not in waiting),
+        *(() if homeward else _arriving(session, evacuation)),
+    ]
+    held = {
+        vm.name: stopped.told.get(vm.name) or _ask(evacuation, vm, stuck[vm.name])
+        for vm in vms
+        if vm.name in stuck and vm.id not in open_
+    }
+    held |= {name: problem for name, problem in started.items() if problem is not None}
+    home = evacuation.node.name if homeward else None
+    starting = [vm.id for vm in vms if vm.name in started]
+    question = Question((), closed, avoids, only_to=home, starting=starting)
+    lost = lost_node(evacuation.node)
+    return Situation(homeward, lost, free, waiting, tuple(dict.fromkeys(on_way)), held, question, newest, stopped.marks)
 
 
 def _ask(evacuation: Evacuation, vm: Vm, problem: Problem) -> Problem:

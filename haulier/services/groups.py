@@ -11,10 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.errors import Refused, meant
+from haulier.errors import Refused
 from haulier.services.context import Context, Unit
 from haulier.services.group_room import out_of
-from haulier.services.lookup import find_node
+from haulier.services.lookup import find_node, unknown
 from haulier.services.roll_turns import roll_message
 from haulier.settings import NAME
 from models import MaintenanceWindow, NodeGroup, NodeGroupNode, Roll
@@ -145,7 +145,7 @@ def find_group(session: Session, name: str, *, lock: bool = False) -> NodeGroup:
     group = session.scalar(locked if lock else query)
     if group is None:
         there = session.scalars(select(NodeGroup.name)).all()
-        raise Refused("unknown_group", f"there is no group called {name}", meant(name, there) or "haulier group list")
+        raise unknown("group", name, there, "haulier group list")
     return group
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.errors import Refused, meant
-from models import Migration, Node, Vm
+from models import Base, Migration, Node, Vm
 
 _FEW = 8
+Numbered = TypeVar("Numbered", bound=Base)
 
 
 def find_node(session: Session, name: str, *, lock: bool = False) -> Node:
@@ -19,7 +21,7 @@ def find_node(session: Session, name: str, *, lock: bool = False) -> Node:
     locked = query.with_for_update(of=Node).execution_options(populate_existing=True)
     node = session.scalar(locked if lock else query)
     if node is None:
-        raise _unknown("node", name, session.scalars(select(Node.name)).all(), "haulier node list")
+        raise unknown("node", name, session.scalars(select(Node.name)).all(), "haulier node list")
     return node
 
 
@@ -28,17 +30,22 @@ def find_vm(session: Session, name: str, *, lock: bool = False) -> Vm:
     query = select(Vm).where(Vm.name == name)
     vm = session.scalar(query.with_for_update(of=Vm) if lock else query)
     if vm is None:
-        raise _unknown("vm", name, session.scalars(select(Vm.name)).all(), "haulier vm list")
+        raise unknown("vm", name, session.scalars(select(Vm.name)).all(), "haulier vm list")
     return vm
 
 
 def find_migration(session: Session, migration_id: int) -> Migration:
     """Raises Refused `unknown_migration`."""
+    return find_numbered(session, Migration, migration_id, kind="migration")
+
+
+def find_numbered(session: Session, table: type[Numbered], number: int, *, kind: str) -> Numbered:
+    """The row of this number. Raises Refused `unknown_<kind>`; `haulier <kind> list` shows those that there are."""
     # A number that no database could hold is one that nobody has.
-    migration = session.get(Migration, migration_id) if 0 < migration_id < 1 << 63 else None
-    if migration is None:
-        raise Refused("unknown_migration", f"there is no migration {migration_id}", "haulier migration list")
-    return migration
+    row = session.get(table, number) if 0 < number < 1 << 63 else None
+    if row is None:
+        raise Refused(f"unknown_{kind}", f"there is no {kind} {number}", f"haulier {kind} list")
+    return row
 
 
 def _there_are(names: Sequence[str]) -> str:
@@ -46,7 +53,8 @@ def _there_are(names: Sequence[str]) -> str:
     return f"There is: {', '.join(sorted(names))}." if 0 < len(names) <= _FEW else ""
 
 
-def _unknown(kind: str, name: str, names: Sequence[str], hint: str) -> Refused:
+def unknown(kind: str, name: str, names: Sequence[str], hint: str) -> Refused:
+    """What is to be raised where none of a kind has this name; these have `names`."""
     label = {"vm": "VM"}.get(kind, kind)
     return Refused(
         f"unknown_{kind}",

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from haulier.errors import Refused
 from haulier.services.context import Context
 from haulier.services.evacuation_view import show_evacuation
+from haulier.services.lookup import find_numbered
 from models import Evacuation, EvacuationState, Roll, RollNode, RollNodeState, RollState
 
 _E = EvacuationState
@@ -20,10 +20,7 @@ _OUT = {_E.DRAINED: "drained", _E.RESTORING: "restoring", _E.RESTORED: "restorin
 
 def find_roll(session: Session, roll_id: int) -> Roll:
     """Raises Refused `unknown_roll`."""
-    found = session.get(Roll, roll_id) if 0 < roll_id < 1 << 63 else None
-    if found is None:
-        raise Refused("unknown_roll", f"there is no roll {roll_id}", "haulier roll list")
-    return found
+    return find_numbered(session, Roll, roll_id, kind="roll")
 
 
 def list_rolls(context: Context, *, limit: int = 100) -> list[dict[str, Any]]:

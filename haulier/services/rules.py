@@ -10,9 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.errors import Refused, meant
+from haulier.errors import Refused
 from haulier.services.context import Context
-from haulier.services.lookup import find_node, find_vm
+from haulier.services.lookup import find_node, find_vm, unknown
 from haulier.settings import NAME
 from models import PlacementRule, PlacementRuleNode, PlacementRuleVm, RuleKind
 
@@ -85,7 +85,7 @@ def _find(session: Session, name: str) -> PlacementRule:
     rule = session.scalar(select(PlacementRule).where(PlacementRule.name == name))
     if rule is None:
         there = session.scalars(select(PlacementRule.name)).all()
-        raise Refused("unknown_rule", f"there is no rule called {name}", meant(name, there) or "haulier rule list")
+        raise unknown("rule", name, there, "haulier rule list")
     return rule
 
 

@@ -11,8 +11,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
 from haulier.clock import now
-from haulier.errors import Refused, meant
+from haulier.errors import Refused
 from haulier.services.context import Context
+from haulier.services.lookup import unknown
 from haulier.settings import NAME
 from models import ApiToken, TokenScope
 
@@ -67,8 +68,7 @@ def remove_token(context: Context, name: str) -> dict[str, Any]:
         row = unit.session.scalar(select(ApiToken).where(ApiToken.name == name))
         if row is None:
             there = unit.session.scalars(select(ApiToken.name)).all()
-            hint = meant(name, there) or "haulier token list"
-            raise Refused("unknown_token", f"there is no token called {name}", hint)
+            raise unknown("token", name, there, "haulier token list")
         document = _document(row)
         unit.session.execute(delete(ApiToken).where(ApiToken.id == row.id))
         unit.note("token.removed", token=name)

@@ -22,7 +22,7 @@ from haulier.services.alert_duty import keep_for_alert
 from haulier.services.context import CONTROL_QUEUE, Context, Message
 from haulier.services.evacuation_refusals import before_hold, require_hold
 from haulier.services.groups import find_group
-from haulier.services.lookup import find_node
+from haulier.services.lookup import find_node, find_numbered
 from haulier.settings import LONGEST_S
 from models import Evacuation, EvacuationState, MaintenanceWindow
 
@@ -101,9 +101,7 @@ def list_windows(context: Context) -> list[dict[str, Any]]:
 def remove_window(context: Context, window_id: int) -> dict[str, Any]:
     """Take a window away. What it has begun goes on. Raises Refused for an unknown one."""
     with context.unit() as unit:
-        row = unit.session.get(MaintenanceWindow, window_id) if 0 < window_id < 1 << 63 else None
-        if row is None:
-            raise Refused("unknown_window", f"there is no window {window_id}", "haulier window list")
+        row = find_numbered(unit.session, MaintenanceWindow, window_id, kind="window")
         document = _document(row)
         unit.session.execute(delete(MaintenanceWindow).where(MaintenanceWindow.id == window_id))
         unit.note("window.removed", node=document["node"], window=window_id, group=document["group"])

@@ -40,11 +40,10 @@ class EvacuationWish(BaseModel):
 def evacuate(context: Around, wish: EvacuationWish, response: Response) -> Any:  # noqa: ANN401 - of the models
     """Begin to empty a node, or go on with the evacuation that it has."""
     wishes = Wishes(spare=wish.spare, deadline=wish.deadline, hold_s=wish.hold_s)
-    if wish.plan:
-        response.status_code = HTTPStatus.OK
-        with one_of_few():
-            return evacuations.plan_evacuation(context, wish.node, wishes)
     with one_of_few():
+        if wish.plan:
+            response.status_code = HTTPStatus.OK
+            return evacuations.plan_evacuation(context, wish.node, wishes)
         document = evacuations.evacuate(context, wish.node, wishes)
     response.headers["Location"] = f"/api/v1/evacuations/{document['id']}"
     if document["again"]:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from haulier.errors import HaulierError, NeedsOperator, Problem, Refused, Transient
+from haulier.web.documents import Reason
 
 log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
@@ -23,14 +24,6 @@ _STATUS = {
     "bad_token": HTTPStatus.UNAUTHORIZED,
     "token_scope": HTTPStatus.FORBIDDEN,
 }
-
-
-class Reason(BaseModel):
-    """One of the reasons, as `haulier --json` shows it."""
-
-    code: str
-    message: str
-    hint: str
 
 
 class ProblemDocument(BaseModel):
