@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from haulier.planner.placing.loads import Load
 from models import AlertAction, EvacuationPolicy, EvacuationState, NodeState, VmState, VolumeRole
 
 
@@ -187,18 +188,6 @@ class Move(BaseModel):
     migration: int | None = None
     state: str | None = None
     now_on: str | None = None
-
-
-class Load(BaseModel):
-    """What the guests of a node have of it, before all moves and after them."""
-
-    host: str
-    ram_bytes: int
-    ram_before_bytes: int
-    ram_after_bytes: int
-    cpus: float
-    cpus_before: float
-    cpus_after: float
 
 
 class Plan(BaseModel):

@@ -30,9 +30,11 @@ from models.base import UtcDateTime
 from tests.fixtures.databases import BOTH
 from tests.fixtures.postgres import Cluster
 from tests.integration.never import NEVER, Never, crossing
+from tests.integration.never_emptying import NEVER_EMPTYING
 from tests.integration.rows import EXAMPLES, VOLUME_OF, Row, example, store, store_world
 
-FORBIDDEN = pytest.mark.parametrize("never", NEVER, ids=lambda never: never.what)
+ALL_OF_THEM = (*NEVER, *NEVER_EMPTYING)
+FORBIDDEN = pytest.mark.parametrize("never", ALL_OF_THEM, ids=lambda never: never.what)
 
 
 @pytest.fixture(scope="module", params=BOTH)
@@ -102,7 +104,7 @@ def test_every_constraint_is_tried() -> None:
         rules = (c for c in table.constraints if isinstance(c, CheckConstraint | UniqueConstraint))
         named |= {str(rule.name) for rule in rules if not rule._type_bound}
         named |= {str(rule.name) for rule in table.foreign_key_constraints if len(rule.columns) > 1}
-    assert named - {never.by for never in NEVER} == UNIQUE_NAMES | {POINTED_AT}
+    assert named - {never.by for never in ALL_OF_THEM} == UNIQUE_NAMES | {POINTED_AT}
 
 
 UNIQUE_NAMES = {"uq_node_name", "uq_storage_node_id_name", "uq_vm_name"}
