@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selectinload
@@ -22,7 +22,6 @@ from haulier.services.stopped import Mark, look_at_stopped
 from models import (
     Batch,
     Evacuation,
-    EvacuationPolicy,
     EvacuationState,
     EvacuationVm,
     Migration,
@@ -32,7 +31,6 @@ from models import (
     Operation,
     OperationKind,
     Vm,
-    VmState,
 )
 from models.transitions import AT_WORK, OPEN_EVACUATION, OPEN_MIGRATION, OPEN_OPERATION
 
@@ -111,9 +109,7 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
         *(() if homeward else _arriving(session, evacuation)),
     ]
     held = {
-        vm.name: stopped.told.get(vm.name) or _ask(evacuation, vm, stuck[vm.name])
-        for vm in vms
-        if vm.name in stuck and vm.id not in open_
+        vm.name: stopped.told.get(vm.name) or stuck[vm.name] for vm in vms if vm.name in stuck and vm.id not in open_
     }
     held |= {name: problem for name, problem in started.items() if problem is not None}
     home = evacuation.node.name if homeward else None
@@ -121,15 +117,6 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
     question = Question((), closed, avoids, only_to=home, starting=starting)
     lost = lost_node(evacuation.node)
     return Situation(homeward, lost, free, waiting, tuple(dict.fromkeys(on_way)), held, question, newest, stopped.marks)
-
-
-def _ask(evacuation: Evacuation, vm: Vm, problem: Problem) -> Problem:
-    """The reason why one is stuck; it may be that somebody is asked whether it may be stopped."""
-    if vm.evacuation is not EvacuationPolicy.STOP_BY_CONSENT or vm.state is not VmState.RUNNING:
-        return problem
-    return replace(
-        problem, hint=f"If it may be stopped for its move: haulier evacuation consent {evacuation.id} {vm.name}"
-    )
 
 
 def _own_node(node: Node) -> Problem:

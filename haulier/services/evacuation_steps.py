@@ -21,7 +21,7 @@ from haulier.services.evacuation_rows import Situation, look
 from haulier.services.filing import Wanted, meets_another
 from haulier.services.placed_moves import PLACED_AGAIN, PLACING, ToPlace, newest_promise, still_there, write_moves
 from haulier.services.roll_turns import tell_rolls
-from haulier.services.stopped import changed_since
+from haulier.services.stopped import ask, changed_since
 from haulier.services.waiting import go_on_message, make_room
 from models import (
     Batch,
@@ -105,7 +105,7 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
         problems |= {blocked.guest: blocked.problem for blocked in plan.blocked}
         _file(unit, evacuation, seen, plan, vms=vms)
     problems = {name: problem for name, problem in problems.items() if name not in late}
-    _note_blocked(unit, evacuation, problems)
+    problems = _note_blocked(unit, evacuation, problems)
     first = next(iter(sorted(problems.items())), None)
     evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
     goes_on = bool(late or seen.on_way or (plan and plan.moves))
@@ -193,17 +193,19 @@ def _row(session: Session, evacuation: Evacuation, known: dict[int, EvacuationVm
     return known[vm.id]
 
 
-def _note_blocked(unit: Unit, evacuation: Evacuation, problems: Mapping[str, Problem]) -> None:
-    """Each with its reason; an event only where that is another one than before."""
-    session, known = unit.session, _rows(unit.session, evacuation) if problems else {}
+def _note_blocked(unit: Unit, evacuation: Evacuation, problems: Mapping[str, Problem]) -> dict[str, Problem]:
+    """Each with its reason, as it is told; an event only where that is another one than before."""
+    session, known, told = unit.session, _rows(unit.session, evacuation) if problems else {}, dict[str, Problem]()
     for vm in session.scalars(select(Vm).where(Vm.name.in_(problems)).order_by(Vm.name)):
         row = _row(session, evacuation, known, vm)
-        problem = problems[vm.name].as_dict()
+        told[vm.name] = ask(evacuation, vm, problems[vm.name])
+        problem = told[vm.name].as_dict()
         if row.problem is None or row.problem["code"] != problem["code"]:
             unit.note(
                 "evacuation.held", vm=vm.name, node=evacuation.node.name, evacuation=evacuation.id, problem=problem
             )
         row.problem = problem
+    return told
 
 
 def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool) -> None:

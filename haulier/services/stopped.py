@@ -6,7 +6,7 @@ One with a `problem` is not to be moved any more, only to be started where it is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import or_, select
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from haulier.errors import Problem
 from haulier.planner.refusals import STARTED
-from models import Evacuation, EvacuationVm, Operation, OperationKind, OperationState, Vm
+from models import Evacuation, EvacuationPolicy, EvacuationVm, Operation, OperationKind, OperationState, Vm, VmState
 
 # One that is to be stopped, or was and has not been seen to run again since; also of an evacuation that is over.
 STOP_IS_OPEN = or_(EvacuationVm.consent_at.is_not(None), EvacuationVm.stopped_at.is_not(None))
@@ -66,6 +66,17 @@ def look_at_stopped(session: Session, evacuation: Evacuation) -> Stopped:
             if row.problem and row.problem["code"] in _TELLING
         },
         {vm.name: _mark(row) for row, vm in rows},
+    )
+
+
+def ask(evacuation: Evacuation, vm: Vm, problem: Problem) -> Problem:
+    """The reason why one cannot leave; it may be that somebody is asked whether it may be stopped."""
+    is_asked = vm.evacuation is EvacuationPolicy.STOP_BY_CONSENT and vm.node_id == evacuation.node_id
+    if not is_asked or vm.state is not VmState.RUNNING or problem.code in _TELLING:
+        return problem
+    first = f"{problem.hint.rstrip('.')}; or, if" if problem.hint else "If"
+    return replace(
+        problem, hint=f"{first} it may be stopped for its move: haulier evacuation consent {evacuation.id} {vm.name}"
     )
 
 

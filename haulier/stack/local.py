@@ -30,7 +30,8 @@ from haulier.stack.web import listen, url_file, web_url
 from migrations.chain import upgrade
 from tasks.surroundings import control_answers
 
-_READY_S = 60.0
+# Some interpreters begin at once, on a host that may be busy with its guests.
+_READY_S = 180.0
 _FIRST_NODES = ("alpha", "beta")
 # A migration that nobody undoes in this time has lost a worker; its processes are ended all the same.
 _UNDO_S = 30.0
@@ -116,7 +117,7 @@ def _wait_until_ready(context: Context, names: Sequence[str]) -> str:
                 return str(url)
             if steady_s() > deadline:
                 log = context.settings.state / "logs" / f"{missing[0]}.log"
-                words = last_words(log)
+                words = last_words(log) or "its log is empty"
                 raise StepFailed("stack_not_ready", f"{missing[0]} does not answer: {words}", f"See {log}.")
             bell.wait(0.2)
 

@@ -37,13 +37,15 @@ from tests.unit.services.world import World
 BROKEN = Problem("not_converging", "it dirties its RAM too fast", "")
 
 
-def hold_web(hall: World) -> None:
+def hold_web(hall: World, why: Problem = BROKEN, *, times: int = 1) -> None:
     """Of three VMs two leave, and `web` cannot while it runs."""
     set_policy(hall.context, "web", EvacuationPolicy.STOP_BY_CONSENT)
     for name in ("db", "mail"):
         hall.change(Vm, Vm.name == name, node_id=2)
     evacuations.evacuate(hall.context, "alpha")
-    play(hall, broken=dict.fromkeys(("beta", "gamma", "delta"), BROKEN))
+    for _ in range(times):
+        play(hall, broken=dict.fromkeys(("beta", "gamma", "delta"), why))
+        beat(hall)
     assert show(hall)["state"] == "blocked"
 
 
@@ -142,6 +144,16 @@ def test_it_is_asked_for_and_nothing_is_stopped_before(hall: World) -> None:
     )  # fmt: skip
     assert work(hall) == []
     assert state(hall) == "running"
+
+
+def test_it_is_asked_for_where_no_target_takes_it_while_it_runs(hall: World) -> None:
+    hold_web(hall, Problem("qemu_not_started", "QEMU did not start", "See its log."), times=3)
+    (held,) = show(hall)["blocked"]
+    asked = "See its log; or, if it may be stopped for its move: haulier evacuation consent 1 web"
+    assert (held["code"], held["hint"]) == ("qemu_not_started", asked)
+    assert asked in show(hall)["waiting_for"]
+    consent(hall.context, 1, "web")
+    assert work(hall) == ["stop", "start"]
 
 
 def test_it_is_stopped_moved_and_started(hall: World) -> None:
