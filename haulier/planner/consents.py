@@ -37,7 +37,8 @@ class ConsentFinding:
     `at_work`: a migration or an operation; `sync_at_work`: a sync. `stop_failed`: the stop is the last that was done.
     `unseen`: its worker was lost with it, and nobody has looked at the guest since. `runs`: it does, or did after the
     stop. `is_off`: it is stopped, as it was told to. `may_move`: its move is yet to begin, and has the time to.
-    `start_failed`: that was the last that was done. `slow_beat`: what has failed is tried again now.
+    `start_waits`: nobody has taken the start for so long. `start_failed`: that was the last that was done. `slow_beat`:
+    what has failed is tried again now.
     """
 
     stopping: bool
@@ -53,6 +54,7 @@ class ConsentFinding:
     runs: bool = False
     is_off: bool = False
     may_move: bool = False
+    start_waits: bool = False
     start_failed: bool = False
     slow_beat: bool = False
 
@@ -66,6 +68,7 @@ CONSENT_RULES: tuple[Rule[ConsentAct], ...] = (
     Rule(_A.MAKE_WAY, "the sync", "it reads what the guest writes", {"stopping": False, "sync_at_work": True}),
     Rule(_A.STOP, "the room", "its move begins when it is off", {"stopping": False}),
     Rule(_A.TAKE_BACK, "the stop", "its worker would carry it out much later", {"stop_unwanted": True}),
+    Rule(_A.TELL, "the start", "it waits for a worker, and nobody knows for how long", {"start_waits": True}),
     Rule(_A.WAIT, "the VM", "somebody works on it", {"at_work": True}),
     Rule(_A.TELL, "the node", "nothing is started where a host is off", {"node_lost": True}),
     Rule(_A.WAIT, "the guest", "it may be off: its node looks first", {"unseen": True}),

@@ -80,6 +80,9 @@ def _tell_off(case: Case) -> None:
         why, hint = f"node {vm.node.name} was declared lost", f"haulier recover {vm.name} --on NODE"
     elif failed(newest, OperationKind.START):
         why = words_of(newest)
+    elif newest is not None and newest.state is OperationState.READY:
+        # It is carried out as soon as there is a worker: to file another one would be refused.
+        why, hint = f"the worker of {newest.node.name} does not begin with it", f"haulier node show {newest.node.name}"
     else:
         why = "its QEMU ended, and it is not known how"
     _tell(case, Problem(NOT_STARTED, f"{vm.name} was stopped for its move, and does not start: {why}", hint))

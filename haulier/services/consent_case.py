@@ -107,6 +107,7 @@ def finding_of(case: Case, *, slow_beat: bool) -> ConsentFinding:
         runs=vm.state in STARTED or since.was_started,
         is_off=vm.state is VmState.STOPPED,
         may_move=goes_on and row.problem is None and _is_fresh(since.off_since),
+        start_waits=_nobody_takes(since.newest),
         start_failed=failed(since.newest, OperationKind.START),
         slow_beat=slow_beat,
     )
@@ -120,6 +121,12 @@ def _is_nowhere(place: str | Problem | None) -> bool:
 def _is_fresh(moment: datetime | None) -> bool:
     """Whether less than what may pass has passed since. By the time of day: where a clock jumps, it is over."""
     return moment is not None and abs(now() - moment) < timedelta(seconds=BEGINS_IN_S)
+
+
+def _nobody_takes(operation: Operation | None) -> bool:
+    """Whether this is a start that its node's worker has not begun with for longer than a VM may wait."""
+    waits = operation is not None and operation.kind is OperationKind.START and operation.state is OperationState.READY
+    return waits and operation is not None and not _is_fresh(operation.created_at)
 
 
 def _is_unseen(case: Case) -> bool:

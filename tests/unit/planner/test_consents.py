@@ -73,6 +73,7 @@ def _stopped(**facts: bool) -> ConsentFinding:
         (_stopped(is_off=False), A.TELL),
         (_stopped(sync_at_work=True), A.MAKE_WAY),
         (_stopped(start_failed=True), A.TELL),
+        (_stopped(start_waits=True, at_work=True), A.TELL),
         (_stopped(start_failed=True, slow_beat=True), A.START),
     ],
 )

@@ -474,6 +474,31 @@ def test_a_start_that_fails_is_tried_again_at_each_slow_beat(hall: World) -> Non
     assert "not_started" not in str(show(hall))
 
 
+@pytest.mark.parametrize("where_it_is", ["source", "target"])
+def test_a_start_that_nobody_takes_is_told_and_carried_out_later(hall: World, where_it_is: str) -> None:
+    """The worker of its node has died, and nobody has declared the node lost."""
+    off(hall)
+    if where_it_is == "source":
+        evacuations.cancel(hall.context, 1, undo=False)
+    else:
+        look(hall, times=1)
+        follow_consents(hall.context)
+    assert operations(hall) == ["stop done", "start ready"]
+    look(hall)
+    assert "not_started" not in str(show(hall)), "its worker has a minute"
+    node = where(hall)["web"]
+    hall.silence(node)
+    hall.change(Operation, Operation.kind == OperationKind.START, created_at=now() - timedelta(seconds=61))
+    look(hall)
+    (held,) = show(hall)["blocked"]
+    assert (held["code"], held["hint"]) == ("not_started", f"haulier node show {node}")
+    assert str(show(hall)["waiting_for"]).startswith("web is not started: ")
+    assert operations(hall) == ["stop done", "start ready"], "one is enough"
+    assert operate(hall) == "start"
+    look(hall)
+    assert (state(hall), row_of(hall).stopped_at, show(hall)["blocked"]) == ("running", None, [])
+
+
 def test_one_that_does_not_start_is_shown_when_the_evacuation_is_over(hall: World) -> None:
     off(hall)
     evacuations.cancel(hall.context, 1, undo=False)
