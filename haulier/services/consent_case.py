@@ -130,10 +130,11 @@ def _nobody_takes(operation: Operation | None) -> bool:
 
 
 def _is_unseen(case: Case) -> bool:
-    """Whether the worker died with the stop in its hands: the guest may be off, and the next worker is to say so."""
+    """Whether a stop has just failed that had begun: the guest may be off for all that, or about to be, and its node is
+    to say so.
+    """
     newest = case.since.newest
-    lost = newest is not None and any(each["code"] == "worker_lost" for each in newest.problems)
-    return lost and newest is not None and _is_fresh(newest.finished_at)
+    return newest is not None and newest.state is OperationState.FAILED and _is_fresh(newest.finished_at)
 
 
 def _is_busy(case: Case) -> bool:

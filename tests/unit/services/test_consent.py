@@ -343,6 +343,7 @@ def test_a_stop_that_fails_is_told_and_not_filed_again(hall: World) -> None:
     hold_web(hall)
     consent(hall.context, 1, "web")
     operate(hall, code="qmp_silent")
+    hall.change(Operation, finished_at=now() - timedelta(seconds=61))
     look(hall, slowly=True, broken=True)
     assert operations(hall) == ["stop failed"]
     (held,) = show(hall)["blocked"]
@@ -350,6 +351,23 @@ def test_a_stop_that_fails_is_told_and_not_filed_again(hall: World) -> None:
     assert (row_of(hall).consent_at, row_of(hall).stopped_at, show(hall)["state"]) == (None, None, "blocked")
     consent(hall.context, 1, "web")
     assert operations(hall) == ["stop failed", "stop ready"]
+
+
+@pytest.mark.parametrize("is_seen", [VmState.STOPPED, VmState.LOST])
+def test_a_guest_that_is_off_although_its_stop_failed_is_not_forgotten(hall: World, is_seen: VmState) -> None:
+    """It powered off, and then its TPM's state could not be read; or its monitor fell silent when it had been asked."""
+    hold_web(hall)
+    consent(hall.context, 1, "web")
+    operate(hall, code="qmp_silent")
+    look(hall)
+    hall.change(Vm, Vm.name == "web", state=is_seen)
+    look(hall)
+    if is_seen is VmState.LOST:
+        (held,) = show(hall)["blocked"]
+        assert held["code"] == "not_started", "a person is to look"
+        return
+    assert work(hall) == ["start"]
+    assert (where(hall)["web"] != "alpha", state(hall), show(hall)["state"]) == (True, "running", "drained")
 
 
 def test_a_guest_whose_stop_was_lost_with_its_worker_is_seen_first(hall: World) -> None:
