@@ -35,8 +35,8 @@ class ConsentFinding:
     `holds`: the consent is still good for something. `goes_on`: its evacuation moves, and is not paused. `has_room`:
     there is a place for it, and its move would begin now. `stop_unwanted`: nobody has taken the stop or is to.
     `at_work`: a migration or an operation; `sync_at_work`: a sync. `stop_failed`: the stop is the last that was done.
-    `unseen`: it failed in the middle, and its node has yet to say whether the guest is there. `runs`: it does, or did after the
-    stop. `is_off`: it is stopped, as it was told to. `may_move`: its move is yet to begin, and has the time to.
+    `unseen`: it failed in the middle, and its node has yet to say whether the guest is there. `runs`: it does, or did
+    after the stop. `is_off`: it is stopped, as it was told to. `may_move`: its move is yet to begin, and has time.
     `start_waits`: nobody has taken the start for so long. `start_failed`: that was the last that was done. `slow_beat`:
     what has failed is tried again now.
     """

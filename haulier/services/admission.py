@@ -27,6 +27,7 @@ from haulier.services.defects import problems_of
 from haulier.services.filing import plan_migration, terms_of
 from haulier.services.gate import let_through
 from haulier.services.moves import end_waiting
+from haulier.services.policies import not_to_begin
 from haulier.services.room import ADMISSION, load_room, source_node, target_node
 from haulier.services.settling import settle, stop_batches
 from haulier.services.transfers import file_transfers
@@ -237,7 +238,8 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
         # It may have been started or stopped since.
         migration.offline = vm.state not in STARTED
     plan = plan_migration(context, session, vm, migration.target, terms_of(migration), but=migration.id)
-    problems = refuse_filing(plan.facts)
+    kept = not_to_begin(vm) if _leaves(migration) else None
+    problems = (*((kept,) if kept else ()), *refuse_filing(plan.facts))
     if for_good := lasting(problems):
         end_waiting(unit, migration, for_good)
         return _Found.CHANGED
@@ -246,3 +248,9 @@ def _begin(context: Context, unit: Unit, wish: Wish) -> _Found:
     migration.epoch = vm.epoch
     file_transfers(unit, start_attempt(unit, migration), plan.crossings)
     return _Found.ROOM
+
+
+def _leaves(migration: Migration) -> bool:
+    """Whether it is because its node is emptied: what a user has filed goes by no policy."""
+    batch = migration.batch
+    return batch is not None and batch.evacuation_id is not None and not batch.homeward

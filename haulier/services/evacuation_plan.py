@@ -19,6 +19,7 @@ from haulier.services.cluster import Question, load_census
 from haulier.services.context import Context
 from haulier.services.filing import Terms
 from haulier.services.placed_moves import Known, ToPlace, find_places, moves_eta_s
+from haulier.services.policies import kept_by_policy
 from models import EvacuationPolicy, Vm
 
 # Before what users want, and before rebalancing.
@@ -52,19 +53,6 @@ def terms_of_vm(vm: Vm, *, to_be_stopped: bool = False) -> Terms:
         tries=EVACUATION_TRIES,
         may_pause=vm.evacuation is EvacuationPolicy.LIVE_OR_PAUSE,
     )
-
-
-def kept_by_policy(vm: Vm) -> Problem | None:
-    """Why a VM's own policy keeps it where it is; None if it may go."""
-    if vm.evacuation is EvacuationPolicy.STAY:
-        hint = f"haulier vm set {vm.name} --evacuation offline_if_stopped"
-        return Problem("policy_stay", f"VM {vm.name} stays by its policy", hint)
-    return None
-
-
-def may_be_left(vm: Vm) -> bool:
-    """Whether its node counts as empty with it there: it does not run, and only while it runs it is to be moved."""
-    return vm.state not in STARTED and vm.evacuation is EvacuationPolicy.LIVE
 
 
 def to_place(

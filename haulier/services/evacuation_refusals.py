@@ -13,8 +13,9 @@ from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.services.cluster import Question
 from haulier.services.context import Context
-from haulier.services.evacuation_plan import Plan, may_be_left, plan_moves, to_place
+from haulier.services.evacuation_plan import Plan, plan_moves, to_place
 from haulier.services.placed_moves import ToPlace
+from haulier.services.policies import may_be_left
 from haulier.settings import LONGEST_S
 from models import Batch, Migration, MigrationState, Node, Vm
 from models.transitions import OPEN_MIGRATION

@@ -14,10 +14,10 @@ from haulier.planner.failures import FailureClass, class_of
 from haulier.planner.refusals import lost_source
 from haulier.services.cluster import Question
 from haulier.services.context import Context
-from haulier.services.evacuation_plan import may_be_left
 from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_numbered
 from haulier.services.placed_moves import newest_promise
+from haulier.services.policies import KEPT_BY_POLICY, may_be_left
 from haulier.services.stopped import Mark, look_at_stopped
 from models import (
     Batch,
@@ -225,6 +225,8 @@ def _failures(session: Session, evacuation: Evacuation, *, homeward: bool) -> di
         ended = state is MigrationState.CANCELLED
         if problems and problems[0] == lost_source(evacuation.node.name).as_dict():
             # Its source was lost; nobody has tried the target.
+            continue
+        if problems and problems[0]["code"] in KEPT_BY_POLICY:
             continue
         found[vm].append((to, cancelled if ended or not problems else Problem(**problems[0])))
     return found

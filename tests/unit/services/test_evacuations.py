@@ -515,6 +515,30 @@ def test_what_a_user_has_sent_to_a_closed_node_is_left_to_him_and_named(hall: Wo
     assert "db, for: node beta is in maintenance" in document["waiting_for"]
 
 
+@pytest.mark.parametrize("policy", [EvacuationPolicy.STAY, EvacuationPolicy.LIVE])
+def test_policy_is_asked_again_when_a_move_begins(hall: World, policy: EvacuationPolicy) -> None:
+    """Since it was filed somebody said that the VM stays; or one that moves only while it runs has stopped."""
+    hold(hall)
+    if policy is EvacuationPolicy.LIVE:
+        set_policy(hall.context, "web", policy)
+    evacuations.evacuate(hall.context, "alpha")
+    if policy is EvacuationPolicy.LIVE:
+        hall.change(Vm, Vm.name == "web", state=VmState.STOPPED)
+    set_policy(hall.context, "web", policy)
+    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
+    play(hall)
+    document = show(hall)
+    assert where(hall)["web"] == "alpha"
+    if policy is EvacuationPolicy.LIVE:
+        assert (document["state"], document["left"]) == ("drained", ["web"])
+        return
+    assert [(each["vm"], each["code"]) for each in document["blocked"]] == [("web", "policy_stay")]
+    set_policy(hall.context, "web", EvacuationPolicy.OFFLINE_IF_STOPPED)
+    beat(hall, blocked_too=True)
+    play(hall)
+    assert show(hall)["state"] == "drained", "nobody needs to resume it"
+
+
 def test_vm_that_is_being_made_is_waited_for(hall: World) -> None:
     hall.add_vm("new", state="stopped")
     with hall.context.database.write() as session:
