@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
-from haulier.clock import Pace
+from haulier.clock import Pace, steady_s
 from haulier.errors import Problem
 from haulier.services.context import Context
 from haulier.web.problems import answer
@@ -20,6 +20,9 @@ from tasks.surroundings import control_answers
 router = APIRouter(tags=["health"])
 # Anybody may ask, and each look costs the others something.
 _EVERY_S = 2.0
+# A look takes no longer, unless what it asks hangs.
+_GOOD_FOR_S = 10.0
+_NOT_LOOKED = Problem("not_looked_yet", "it is being looked what is there", "Ask again.")
 
 
 class Health(BaseModel):
@@ -43,15 +46,16 @@ def ready(request: Request) -> Health | JSONResponse:
 
 
 class Readiness:
-    """What is missing. One at a time looks at it, every two seconds at most, and the others get what was seen."""
+    """What is missing. One at a time looks at it, every two seconds at most, and the others get what was seen, unless
+    that is old: whoever looks may hang, or nobody has asked for hours.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._pace = Pace(_EVERY_S)
         self._looking = threading.Lock()
-        self._missing: tuple[Problem, ...] = (
-            Problem("not_looked_yet", "it is being looked what is there", "Ask again."),
-        )
+        self._missing: tuple[Problem, ...] = (_NOT_LOOKED,)
+        self._seen_s = steady_s()
 
     def missing(self) -> tuple[Problem, ...]:
         """The reasons why not all is there."""
@@ -59,9 +63,10 @@ class Readiness:
             try:
                 if self._pace.is_due():
                     self._missing = (*_database(self._context), *_control(self._context))
+                    self._seen_s = steady_s()
             finally:
                 self._looking.release()
-        return self._missing
+        return self._missing if steady_s() - self._seen_s < _GOOD_FOR_S else (_NOT_LOOKED,)
 
 
 def _database(context: Context) -> list[Problem]:

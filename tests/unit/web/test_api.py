@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +14,12 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from structlog.testing import capture_logs
 
+import haulier.clock
 from haulier.clock import now
+from haulier.errors import Problem
 from haulier.services import alerts, evacuation_view, evacuations, migrations, nodes, vms
 from haulier.services.alert_rules import Answer, add_rule
-from haulier.web import documents
+from haulier.web import documents, health
 from haulier.web.planning import one_of_few
 from haulier.web.problems import ProblemDocument
 from haulier.web.size_limit import MOST_BYTES
@@ -310,6 +314,37 @@ def test_it_is_not_looked_each_time_somebody_asks(
     for _ in range(20):
         assert client.get("/readyz").status_code == 503
     assert len(looks) <= 2
+
+
+def test_what_was_seen_long_ago_is_not_said_while_somebody_looks(hall: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All was well; then the database hangs, and with it whoever looks at it."""
+    clock, answers, asked, hangs = [0.0], threading.Event(), threading.Event(), threading.Event()
+    for module in (health, haulier.clock):
+        monkeypatch.setattr(module, "steady_s", lambda: clock[0])
+
+    def look(_: object) -> list[Problem]:
+        asked.set()
+        assert not hangs.is_set() or answers.wait(30)
+        return []
+
+    monkeypatch.setattr(health, "_database", look)
+    monkeypatch.setattr(health, "_control", lambda _: [])
+    readiness = health.Readiness(hall.context)
+    assert readiness.missing() == ()
+    clock[0] = 3.0
+    hangs.set()
+    asked.clear()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first = pool.submit(readiness.missing)
+            assert asked.wait(30)
+            assert readiness.missing() == (), "that was just so"
+            clock[0] = 20.0
+            assert [each.code for each in readiness.missing()] == ["not_looked_yet"]
+        finally:
+            answers.set()
+        assert first.result() == ()
+        assert readiness.missing() == ()
 
 
 def test_few_may_have_vms_placed_at_once(writer: TestClient) -> None:
