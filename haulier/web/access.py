@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
+from anyio.to_thread import run_sync
+from fastapi import Depends, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
 
 from haulier.errors import Refused
 from haulier.services.context import Context
@@ -50,3 +56,31 @@ def may_write(context: Around, given: _Credentials) -> None:
 def may_deliver(context: Around, given: _Credentials) -> None:
     """Raises Refused for whoever may not deliver alerts."""
     _require(context, given, *_DELIVERS)
+
+
+class CallerFirst(APIRoute):
+    """A call that asks who calls before it says anything of what was sent: the body is read before all else."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As it was, but for bodies that cannot be read."""
+        handle = super().get_route_handler()
+
+        async def ask_first(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError:
+                await self._ask(request)
+                raise
+            except HTTPException as error:
+                await self._ask(request)
+                if error.status_code != HTTPStatus.BAD_REQUEST:
+                    raise
+                raise RequestValidationError([{"loc": ("body",), "msg": str(error.detail)}]) from error
+
+        return ask_first
+
+    async def _ask(self, request: Request) -> None:
+        context, given = _context(request), await _bearer(request)
+        for each in self.dependencies:
+            if each.dependency is not None:
+                await run_sync(each.dependency, context, given)

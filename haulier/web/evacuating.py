@@ -12,11 +12,11 @@ from haulier.services import evacuations
 from haulier.services.evacuations import Wishes
 from haulier.settings import LONGEST_S
 from haulier.web import documents
-from haulier.web.access import Around, may_write
+from haulier.web.access import Around, CallerFirst, may_write
 from haulier.web.planning import one_of_few
 from haulier.web.words import Moment, Text
 
-router = APIRouter(dependencies=[Depends(may_write)], tags=["evacuations"])
+router = APIRouter(route_class=CallerFirst, dependencies=[Depends(may_write)], tags=["evacuations"])
 
 
 class EvacuationWish(BaseModel):

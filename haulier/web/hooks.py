@@ -16,13 +16,13 @@ from pydantic import BaseModel, Field, PlainValidator, ValidationError
 from haulier.services import alerts
 from haulier.services.alerts import Fired
 from haulier.web import documents
-from haulier.web.access import Around, may_deliver
+from haulier.web.access import Around, CallerFirst, may_deliver
 from haulier.web.planning import one_of_few
 from haulier.web.size_limit import MOST_BYTES
 from haulier.web.words import AnyText, Moment
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/hooks", dependencies=[Depends(may_deliver)], tags=["hooks"])
+router = APIRouter(route_class=CallerFirst, prefix="/hooks", dependencies=[Depends(may_deliver)], tags=["hooks"])
 # The shortest alert that can be read is longer: more of them are in no body.
 _LEAST_BYTES = 80
 

@@ -23,9 +23,10 @@ from haulier.web import documents, health
 from haulier.web.planning import one_of_few
 from haulier.web.problems import ProblemDocument
 from haulier.web.size_limit import MOST_BYTES
-from models import Alert, AlertAction, Evacuation, Migration
+from models import Alert, AlertAction, Evacuation, Migration, TokenScope
 from tests.unit.services.hall import hold, play, state_of
 from tests.unit.services.world import World
+from tests.unit.web.conftest import as_one
 
 READING = (
     "/nodes",
@@ -155,6 +156,24 @@ def test_nobody_is_let_in_without_a_token(client: TestClient, method: str, path:
     response = client.request(method, f"/api/v1{path}", headers=headers, json={})
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
     problem_of(response)
+
+
+@pytest.mark.parametrize("path", ["/evacuations", "/hooks/alertmanager"])
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"1" * 10_000, b"\xff"])
+def test_who_calls_is_asked_before_what_he_sent_is_read(
+    client: TestClient, hall: World, path: str, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    def post() -> tuple[int, str]:
+        response = client.post(f"/api/v1{path}", content=body, headers=headers)
+        return response.status_code, problem_of(response).code
+
+    assert post() == (401, "no_token")
+    as_one(client, hall, TokenScope.READ)
+    assert post() == (403, "token_scope")
+    as_one(client, hall, TokenScope.WRITE)
+    assert post() == (422, "bad_request")
 
 
 def test_reader_changes_nothing(reader: TestClient, hall: World) -> None:
