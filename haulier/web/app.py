@@ -13,7 +13,7 @@ from haulier import __version__
 from haulier.services.context import Context
 from haulier.web import evacuating, health, hooks, problems, reading
 from haulier.web.health import Readiness
-from haulier.web.problems import ProblemDocument
+from haulier.web.problems import MEDIA_TYPE, ProblemDocument
 from haulier.web.size_limit import SizeLimit
 
 _THREADS = 12
@@ -21,6 +21,19 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ProblemDocument, "description": "Refused; nothing was touched."},
     "5XX": {"model": ProblemDocument, "description": "It failed, or something is away."},
 }
+
+
+class _App(FastAPI):
+    """Describes problem documents as what they are: by itself it writes all models down as application/json."""
+
+    def openapi(self) -> dict[str, Any]:
+        """What /api/v1/openapi.json says."""
+        if self.openapi_schema is None:
+            for call in (call for calls in super().openapi()["paths"].values() for call in calls.values()):
+                for status, response in call["responses"].items():
+                    if not status.startswith("2"):
+                        response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
+        return super().openapi()
 
 
 @asynccontextmanager
@@ -32,7 +45,7 @@ async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 def make_app(context: Context) -> FastAPI:
     """An app around a context. It has no pages of its own that would load scripts from elsewhere."""
-    app = FastAPI(
+    app = _App(
         title="Haulier",
         version=__version__,
         summary="The migration queue for QEMU/KVM hosts.",

@@ -35,7 +35,12 @@ class EvacuationWish(BaseModel):
     "/evacuations",
     status_code=HTTPStatus.ACCEPTED,
     response_model=documents.Evacuation | documents.Plan,
-    responses={HTTPStatus.OK.value: {"description": "The plan, or the evacuation that there is already."}},
+    responses={
+        HTTPStatus.OK.value: {
+            "model": documents.Evacuation | documents.Plan,
+            "description": "The plan, or the evacuation that there is already.",
+        }
+    },
 )
 def evacuate(context: Around, wish: EvacuationWish, response: Response) -> Any:  # noqa: ANN401 - of the models
     """Begin to empty a node, or go on with the evacuation that it has."""

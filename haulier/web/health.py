@@ -14,7 +14,7 @@ import migrations
 from haulier.clock import Pace, steady_s
 from haulier.errors import Problem
 from haulier.services.context import Context
-from haulier.web.problems import answer
+from haulier.web.problems import ProblemDocument, answer
 from tasks.surroundings import control_answers
 
 router = APIRouter(tags=["health"])
@@ -31,13 +31,19 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def live() -> Health:
     """This process answers. Asks nobody else, and needs none of the threads that calls are answered in."""
     return Health()
 
 
-@router.get("/readyz", response_model=Health)
+@router.head("/readyz", response_model=Health, include_in_schema=False)
+@router.get(
+    "/readyz",
+    response_model=Health,
+    responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": ProblemDocument, "description": "What is missing."}},
+)
 def ready(request: Request) -> Health | JSONResponse:
     """The database is there and up to date, and so are the broker and a control worker."""
     readiness: Readiness = request.app.state.readiness

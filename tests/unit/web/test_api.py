@@ -317,6 +317,8 @@ def test_what_fails_says_nothing_of_the_inside(
 
 def test_health_needs_nothing(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.head("/healthz").status_code == 200
+    assert client.head("/readyz").status_code == 503
 
 
 def test_not_ready_says_what_is_missing(client: TestClient) -> None:
@@ -381,3 +383,7 @@ def test_api_describes_itself(client: TestClient) -> None:
     for path, methods in document["paths"].items():
         for call in methods.values():
             assert bool(call.get("security")) is path.startswith("/api/v1/"), path
+            for status, answer in call["responses"].items():
+                kind = "application/json" if status.startswith("2") else "application/problem+json"
+                assert list(answer["content"]) == [kind], (path, status)
+    assert "503" in document["paths"]["/readyz"]["get"]["responses"]
