@@ -57,6 +57,8 @@ def make_engine(url: str, *, patience_s: float = 0.0) -> Engine:
         @event.listens_for(server, "connect")
         def _limit(connection: Any, _record: object) -> None:  # noqa: ANN401 - a raw driver connection
             connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_AT_MOST}'")
+            # A moment at the end of all that can be said in UTC cannot be said in every zone, and is read in this one.
+            connection.execute("SET timezone = 'UTC'")
             # To compile a statement takes longer than any of ours.
             connection.execute("SET jit = off")
             connection.commit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_over_while_its_act_is_written(hall: World) -> None:
     work(hall)
     assert (list_alerts(hall.context)[0]["state"], state_of(hall, "alpha")) == ("resolved", "online")
     assert show(hall)["state"] in ("cancelled", "restored")
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+00:00"])
+def test_begin_that_the_servers_own_zone_cannot_say(hall: World, at: str) -> None:
+    """Whoever may deliver alerts must not be able to write a row that nobody can read again."""
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    receive(hall.context, [replace(FIRED, starts_at=datetime.fromisoformat(at))])
+    assert [each["starts_at"] for each in list_alerts(hall.context)] == [at]
 
 
 def test_two_that_deliver_the_same_in_any_order(hall: World) -> None:
