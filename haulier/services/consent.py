@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from sqlalchemy import func, select
 
 from haulier.clock import now
@@ -26,6 +27,7 @@ from haulier.services.stopped import STOP_IS_OPEN
 from haulier.services.waiting import go_on_message
 from models import Evacuation, EvacuationPolicy, EvacuationVm, Migration, Node, Vm, VmState
 
+log = structlog.get_logger()
 _ORDER = (EvacuationVm.consent_at, EvacuationVm.evacuation_id, EvacuationVm.vm_id)
 
 
@@ -125,11 +127,19 @@ def follow_consents(context: Context, *, failed_too: bool = False, only: int | N
             (row[0], row[1]) for row in session.execute(query.order_by(EvacuationVm.stopped_at.is_(None), *_ORDER))
         ]
     for evacuation_id, vm_id in found:
-        place = _place_now(context, evacuation_id, vm_id)
-        with context.unit() as unit:
-            case = Case(unit, *_lock(unit, evacuation_id, vm_id), place)
-            if case.is_open:
-                ACTS[decide_consent(finding_of(case, slow_beat=failed_too))](case)
+        try:
+            _follow(context, evacuation_id, vm_id, slow_beat=failed_too)
+        except (Refused, ValueError, LookupError):
+            # A row that was spoilt: it must hold no other VM, and not whatever else beat looks after.
+            log.exception("consent.broken", evacuation=evacuation_id, vm=vm_id)
+
+
+def _follow(context: Context, evacuation_id: int, vm_id: int, *, slow_beat: bool) -> None:
+    place = _place_now(context, evacuation_id, vm_id)
+    with context.unit() as unit:
+        case = Case(unit, *_lock(unit, evacuation_id, vm_id), place)
+        if case.is_open:
+            ACTS[decide_consent(finding_of(case, slow_beat=slow_beat))](case)
 
 
 def _place_now(context: Context, evacuation_id: int, vm_id: int) -> str | Problem | None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
@@ -26,6 +27,7 @@ from models import (
     Operation,
     OperationKind,
     OperationState,
+    QueueLimit,
     Replication,
     Vm,
     VmState,
@@ -216,6 +218,24 @@ def test_other_policies_ask_nobody(hall: World, policy: EvacuationPolicy) -> Non
     with pytest.raises(Refused) as refused:
         consent(hall.context, 1, "web")
     assert refused.value.code == "no_consent_asked"
+
+
+def test_one_whose_row_was_spoilt_holds_no_other(hall: World) -> None:
+    """Beat asks for all, and goes on to alerts, rolls and windows."""
+    for name in ("web", "db"):
+        set_policy(hall.context, name, EvacuationPolicy.STOP_BY_CONSENT)
+    hall.change(Vm, Vm.name == "mail", node_id=2)
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall, broken=dict.fromkeys(("beta", "gamma", "delta"), BROKEN))
+    hold(hall)
+    for name in ("web", "db"):
+        consent(hall.context, 1, name)
+    hall.change(Vm, Vm.name == "web", definition={"name": "web", "memory_mib": "much"})
+    hall.change(QueueLimit, allowed=5)
+    with capture_logs() as told:
+        follow_consents(hall.context)
+    assert [each["event"] for each in told] == ["consent.broken"]
+    assert operations(hall) == ["stop ready"]
 
 
 def test_who_is_not_held_is_not_asked_for(hall: World) -> None:
