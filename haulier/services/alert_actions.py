@@ -14,6 +14,7 @@ from haulier.services.alert_duty import (
     exclude_others,
     heir_of_evacuation,
     heir_of_node,
+    is_over,
     note_done,
     take_up,
 )
@@ -115,8 +116,12 @@ def _bring_back(unit: Unit, row: Alert) -> None:
     if heir is not None:
         evacuation.cause = cause_of(heir.id)
     elif evacuation.node_was is NodeState.ONLINE:
-        evacuation.restore_at = now()
-        unit.send(Message("haulier.windows", CONTROL_QUEUE, evacuation.id))
+        _fill(unit, evacuation)
+
+
+def _fill(unit: Unit, evacuation: Evacuation) -> None:
+    evacuation.restore_at = now()
+    unit.send(Message("haulier.windows", CONTROL_QUEUE, evacuation.id))
 
 
 def _open(unit: Unit, row: Alert, node_id: int) -> None:
@@ -136,3 +141,6 @@ def _open(unit: Unit, row: Alert, node_id: int) -> None:
     elif evacuation is not None and evacuation.node_was is NodeState.MAINTENANCE:
         # Whoever cancels it opens the node.
         evacuation.node_was = NodeState.ONLINE
+        if evacuation.state in HOLDS and is_over(session, evacuation):
+            # The alert that has emptied the node could not fill it, because this one kept it closed.
+            _fill(unit, evacuation)

@@ -74,6 +74,14 @@ def heir_of_evacuation(session: Session, evacuation: Evacuation) -> Alert | None
     return session.scalar(select(Alert).where(*same).order_by(*_HEIRS).limit(1))
 
 
+def is_over(session: Session, evacuation: Evacuation) -> bool:
+    """Whether an evacuation is that of an alert which is over and was to be taken back, and no other one wants it."""
+    ended = (Alert.node_id == evacuation.node_id, Alert.action == AlertAction.EVACUATE, Alert.restore.is_(True))
+    rows = session.scalars(select(Alert.id).where(*ended, Alert.state == AlertState.RESOLVED))
+    is_its = any(cause_of(alert_id) == evacuation.cause for alert_id in rows)
+    return is_its and heir_of_evacuation(session, evacuation) is None
+
+
 def heir_of_node(session: Session, node: Node) -> Alert | None:
     """An alert that fires and wants a node closed."""
     fires = Alert.state.in_((AlertState.WAITING, AlertState.DONE))

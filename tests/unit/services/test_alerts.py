@@ -426,6 +426,29 @@ def test_node_that_an_alert_had_closed_is_open_when_its_evacuation_is_cancelled(
     assert state_of(hall, "alpha") == "online"
 
 
+@pytest.mark.parametrize("first_over", ["evacuate", "cordon"])
+def test_node_that_one_alert_closes_and_another_one_empties_is_filled_by_the_last_of_them(
+    hall: World, first_over: str
+) -> None:
+    add_rule(hall.context, "DiskAges", CORDON_IT)
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    ages = replace(OTHER, alertname="DiskAges")
+    for fired in (ages, FIRED):
+        receive(hall.context, [fired])
+        work(hall)
+    assert (show(hall)["state"], show(hall)["cause"]) == ("drained", "alert 2")
+    ends = [OVER, replace(ages, is_resolved=True)]
+    for over in ends if first_over == "evacuate" else reversed(ends):
+        assert show(hall)["state"] == "drained"
+        receive(hall.context, [over])
+        work(hall)
+    assert (show(hall)["state"], state_of(hall, "alpha"), set(where(hall).values())) == (
+        "restored",
+        "online",
+        {"alpha"},
+    )
+
+
 def begin_window(hall: World, *, restore: bool = True) -> None:
     windows.add_window(hall.context, "alpha", windows.Times(7200.0, at=now() + timedelta(hours=1)), restore=restore)
     hall.change(MaintenanceWindow, next_at=now())
