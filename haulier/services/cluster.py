@@ -31,6 +31,7 @@ from haulier.services.cluster_rows import (
     load_near,
     load_nodes,
     load_rules,
+    load_starting,
     load_staying,
     load_targets,
     load_vms,
@@ -47,13 +48,14 @@ _HOST_CPUS = ("host", "max")
 # What is free moves by some MiB from one heartbeat to the next, and no place should change by that.
 _STEP = 256 << 20
 _NONE: Mapping[str, Mapping[str, Problem]] = MappingProxyType({})
+# The targets of those that are on their way, and those that are off and to be started.
+_ToCome = tuple[Mapping[int, int], Collection[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """Who is to be placed, which nodes are closed to them beside those that are closed anyway, which nodes each of them
-    cannot go to, and why, and the only node that they may go to, if there is one. Those that are `starting` are
-    off now, and are to run there.
+    cannot go to, and why, and the only node that they may go to, if there is one.
 
     With `in_place` they may stay where they are: what they have there is theirs, and counts wherever they are put. A
     node's RAM is what there is for guests then, so that how full it is does not hang on what else runs on the host.
@@ -64,7 +66,6 @@ class Question:
     avoids: Mapping[str, Mapping[str, Problem]] = field(default_factory=dict)
     only_to: str | None = None
     in_place: bool = False
-    starting: Collection[int] = ()
 
 
 @dataclass(slots=True)
@@ -128,7 +129,8 @@ class Census:
     """All nodes and VMs as they were at one moment; `nodes` are the nodes' names by their ids, `vms` are those that are
     to be placed, by their names, and `hosts` the nodes if none of these has to stay.
 
-    A migration that waits or is at work has its room on its target already.
+    A migration that waits or is at work has its room on its target already, and a VM that is off for its move what it
+    needs when it is started again.
     """
 
     nodes: Mapping[int, str]
@@ -178,8 +180,9 @@ def load_census(context: Context, session: Session, question: Question) -> Censu
     """
     nodes, targets = load_nodes(session), load_targets(session)
     names = {node.id: node.name for node in nodes}
-    staying, taken = _staying(context.settings, session, question, targets, nodes)
-    movable = _movable(context.settings, session, question, targets, nodes)
+    starting = load_starting(session)
+    staying, taken = _staying(context.settings, session, question, (targets, starting), nodes)
+    movable = _movable(context.settings, session, question, (targets, starting), nodes)
     vms = {each.guest.name: each for each in movable}
     if question.in_place:
         for each in vms.values():
@@ -200,16 +203,18 @@ def _hosts(
 
 
 def _staying(
-    settings: Settings, session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
+    settings: Settings, session: Session, question: Question, to_come: _ToCome, nodes: Sequence[NodeRow]
 ) -> tuple[list[Guest], Mapping[int, _Taken]]:
     """Those that are not to be placed, and what they take of each node."""
     staying, taken, of_id = list[Guest](), defaultdict[int, _Taken](_Taken), {node.id: node for node in nodes}
-    for row in load_staying(session, but=question.vms):
+    targets, starting = to_come
+    for row in load_staying(session, but=question.vms, starting=starting):
         target = targets.get(row.id)
         place = of_id[row.node_id if target is None else target].name
         ram_bytes = _needed(settings, of_id[row.node_id], row.name, row.ram_bytes)
         guest = Guest(row.name, place, ram_bytes=ram_bytes, cpus=row.cpus, runs=row.runs)
-        taken[row.node_id].add(guest, leaving=target is not None)
+        # What one that is off will need is not in what was measured.
+        taken[row.node_id].add(guest, leaving=target is not None, incoming=row.starts and target is None)
         if target is not None:
             taken[target].add(guest, incoming=True)
         staying.append(guest)
@@ -224,13 +229,14 @@ def _needed(settings: Settings, node: NodeRow, vm: str, configured_bytes: int) -
 
 
 def _movable(
-    settings: Settings, session: Session, question: Question, targets: Mapping[int, int], nodes: Sequence[NodeRow]
+    settings: Settings, session: Session, question: Question, to_come: _ToCome, nodes: Sequence[NodeRow]
 ) -> Iterator[Movable]:
+    targets, starting = to_come
     of_id, near = {node.id: node for node in nodes}, load_near(session, question.vms, nodes)
     for row in load_vms(session, question.vms):
         own = _sizes(volume for volume in row.volumes if not volume.shared)
         guest = _guest(settings, row, of_id[row.node_id], near.get(row.id, frozenset()))
-        if row.id in question.starting:
+        if row.id in starting:
             guest = dataclasses.replace(guest, runs=True)
         yield Movable(row.id, guest, row.node_id, targets.get(row.id), own)
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import QueryableAttribute, Session
 from haulier.planner.placing.cluster import Rule, RuleKind
 from haulier.planner.refusals import STARTED
 from models import (
+    EvacuationVm,
     MaintenanceWindow,
     Migration,
     Node,
@@ -77,12 +78,15 @@ class VmRow:
 
 @dataclass(frozen=True, slots=True)
 class StayingRow:
-    """A VM that stays where it is: what it takes of a node if it `runs`."""
+    """A VM that stays where it is: what it takes of a node if it `runs`. One that `starts` is off, and is to run again
+    when its move is over.
+    """
 
     id: int
     name: str
     node_id: int
     runs: bool
+    starts: bool
     ram_bytes: int
     cpus: int
 
@@ -128,8 +132,14 @@ def _among(column: QueryableAttribute[Any], ids: Collection[int]) -> ColumnEleme
     return column.in_(ids) if len(ids) <= _MOST_NUMBERS else true()
 
 
-def load_staying(session: Session, *, but: Collection[int]) -> Iterator[StayingRow]:
-    """The other VMs, as far as they take room or a rule names them."""
+def load_starting(session: Session) -> frozenset[int]:
+    """The VMs that were stopped for a move, and are to be started again."""
+    stopped = select(EvacuationVm.vm_id).where(EvacuationVm.stopped_at.is_not(None))
+    return frozenset(session.scalars(select(Vm.id).where(Vm.id.in_(stopped), Vm.state.not_in(_STARTED))))
+
+
+def load_staying(session: Session, *, but: Collection[int], starting: Collection[int]) -> Iterator[StayingRow]:
+    """The other VMs, as far as they take room, now or when they are `starting`, or a rule names them."""
     ruled = select(PlacementRuleVm.vm_id)
     query = select(
         Vm.id,
@@ -141,12 +151,13 @@ def load_staying(session: Session, *, but: Collection[int]) -> Iterator[StayingR
         Vm.definition["memory_mib"].as_string(),
         Vm.definition["cores"].as_string(),
         Vm.definition["sockets"].as_string(),
-    ).where(or_(Vm.state.in_(_STARTED), Vm.id.in_(ruled)))
+    ).where(or_(Vm.state.in_(_STARTED), Vm.id.in_(ruled), Vm.id.in_(starting)))
     chosen = frozenset(but)
     for vm_id, name, node_id, state, ram_kib, memory_mib, cores, sockets in session.execute(query):
         if vm_id not in chosen:
             ram_bytes = ram_bytes_of(ram_kib, memory_mib)
-            yield StayingRow(vm_id, name, node_id, state in STARTED, ram_bytes, cpus_of(cores, sockets))
+            cpus, starts = cpus_of(cores, sockets), vm_id in starting
+            yield StayingRow(vm_id, name, node_id, state in STARTED or starts, starts, ram_bytes, cpus)
 
 
 def ram_bytes_of(ram_kib: str | int | None, memory_mib: str | int | None) -> int:

@@ -113,8 +113,7 @@ def look(context: Context, session: Session, evacuation: Evacuation) -> Situatio
     }
     held |= {name: problem for name, problem in started.items() if problem is not None}
     home = evacuation.node.name if homeward else None
-    starting = [vm.id for vm in vms if vm.name in started]
-    question = Question((), closed, avoids, only_to=home, starting=starting)
+    question = Question((), closed, avoids, only_to=home)
     lost = lost_node(evacuation.node)
     return Situation(homeward, lost, free, waiting, tuple(dict.fromkeys(on_way)), held, question, newest, stopped.marks)
 

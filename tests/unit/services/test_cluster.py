@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from haulier.clock import now
 from haulier.errors import Problem
 from haulier.services import cluster_rows, rules
 from haulier.services.cluster import Census, Question, load_census
+from haulier.services.filing import Terms
 from haulier.services.migrations import file_migration
-from models import Node, Replica, RuleKind, Storage, Vm, VmState
+from models import Evacuation, EvacuationVm, Node, Replica, RuleKind, Storage, Vm, VmState
 from tests.unit.services.hall import GIB
 from tests.unit.services.world import World, statements
 
@@ -40,6 +42,27 @@ def test_ram_is_what_is_free_and_by_policy_what_is_not_promised(hall: World) -> 
     hall.context.settings.placement_ram = "used"
     alpha = hosts(hall)["alpha"]
     assert alpha.ram_bytes - alpha.ram_taken_bytes == 12 * GIB - HEADROOM, "as it was measured"
+
+
+def test_one_that_is_off_for_its_move_takes_what_it_is_to_have(hall: World) -> None:
+    """Of an evacuation; another one that is planned meanwhile must not give its room away."""
+    hall.change(Node, facts=FACTS)
+    hall.change(Vm, pinned={"ram_kib": 5 << 20})
+    with hall.context.database.write() as session:
+        evacuation = Evacuation(node_id=1, node_was="online", state="running", created_at=now())
+        evacuation.vms.append(EvacuationVm(vm_id=1, is_home=False, stopped_at=now()))
+        session.add(evacuation)
+
+    def free(node: str) -> int:
+        host = hosts(hall)[node]
+        return int(host.ram_bytes - host.ram_taken_bytes)
+
+    before = free("beta")
+    hall.change(Vm, Vm.name == "web", state=VmState.STOPPED)
+    assert free("alpha") == GIB - HEADROOM, "where it is started if it does not move"
+    file_migration(hall.context, "web", target="beta", terms=Terms(offline=True))
+    assert free("beta") == before - 5 * GIB
+    assert [guest.runs for guest in census(hall, 1).cluster().guests] == [True]
 
 
 def test_guest_is_counted_by_policy_as_what_it_uses(hall: World) -> None:
