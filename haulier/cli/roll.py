@@ -61,8 +61,9 @@ def roll(
 
 
 def _is_whole(document: dict[str, Any]) -> bool:
-    """Whether each node had its turn."""
-    return document["state"] == "done" and set(document["counts"]) <= {"done"}
+    """Whether each node had its turn, and all is back."""
+    nodes = document["nodes"]
+    return document["state"] == "done" and all(each["state"] == "done" and not each["problem"] for each in nodes)
 
 
 def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from haulier.services.evacuation_rows import lost_node
 from haulier.services.evacuations import Wishes, evacuate
 from haulier.services.group_room import Out, group_full, out_of
 from haulier.services.roll_turns import roll_message
-from models import EvacuationState, NodeGroupNode, Roll, RollNode, RollNodeState, RollState
+from models import Evacuation, EvacuationState, NodeGroupNode, Roll, RollNode, RollNodeState, RollState
 from models.transitions import OPEN_ROLL, require_legal
 
 # Who was refused is asked again so much later; to ask means to place all VMs of a node.
@@ -71,8 +71,7 @@ def _look_at_out(unit: Unit, roll: Roll, turn: RollNode) -> None:
     if evacuation is None:
         return
     if evacuation.state is EvacuationState.RESTORED and evacuation.drained_at is not None:
-        _move_turn(turn, _N.DONE)
-        unit.note("roll.node_done", node=node, roll=roll.id, evacuation=evacuation.id)
+        _end_turn(unit, roll, turn, evacuation)
     elif evacuation.state is EvacuationState.RESTORED:
         words = f"{node} was filled again before it was empty (evacuation {evacuation.id})"
         _leave_out(unit, turn, Problem("never_drained", words, f"haulier roll {roll.name}"))
@@ -86,6 +85,25 @@ def _look_at_out(unit: Unit, roll: Roll, turn: RollNode) -> None:
         # Where its time is over it is left out, and holds nobody up.
         if not _is_late(roll):
             pause_roll(unit, roll, cancelled)
+
+
+def _end_turn(unit: Unit, roll: Roll, turn: RollNode, evacuation: Evacuation) -> None:
+    """The node is filled again. Where a VM could not come back it may be the node that was spoilt by what was done with
+    it: the next ones are not begun before somebody has looked.
+    """
+    _move_turn(turn, _N.DONE)
+    problem = _not_back(roll, turn, evacuation)
+    turn.problem = problem and problem.as_dict()
+    unit.note("roll.node_done", node=turn.node.name, roll=roll.id, evacuation=evacuation.id, problem=turn.problem)
+    if problem and not _is_late(roll) and any(each.state is _N.WAITING for each in roll.nodes):
+        pause_roll(unit, roll, problem)
+
+
+def _not_back(roll: Roll, turn: RollNode, evacuation: Evacuation) -> Problem | None:
+    if (why := evacuation.problem) is None:
+        return None
+    words = f"not all is back on {turn.node.name}: {why['vm']}: {why['message']}"
+    return Problem("not_all_back", words, f"haulier restore {turn.node.name}; haulier roll resume {roll.id} goes on")
 
 
 def _why_never(roll: Roll, turn: RollNode, members: Collection[int]) -> Problem | None:

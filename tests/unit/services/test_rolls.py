@@ -19,7 +19,7 @@ from haulier.services.rolls import RollWishes
 from haulier.services.vms import set_policy
 from models import Evacuation, EvacuationPolicy, Event, Node, Roll, RollNode, RuleKind, Vm
 from tests.unit.services.hall import GIB, beat, hold, play, show, state_of, where
-from tests.unit.services.world import World, between
+from tests.unit.services.world import BROKEN, World, between
 
 HELD = RollWishes(hold_s=1800.0)
 RACK = ("alpha", "beta", "gamma")
@@ -506,6 +506,41 @@ def test_node_that_is_filled_before_it_was_empty_was_not_done(rack: World) -> No
     play(rack)
     assert states(rack) == ["left_out", "drained", "waiting"]
     assert shown(rack)["nodes"][0]["problem"]["code"] == "never_drained"
+
+
+def let_return_fail(world: World) -> None:
+    """The hold is over, and what comes back does not start there."""
+    world.change(Evacuation, Evacuation.restore_at.is_not(None), restore_at=now())
+    windows.sweep_windows(world.context)
+    play(world, broken={"alpha": BROKEN})
+    assert (show(world)["state"], where(world)["web"]) == ("restored", "beta")
+
+
+def test_node_that_not_all_comes_back_to_holds_the_others_until_somebody_has_looked(rack: World) -> None:
+    """It may be what was done with it, and would be done with all others next."""
+    rolls.begin_roll(rack.context, "rack", HELD)
+    play(rack)
+    let_return_fail(rack)
+    document = shown(rack)
+    assert (document["state"], states(rack)) == ("paused", ["done", "waiting", "waiting"])
+    assert document["waiting_for"] == "it is paused: not all is back on alpha: web: it broke; haulier roll resume 1"
+    assert document["nodes"][0]["problem"]["code"] == "not_all_back"
+    assert rack.count(Evacuation) == 1
+    evacuations.restore(rack.context, "alpha")
+    play(rack)
+    assert where(rack)["web"] == "alpha"
+    rolls.resume(rack.context, 1)
+    assert states(rack) == ["done", "drained", "waiting"]
+
+
+def test_last_node_that_not_all_comes_back_to_is_told_at_the_end(rack: World) -> None:
+    groups.change_group(rack.context, "rack", GroupChange(remove=["gamma", "beta"]))
+    rolls.begin_roll(rack.context, "rack", HELD)
+    play(rack)
+    let_return_fail(rack)
+    document = shown(rack)
+    assert (document["state"], document["nodes"][0]["problem"]["code"]) == ("done", "not_all_back")
+    assert "paused" not in rack.kinds("roll.")
 
 
 def test_node_to_come_is_no_worse_a_place_than_others(rack: World) -> None:
