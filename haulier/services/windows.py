@@ -219,8 +219,12 @@ def _end_those_over(context: Context, moment: datetime) -> None:
         with suppress(Refused):
             if state in (_E.PLANNED, _E.RUNNING, _E.PAUSED):
                 evacuations.cancel(context, evacuation_id, undo=False, to_restore=True)
-        with suppress(Refused):
+        try:
             evacuations.restore(context, node, only=evacuation_id)
+        except Refused as error:
+            if error.code == "evacuation_open":
+                # It was blocked when all were read, and moves again: it is given up by the next look.
+                continue
         with context.database.write() as write:
             same = (Evacuation.id == evacuation_id, Evacuation.restore_at <= moment)
             write.execute(update(Evacuation).where(*same).values(restore_at=None))

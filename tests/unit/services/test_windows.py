@@ -10,10 +10,13 @@ import pytest
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import evacuations, groups, roll_view, rolls, windows
+from haulier.services.evacuation_steps import go_on
+from haulier.services.evacuations import Wishes
+from haulier.services.vms import set_policy
 from haulier.services.windows import Times
-from models import Evacuation, MaintenanceWindow, Node, Roll, Vm
+from models import Evacuation, EvacuationPolicy, MaintenanceWindow, Node, Roll, Vm
 from tests.unit.services.hall import beat, play, show, state_of, where
-from tests.unit.services.world import World
+from tests.unit.services.world import World, between
 
 HOUR = 3600.0
 EVERY_DAY = Times(2 * HOUR, cron="0 2 * * *")
@@ -373,3 +376,25 @@ def test_window_of_a_group_is_removed_and_its_roll_goes_on(rack: World) -> None:
     assert windows.remove_window(rack.context, 1)["group"] == "rack"
     play(rack)
     assert states(rack) == ["drained", "waiting"]
+
+
+def test_one_that_moves_again_at_its_end_is_filled_by_the_next_look(hall: World) -> None:
+    """It was blocked when all that are over were read: what kept it there may leave now."""
+    set_policy(hall.context, "web", EvacuationPolicy.STAY)
+    end = now() + timedelta(hours=2)
+    evacuations.evacuate(hall.context, "alpha", Wishes(restore_at=end, window=True))
+    play(hall)
+    assert show(hall)["state"] == "blocked"
+    hall.change(Evacuation, restore_at=now())
+
+    def let_it_leave() -> None:
+        set_policy(hall.context, "web", EvacuationPolicy.LIVE)
+        go_on(hall.context, 1)
+
+    with between(hall, "BEGIN IMMEDIATE", let_it_leave):
+        windows.sweep_windows(hall.context)
+    assert show(hall)["restore_at"] is not None
+    play(hall)
+    sweep(hall)
+    play(hall)
+    assert (show(hall)["state"], set(where(hall).values())) == ("restored", {"alpha"})
