@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from sqlalchemy import select
 
 from haulier.clock import now
@@ -23,6 +24,7 @@ from haulier.services.roll_turns import roll_message
 from models import Evacuation, EvacuationState, NodeGroupNode, Roll, RollNode, RollNodeState, RollState
 from models.transitions import OPEN_ROLL, require_legal
 
+log = structlog.get_logger()
 # Who was refused is asked again so much later; to ask means to place all VMs of a node.
 _ASK_AGAIN = timedelta(seconds=30)
 _N = RollNodeState
@@ -58,14 +60,14 @@ def _follow(context: Context, roll_id: int) -> None:
         members = set(session.scalars(select(NodeGroupNode.node_id).where(NodeGroupNode.group_id == roll.group_id)))
         for turn in roll.nodes:
             if turn.state is _N.OUT:
-                _look_at_out(unit, roll, turn)
+                _look_at_out(unit, roll, turn, members)
             if turn.state is _N.WAITING and (problem := _why_never(roll, turn, members)):
                 _leave_out(unit, turn, problem)
         if all(turn.state in (_N.DONE, _N.LEFT_OUT) for turn in roll.nodes):
             move_roll(unit, roll, RollState.DONE)
 
 
-def _look_at_out(unit: Unit, roll: Roll, turn: RollNode) -> None:
+def _look_at_out(unit: Unit, roll: Roll, turn: RollNode, members: Collection[int]) -> None:
     """What became of its evacuation. One that the end of a window cancels, which is to be restored, goes on."""
     evacuation, node = turn.evacuation, turn.node.name
     if evacuation is None:
@@ -82,8 +84,8 @@ def _look_at_out(unit: Unit, roll: Roll, turn: RollNode) -> None:
         cancelled = Problem("evacuation_cancelled", words, f"haulier roll resume {roll.id} tries {node} again")
         _move_turn(turn, _N.WAITING)
         turn.problem = cancelled.as_dict()
-        # Where its time is over it is left out, and holds nobody up.
-        if not _is_late(roll):
+        # One whose turn does not come any more is left out, and holds nobody up.
+        if _why_never(roll, turn, members) is None:
             pause_roll(unit, roll, cancelled)
 
 
@@ -185,6 +187,11 @@ def _begin(context: Context, turn: _Turn) -> Problem | None:
         evacuate(context, turn.node, turn.wishes)
     except Refused as error:
         return error.problem
+    except (ValueError, LookupError) as error:
+        # A row that was spoilt: it must hold no other node, and not be asked at each beat.
+        log.exception("roll.broken", node=turn.node)
+        words = f"{turn.node} cannot be planned: {type(error).__name__}: {error}"
+        return Problem("roll_broken", words, "The log of the control worker says where; it is tried again.")
     return None
 
 

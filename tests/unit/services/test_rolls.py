@@ -430,6 +430,15 @@ def test_cancelled_it_begins_no_more_and_what_is_out_goes_on(rack: World) -> Non
     assert [each["id"] for each in roll_view.list_rolls(rack.context)] == [2, 1]
 
 
+def test_node_that_was_taken_out_and_is_cancelled_pauses_nothing(rack: World) -> None:
+    rolls.begin_roll(rack.context, "rack", HELD)
+    groups.change_group(rack.context, "rack", GroupChange(remove=["alpha"]))
+    evacuations.cancel(rack.context, 1, undo=True)
+    beat(rack)
+    play(rack)
+    assert (shown(rack)["state"], states(rack)) == ("running", ["left_out", "drained", "waiting"])
+
+
 def test_roll_outlives_its_group(rack: World) -> None:
     rolls.begin_roll(rack.context, "rack", HELD)
     rolls.cancel(rack.context, 1)
@@ -495,6 +504,17 @@ def test_node_that_something_keeps_from_being_empty_holds_the_roll_and_says_why(
     beat(rack, blocked_too=True)
     play(rack)
     assert states(rack) == ["drained", "waiting", "waiting"]
+
+
+def test_node_whose_rows_were_spoilt_holds_no_other_and_says_so(rack: World) -> None:
+    rack.change(Vm, Vm.name == "web", definition={})
+    rolls.begin_roll(rack.context, "rack", HELD)
+    assert shown(rack)["waiting_for"].startswith("alpha cannot begin: alpha cannot be planned: KeyError")
+    beat(rack)
+    assert (states(rack), shown(rack)["nodes"][0]["problem"]["code"]) == (
+        ["waiting", "drained", "waiting"],
+        "roll_broken",
+    )
 
 
 def test_node_that_is_filled_before_it_was_empty_was_not_done(rack: World) -> None:
