@@ -49,8 +49,8 @@ class Roll(Base):
 
 
 class RollNode(Base):
-    """A node's turn in a roll: its place in the order, and its newest evacuation. `problem` is why it waits, or was
-    left out; `asked_at` is when it was refused.
+    """A node's turn in a roll: its place in the order, and its newest evacuation. `problem` is why it waits, was
+    left out, or not all is back; `asked_at` is when it was refused.
     """
 
     __tablename__ = "roll_node"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -12,10 +13,12 @@ from haulier.services.context import Context
 from haulier.services.evacuation_view import show_evacuation
 from haulier.services.lookup import find_numbered
 from models import Evacuation, EvacuationState, Roll, RollNode, RollNodeState, RollState
+from models.transitions import OPEN_EVACUATION
 
 _E = EvacuationState
-# One that the end of a window has cancelled is restored next.
-_OUT = {_E.DRAINED: "drained", _E.RESTORING: "restoring", _E.RESTORED: "restoring", _E.CANCELLED: "restoring"}
+_OUT = {_E.DRAINED: "drained", _E.RESTORING: "restoring", _E.RESTORED: "restored", _E.CANCELLED: "cancelled"}
+
+_OVER = "nothing: it is over"
 
 
 def find_roll(session: Session, roll_id: int) -> Roll:
@@ -34,12 +37,26 @@ def show_roll(context: Context, roll_id: int) -> dict[str, Any]:
     with context.database.read() as session:
         roll = find_roll(session, roll_id)
         document = {**_head(roll), "nodes": [_entry(turn) for turn in roll.nodes]}
-        out = next((turn.evacuation for turn in roll.nodes if turn.state is RollNodeState.OUT), None)
-        words = _waits_for(roll, out)
-        first = (out.id, out.node.name) if out else None
-    if words is None and first is not None:
-        words = f"{first[1]}: {show_evacuation(context, first[0])['waiting_for']}"
+        out = [turn.evacuation for turn in roll.nodes if turn.state is RollNodeState.OUT and turn.evacuation]
+        # The first that goes on by nobody but a person, if there is one.
+        first = min(out, key=_need, default=None)
+        words = _waits_for(roll, out, first)
+        shown = (first.id, first.node.name) if first else None
+    if words is None and shown is not None:
+        words = f"{shown[1]}: {show_evacuation(context, shown[0])['waiting_for']}"
     return {**document, "waiting_for": words}
+
+
+def _need(evacuation: Evacuation) -> int:
+    """Lower for one that a person has to look at."""
+    if evacuation.state in (_E.BLOCKED, _E.PAUSED):
+        return 0
+    return 1 if evacuation.state is _E.DRAINED and evacuation.restore_at is None else 2
+
+
+def _is_over(evacuation: Evacuation) -> bool:
+    """One that the end of a window has cancelled is restored next."""
+    return evacuation.state not in OPEN_EVACUATION and evacuation.restore_at is None
 
 
 def _head(roll: Roll) -> dict[str, Any]:
@@ -62,6 +79,8 @@ def _head(roll: Roll) -> dict[str, Any]:
 def _state(turn: RollNode) -> str:
     """A node that is out by the words of its evacuation."""
     if turn.state is RollNodeState.OUT and turn.evacuation is not None:
+        if turn.evacuation.state is _E.CANCELLED and not _is_over(turn.evacuation):
+            return "restoring"
         return _OUT.get(turn.evacuation.state, "draining")
     return turn.state
 
@@ -77,19 +96,22 @@ def _entry(turn: RollNode) -> dict[str, Any]:
     }
 
 
-def _waits_for(roll: Roll, out: Evacuation | None) -> str | None:
-    """In one line. None where it is what the evacuation of the first node that is out waits for."""
+def _waits_for(roll: Roll, out: Sequence[Evacuation], first: Evacuation | None) -> str | None:
+    """In one line. None where it is what the evacuation of the `first` node that is out waits for."""
     match roll.state:
         case RollState.DONE:
-            return "nothing: it is over"
+            return _OVER
         case RollState.CANCELLED:
-            goes_on = f"; evacuation {out.id} of {out.node.name} goes on by itself" if out else ""
-            return f"nothing: it is over{goes_on}"
+            own = ", ".join(f"evacuation {each.id} of {each.node.name}" for each in out if not _is_over(each))
+            goes_on = "go on by themselves" if ", " in own else "goes on by itself"
+            return f"{_OVER}; {own} {goes_on}" if own else _OVER
         case RollState.PAUSED:
             why = f": {roll.problem['message']}" if roll.problem else ""
             return f"it is paused{why}; haulier roll resume {roll.id}"
-        case RollState.RUNNING if out is not None:
-            return _held(out) if out.state is _E.DRAINED else None
+        case RollState.RUNNING if first is not None and _is_over(first):
+            return f"evacuation {first.id} of {first.node.name} is {first.state}, which is written down next"
+        case RollState.RUNNING if first is not None:
+            return _held(first) if first.state is _E.DRAINED else None
     return _next_waits_for(roll)
 
 

@@ -425,9 +425,25 @@ def test_cancelled_it_begins_no_more_and_what_is_out_goes_on(rack: World) -> Non
     let_holds_end(rack)
     beat(rack)
     assert (show(rack)["state"], rack.count(Evacuation)) == ("restored", 1), "it was to be held, and filled by itself"
+    assert (states(rack)[0], shown(rack)["waiting_for"]) == ("restored", "nothing: it is over"), "and so is this one"
     assert where(rack)["web"] == "alpha"
     assert rolls.begin_roll(rack.context, "rack", HELD)["id"] == 2
     assert [each["id"] for each in roll_view.list_rolls(rack.context)] == [2, 1]
+
+
+def test_evacuation_of_a_cancelled_roll_that_is_cancelled_too_is_told_so(rack: World) -> None:
+    rolls.begin_roll(rack.context, "rack", HELD)
+    rolls.cancel(rack.context, 1)
+    evacuations.cancel(rack.context, 1, undo=True)
+    assert (states(rack)[0], shown(rack)["waiting_for"]) == ("cancelled", "nothing: it is over")
+
+
+def test_what_is_over_and_not_written_down_yet_is_told_so(rack: World) -> None:
+    """The roll may be looking for the places of another node's VMs for long."""
+    rolls.begin_roll(rack.context, "rack", HELD)
+    evacuations.cancel(rack.context, 1, undo=True)
+    assert states(rack) == ["cancelled", "waiting", "waiting"]
+    assert shown(rack)["waiting_for"] == "evacuation 1 of alpha is cancelled, which is written down next"
 
 
 def test_node_that_was_taken_out_and_is_cancelled_pauses_nothing(rack: World) -> None:
@@ -504,6 +520,17 @@ def test_node_that_something_keeps_from_being_empty_holds_the_roll_and_says_why(
     beat(rack, blocked_too=True)
     play(rack)
     assert states(rack) == ["drained", "waiting", "waiting"]
+
+
+def test_of_several_that_are_out_the_one_that_needs_a_person_is_told(rack: World) -> None:
+    groups.change_group(rack.context, "rack", GroupChange(at_once=2))
+    rack.change(Vm, Vm.name.in_(("db", "mail")), node_id=2)
+    set_policy(rack.context, "db", EvacuationPolicy.STAY)
+    rolls.begin_roll(rack.context, "rack", HELD)
+    play(rack)
+    beat(rack)
+    assert (states(rack), show(rack, 2)["state"]) == (["drained", "draining", "waiting"], "blocked")
+    assert shown(rack)["waiting_for"].startswith("beta: db cannot leave: VM db stays by its policy")
 
 
 def test_node_whose_rows_were_spoilt_holds_no_other_and_says_so(rack: World) -> None:
