@@ -91,7 +91,7 @@ def heir_of_node(session: Session, node: Node) -> Alert | None:
 
 def keep_for_alert(context: Context, evacuation_id: int) -> bool:
     """Whether an evacuation whose end has come is not to end: an alert fires and wants the node empty, and it is that
-    one's from now on; or somebody else wants that since.
+    one's from now on; or somebody else wants that since. While one fires that wants it closed it does not end yet.
     """
     with context.unit() as unit:
         exclude_others(unit)
@@ -100,10 +100,17 @@ def keep_for_alert(context: Context, evacuation_id: int) -> bool:
             return True
         heir = heir_of_evacuation(unit.session, evacuation) if evacuation.state in HOLDS else None
         if heir is None:
-            return False
+            # To fill it would open it. Beat asks again.
+            return closing_alert(unit.session, evacuation) is not None
         evacuation.cause, evacuation.restore_at = cause_of(heir.id), None
         unit.note("evacuation.kept", node=evacuation.node.name, evacuation=evacuation.id, cause=evacuation.cause)
         return True
+
+
+def closing_alert(session: Session, evacuation: Evacuation) -> Alert | None:
+    """An alert that fires and wants the node closed of an evacuation whose end has come."""
+    is_due = evacuation.restore_at is not None and evacuation.restore_at <= now()
+    return heir_of_node(session, evacuation.node) if is_due and evacuation.state in HOLDS else None
 
 
 def overrule(unit: Unit, node: Node) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Subquery, func, select
 from sqlalchemy.orm import Session
 
+from haulier.services.alert_duty import closing_alert
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan
 from haulier.services.evacuation_rows import find_evacuation, left_behind
@@ -252,15 +253,24 @@ def _waits_for(
             return f"{problem.get('vm')} cannot leave: {problem.get('message')} ({problem.get('hint')})"
         case _E.DRAINED:
             empty = f"all that was to leave has left, and {', '.join(left)} is there still" if left else "it is empty"
-            back_at = evacuation.restore_at and evacuation.restore_at.isoformat(timespec="seconds")
-            by_itself = f"; all is brought back at {back_at}" if back_at else ""
-            return f"nothing: {empty}{by_itself}; haulier restore {name} brings all back{' now' if back_at else ''}"
+            until = held_until(session, evacuation)
+            by_itself = f"; all is brought back {' '.join(until)}" if until else ""
+            return f"nothing: {empty}{by_itself}; haulier restore {name} brings all back{' now' if until else ''}"
         case _E.CANCELLED | _E.RESTORED:
             return "nothing: it is over"
         case _:
             if problem and not open_:
                 return f"{problem['vm']}: {problem['message']} ({problem['hint']})"
             return _moves_wait_for(context, session, open_)
+
+
+def held_until(session: Session, evacuation: Evacuation) -> tuple[str, str] | None:
+    """`at` which moment, or `when` what has happened, all is brought back by itself; None if it is not."""
+    if evacuation.restore_at is None:
+        return None
+    if (alert := closing_alert(session, evacuation)) is not None:
+        return "when", f"alert {alert.id} is over, which wants {evacuation.node.name} closed"
+    return "at", evacuation.restore_at.isoformat(timespec="seconds")
 
 
 def _moves_wait_for(context: Context, session: Session, open_: Sequence[_Move]) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.services.context import Context
-from haulier.services.evacuation_view import show_evacuation
+from haulier.services.evacuation_view import held_until, show_evacuation
 from haulier.services.lookup import find_numbered
 from models import Evacuation, EvacuationState, Roll, RollNode, RollNodeState, RollState
 from models.transitions import OPEN_EVACUATION
@@ -40,7 +40,7 @@ def show_roll(context: Context, roll_id: int) -> dict[str, Any]:
         out = [turn.evacuation for turn in roll.nodes if turn.state is RollNodeState.OUT and turn.evacuation]
         # The first that goes on by nobody but a person, if there is one.
         first = min(out, key=_need, default=None)
-        words = _waits_for(roll, out, first)
+        words = _waits_for(session, roll, out, first)
         shown = (first.id, first.node.name) if first else None
     if words is None and shown is not None:
         words = f"{shown[1]}: {show_evacuation(context, shown[0])['waiting_for']}"
@@ -96,7 +96,7 @@ def _entry(turn: RollNode) -> dict[str, Any]:
     }
 
 
-def _waits_for(roll: Roll, out: Sequence[Evacuation], first: Evacuation | None) -> str | None:
+def _waits_for(session: Session, roll: Roll, out: Sequence[Evacuation], first: Evacuation | None) -> str | None:
     """In one line. None where it is what the evacuation of the `first` node that is out waits for."""
     match roll.state:
         case RollState.DONE:
@@ -111,15 +111,15 @@ def _waits_for(roll: Roll, out: Sequence[Evacuation], first: Evacuation | None) 
         case RollState.RUNNING if first is not None and _is_over(first):
             return f"evacuation {first.id} of {first.node.name} is {first.state}, which is written down next"
         case RollState.RUNNING if first is not None:
-            return _held(first) if first.state is _E.DRAINED else None
+            return _held(session, first) if first.state is _E.DRAINED else None
     return _next_waits_for(roll)
 
 
-def _held(out: Evacuation) -> str:
-    name = out.node.name
-    if out.restore_at is None:
+def _held(session: Session, out: Evacuation) -> str:
+    name, until = out.node.name, held_until(session, out)
+    if until is None:
         return f"{name} is empty, until somebody calls haulier restore {name}"
-    return f"{name} is empty, until {out.restore_at.isoformat(timespec='seconds')} or haulier restore {name}"
+    return f"{name} is empty, until {until[1]} or haulier restore {name}"
 
 
 def _next_waits_for(roll: Roll) -> str:

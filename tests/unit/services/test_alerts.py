@@ -476,6 +476,31 @@ def test_end_of_a_window_fills_no_node_while_an_alert_fires(hall: World) -> None
     assert show(hall)["state"] == "restored"
 
 
+def test_end_of_a_window_opens_no_node_that_an_alert_wants_closed(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    begin_window(hall)
+    receive(hall.context, [FIRED])
+    work(hall)
+    end_window(hall)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("drained", "drained")
+    assert "back when alert 1 is over, which wants alpha closed; haulier restore alpha" in show(hall)["waiting_for"]
+    receive(hall.context, [OVER])
+    windows.sweep_windows(hall.context)
+    work(hall)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("restored", "online")
+
+
+def test_person_fills_a_node_that_an_alert_wants_closed(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    begin_window(hall)
+    receive(hall.context, [FIRED])
+    work(hall)
+    end_window(hall)
+    evacuations.restore(hall.context, "alpha")
+    work(hall)
+    assert (show(hall)["state"], newest(hall)["state"]) == ("restored", "overruled")
+
+
 def test_alert_that_is_over_within_a_window_leaves_the_node_to_it(hall: World) -> None:
     add_rule(hall.context, "DiskFails", EMPTY_IT)
     receive(hall.context, [FIRED])
