@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased, contains_eager, joinedload, selecti
 
 from haulier.errors import Problem
 from haulier.planner.failures import FailureClass, class_of
-from haulier.planner.refusals import lost_source
+from haulier.planner.refusals import lost_source, silent_node
 from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.liveness import silent_s
@@ -69,6 +69,12 @@ def find_evacuation(session: Session, evacuation_id: int) -> Evacuation:
 def lost_node(node: Node) -> Problem | None:
     """Why nothing can leave or reach a node: it was declared lost."""
     return lost_source(node.name) if node.state is NodeState.LOST else None
+
+
+def silent_home(context: Context, node: Node) -> Problem | None:
+    """Why a node that is to take its VMs again does not yet; one that was declared lost is not waited for."""
+    silent = silent_s(node, limit_s=context.settings.node_silent_after_s)
+    return None if silent is None or node.state is NodeState.LOST else silent_node(node.name, silent)
 
 
 def open_evacuation(session: Session, node: Node) -> Evacuation | None:

@@ -17,7 +17,7 @@ from haulier.errors import Problem
 from haulier.planner.failures import FailureClass, class_of
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm, to_place
-from haulier.services.evacuation_rows import Situation, look
+from haulier.services.evacuation_rows import Situation, look, silent_home
 from haulier.services.filing import Wanted, meets_another
 from haulier.services.placed_moves import PLACED_AGAIN, PLACING, ToPlace, newest_promise, still_there, write_moves
 from haulier.services.roll_turns import tell_rolls
@@ -110,9 +110,10 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
     goes_on = bool(late or seen.on_way or (plan and plan.moves))
     if seen.homeward:
-        # What passes by itself is waited for: a host that is still booting is silent.
+        # What passes by itself is waited for: a host that is still booting is silent, also where nothing comes back.
         passing = any(class_of(problem.code) is FailureClass.PASSING for problem in problems.values())
-        _end_restore(unit, evacuation, is_over=not (goes_on or passing or seen.waiting))
+        is_away = silent_home(unit.context, node) is not None
+        _end_restore(unit, evacuation, is_over=not (goes_on or passing or seen.waiting or is_away))
     else:
         _follow(unit, evacuation, node, goes_on=goes_on)
     make_room(unit)

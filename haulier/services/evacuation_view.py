@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from haulier.services.alert_duty import closing_alert
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan
-from haulier.services.evacuation_rows import find_evacuation, left_behind
+from haulier.services.evacuation_rows import find_evacuation, left_behind, silent_home
 from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
@@ -261,7 +261,8 @@ def _waits_for(
         case _:
             if problem and not open_:
                 return f"{problem['vm']}: {problem['message']} ({problem['hint']})"
-            return _moves_wait_for(context, session, open_)
+            away = silent_home(context, evacuation.node) if _is_homeward(evacuation) and not open_ else None
+            return f"{away.message} ({away.hint})" if away else _moves_wait_for(context, session, open_)
 
 
 def held_until(session: Session, evacuation: Evacuation) -> tuple[str, str] | None:

@@ -173,7 +173,7 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
         words = f"evacuation {evacuation.id} of {evacuation.node.name} has ended in this moment"
         raise Refused("evacuation_over", words, f"haulier evacuate {evacuation.node.name}")
     if evacuation.state is _E.RESTORING:
-        hint = f"haulier evacuation cancel {evacuation.id}"
+        hint = f"Wait for it, or: haulier evacuation cancel {evacuation.id}"
         raise Refused("evacuation_restoring", f"node {evacuation.node.name} is being filled again", hint)
     left = unit.session.scalar(select(Vm.id).where(Vm.node_id == evacuation.node_id).limit(1))
     if evacuation.state is _E.DRAINED and left is not None:

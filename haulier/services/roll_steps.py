@@ -95,7 +95,7 @@ def _end_turn(unit: Unit, roll: Roll, turn: RollNode, evacuation: Evacuation) ->
     """
     _move_turn(turn, _N.DONE)
     problem = _not_back(roll, turn, evacuation)
-    turn.problem = problem and problem.as_dict()
+    turn.problem = None if problem is None else dict(problem.as_dict())
     unit.note("roll.node_done", node=turn.node.name, roll=roll.id, evacuation=evacuation.id, problem=turn.problem)
     if problem and not _is_late(roll) and any(each.state is _N.WAITING for each in roll.nodes):
         pause_roll(unit, roll, problem)

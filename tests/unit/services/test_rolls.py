@@ -590,6 +590,23 @@ def test_last_node_that_not_all_comes_back_to_is_told_at_the_end(rack: World) ->
     assert "paused" not in rack.kinds("roll.")
 
 
+def test_node_that_does_not_come_up_again_holds_the_others_also_where_it_had_no_vms(rack: World) -> None:
+    """Else all that have none would be rebooted after it."""
+    rolls.begin_roll(rack.context, "rack", HELD)
+    play(rack)
+    let_holds_end(rack)
+    rack.silence("beta")
+    let_holds_end(rack)
+    beat(rack)
+    assert states(rack) == ["done", "restoring", "waiting"]
+    assert shown(rack)["waiting_for"].startswith("beta: the worker of node beta does not run (Start it")
+    assert groups.show_group(rack.context, "rack")["nodes"][1]["out"] == "evacuation 2 is restoring"
+    rack.change(Node, heartbeat_at=now())
+    beat(rack)
+    play(rack)
+    assert states(rack) == ["done", "done", "drained"]
+
+
 def test_node_to_come_is_no_worse_a_place_than_others(rack: World) -> None:
     rack.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
     groups.change_group(rack.context, "rack", GroupChange(remove=["gamma"]))
