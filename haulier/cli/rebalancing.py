@@ -60,13 +60,15 @@ def _show(document: dict[str, Any]) -> int:
         show_text(f"note: rule {rule} stays broken (haulier rule show {rule})")
     for each in document["closed"]:
         show_text(f"note: {each['node']} takes nothing: {each['message']}")
+    for each in document["refused"]:
+        show_text(f"note: to move {each['vm']} would pay, and was refused: {each['message']}")
     return 0
 
 
 def _head(document: dict[str, Any]) -> str:
     number = len(document["plan"])
     if not number:
-        return "nothing is to be gained: no move pays"
+        return f"nothing is to be gained: no{' other' if document['refused'] else ''} move pays"
     if document["batch"] is not None:
         return f"batch {document['batch']} (rebalance): {standing(document)}"
     takes = "" if document["eta_s"] is None else f", in about {interval(document['eta_s'])}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from haulier.services.liveness import silent_s
 from haulier.services.placed_moves import (
     PLACED_AGAIN,
     PLACING,
+    Known,
     ToPlace,
     find_places,
     moves_eta_s,
@@ -64,11 +65,12 @@ _EVACUATED = select(Evacuation.node_id).where(Evacuation.state.in_(OPEN_EVACUATI
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """The moves that nobody refuses, with the VMs, the bytes of each, and what was promised when all was read. Nodes
-    that are `closed` take nothing.
+    that are `closed` take nothing; some moves that would have paid were `refused`, by their VMs.
     """
 
     found: Rebalancing
     closed: Mapping[str, Problem]
+    refused: Mapping[str, Problem]
     vms: Mapping[str, Movable]
     bytes: Mapping[tuple[str, str], int]
     eta_s: float | None
@@ -134,11 +136,18 @@ def _plan(context: Context, moves: int, *, alone: bool) -> _Plan:
     return _Plan(
         dataclasses.replace(found, moves=agreed),
         {host.name: host.closed for host in wanted.census.hosts if host.closed is not None},
+        _refused(known, {move.guest for move in agreed}),
         wanted.census.vms,
         known.bytes,
         moves_eta_s(context, wanted, agreed, known),
         newest,
     )
+
+
+def _refused(known: Known, moved: Collection[str]) -> dict[str, Problem]:
+    """Why a VM cannot be moved at all, or not where it would have paid."""
+    at_targets = {name: next(iter(targets.values())) for name, targets in known.avoids.items()}
+    return {name: problem for name, problem in sorted({**at_targets, **known.stuck}.items()) if name not in moved}
 
 
 def _wanted(context: Context, session: Session) -> ToPlace:
@@ -262,6 +271,7 @@ def _document(plan: _Plan) -> dict[str, Any]:
         "left": round(found.left, 4),
         "broken_rules": list(found.broken),
         "closed": [{"node": name, **problem.as_dict()} for name, problem in plan.closed.items()],
+        "refused": [{"vm": name, **problem.as_dict()} for name, problem in plan.refused.items()],
         "counts": {"to_move": len(found.moves)},
         "eta_s": plan.eta_s,
         "migrations": [],

@@ -23,7 +23,7 @@ LOAD = {
 }  # fmt: skip
 PLAN: dict[str, Any] = {
     "batch": None, "state": "planned", "plan": [MOVE], "loads": [LOAD], "left": 0.1, "broken_rules": [], "closed": [],
-    "counts": {"to_move": 1}, "eta_s": 12.0, "migrations": [],
+    "refused": [], "counts": {"to_move": 1}, "eta_s": 12.0, "migrations": [],
 }  # fmt: skip
 FILED = {
     **PLAN, "batch": 7, "state": "open", "counts": {"queued": 1}, "eta_s": 20.0,
@@ -63,6 +63,10 @@ def test_nothing_to_gain_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         "note: rule pair stays broken (haulier rule show pair)",
         "note: gamma takes nothing: gamma is lost",
     ]
+    refused = [{"vm": "web", "code": "cdrom_local", "message": "a CD is in it", "hint": ""}]
+    lines = said(capsys, {**even, "refused": refused})
+    assert lines[0] == "nothing is to be gained: no other move pays"
+    assert lines[-1] == "note: to move web would pay, and was refused: a CD is in it"
 
 
 @pytest.mark.parametrize(

@@ -438,3 +438,18 @@ def test_batch_of_a_user_that_is_called_so_holds_nobody(hall: World) -> None:
     file_migration(hall.context, "web", target="beta")
     hall.change(Migration, batch_id=1)
     assert rebalance(hall.context)["batch"] == 2
+
+
+def test_moves_that_would_pay_and_are_refused_are_told(hall: World) -> None:
+    """Else one would read that all is even."""
+    with hall.context.database.write() as session:
+        for vm in session.scalars(select(Vm)):
+            place = {"storage": vm.volumes[0].storage, "name": "local/debian.iso", "format": "raw"}
+            vm.volumes.append(Volume(device="ide3", role=VolumeRole.CDROM, size_bytes=1 << 20, **place))
+    plan = plan_rebalance(hall.context)
+    assert (plan["plan"], plan["state"]) == ([], "even")
+    assert [(each["vm"], each["code"]) for each in plan["refused"]] == [
+        ("db", "cdrom_local"),
+        ("mail", "cdrom_local"),
+        ("web", "cdrom_local"),
+    ]
