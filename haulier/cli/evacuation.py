@@ -9,7 +9,6 @@ from cyclopts import App, Parameter
 from haulier.cli.around import context
 from haulier.cli.moments import deadline_of, interval, interval_of
 from haulier.cli.output import show, show_text, size, table
-from haulier.errors import Problem
 from haulier.services import consent as consents
 from haulier.services import evacuation_view, evacuations
 from haulier.services.context import Context
@@ -62,13 +61,15 @@ def _show_plan(document: dict[str, Any]) -> int:
     count = f"{number} VM{'' if number == 1 else 's'} would leave {document['node']}"
     takes = "" if document["eta_s"] is None else f", in about {interval(document['eta_s'])}"
     show(document, f"{count}{takes}")
-    rows = [{**each, "bytes": size(each["bytes"])} for each in document["plan"]]
-    show_text(table(rows, {"vm": "vm", "target": "target", "bytes": "bytes", "why there": "reason"}))
+    for problem in document["refusals"]:
+        show_text(f"would be refused: {_words(problem)}")
+    if rows := [{**each, "bytes": size(each["bytes"])} for each in document["plan"]]:
+        show_text(table(rows, {"vm": "vm", "target": "target", "bytes": "bytes", "why there": "reason"}))
     _show_blocked(document)
     _show_left(document)
     show_text(table([_load(each) for each in document["loads"]], _LOADS))
-    for problem in (*document["refusals"], *document["spare"]):
-        show_text(f"note: {problem['message']}" + (f" ({problem['hint']})" if problem["hint"] else ""))
+    for problem in document["spare"]:
+        show_text(f"note: {_words(problem)}")
     if document["cut_short"]:
         show_text("note: the search was cut short (HAULIER_PLACEMENT_TIME_S); asked again it may find better places")
     return 0
@@ -86,9 +87,13 @@ def _load(load: dict[str, Any]) -> dict[str, Any]:
 
 def _show_blocked(document: dict[str, Any]) -> None:
     for each in document["blocked"]:
-        problem = Problem(each["code"], each["message"], each["hint"])
         where = f" on {each['now_on']}" if "now_on" in each else ""
-        show_text(f"stays{where}: {each['vm']}: {problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
+        show_text(f"stays{where}: {each['vm']}: {_words(each)}")
+
+
+def _words(problem: dict[str, Any]) -> str:
+    """A reason in one line."""
+    return f"{problem['message']} ({problem['hint']})" if problem["hint"] else str(problem["message"])
 
 
 def _show_left(document: dict[str, Any]) -> None:
@@ -121,7 +126,9 @@ def _is_over(document: dict[str, Any]) -> bool:
 
 def _show(document: dict[str, Any]) -> None:
     left = f"; about {interval(document['eta_s'])} left" if document["eta_s"] else ""
-    show(document, f"evacuation {document['id']} of {document['node']}: {document['state']}; {_counts(document)}{left}")
+    by = f" by {document['cause']}" if document["cause"] else ""
+    head = f"evacuation {document['id']} of {document['node']}{by}"
+    show(document, f"{head}: {document['state']}; {_counts(document)}{left}")
     show_text(f"waits for: {document['waiting_for']}")
     if document["plan"]:
         show_text(table(document["plan"], _MOVES))
@@ -157,8 +164,8 @@ def show_one(evacuation_id: int, /) -> None:
 def list_() -> None:
     """The newest evacuations."""
     documents = evacuation_view.list_evacuations(context())
-    rows = [{**each, "moves": _counts(each)} for each in documents]
-    columns = {"id": "id", "node": "node", "state": "state", "begun": "created_at", "moves": "moves"}
+    rows = [{**each, "moves": _counts(each), "by": each["cause"] or "hand"} for each in documents]
+    columns = {"id": "id", "node": "node", "state": "state", "by": "by", "begun": "created_at", "moves": "moves"}
     show(documents, table(rows, columns))
 
 

@@ -6,6 +6,7 @@ Progress and errors go to standard error.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from haulier.errors import HaulierError, Problem, Refused
 
 # In a pipe or a file nobody sees where a line ends: a row of a table is one there, however long.
 _WIDE = 1000
+_PARTS = re.compile(r"(\d\d-\d\dT\d\d:\d\d:\d\d)\.\d{1,6}")
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
 stderr = Console(stderr=True, highlight=False)
 
@@ -56,7 +58,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Tabl
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    # Of a moment nobody reads parts of seconds.
+    return f"{value:.1f}" if isinstance(value, float) else _PARTS.sub(r"\1", str(value))
 
 
 def fail(error: HaulierError) -> None:

@@ -117,6 +117,7 @@ def _text(document: dict[str, Any]) -> str:
         ),
         *([f"  tpm {tpm['identity'][:16]}…, state {(tpm['digest'] or '-')[:16]}…"] if tpm and tpm["identity"] else []),
         f"  qmp {document['qmp'] or '-'}",
+        f"  when its node is emptied: {document['evacuation']}",
     ]
     return "\n".join(lines)
 

@@ -9,7 +9,8 @@ from cyclopts import App, Parameter
 
 from haulier.cli.around import context
 from haulier.cli.moments import deadline_of, interval, interval_of
-from haulier.cli.output import show, table
+from haulier.cli.output import show, show_text, table
+from haulier.planner.windows import find_zone
 from haulier.services import windows
 
 app = App(name="window", help="Say when nodes are to be empty.")
@@ -38,7 +39,7 @@ class When:
     at
         When it begins, once: a moment, or an interval from now on.
     zone
-        The time zone of the cron expression, for example Europe/Berlin.
+        The time zone of the cron expression, and of a moment without an offset, for example Europe/Berlin.
     """
 
     duration: str
@@ -71,11 +72,13 @@ def add(
         Bring back at the window's end what was there before.
     """
     hold_s = None if hold is None else interval_of(hold)
-    at = deadline_of(when.at) if when.at else None
+    at = deadline_of(when.at, zone=find_zone(when.zone)) if when.at else None
     times = windows.Times(interval_of(when.duration), when.cron, at, when.zone, hold_s)
     document = windows.add_window(context(), node, times, group=group, restore=restore)
     how_long = interval(document["duration_s"])
     show(document, f"window {document['id']} of {_of(document)}: {document['next_at']}, for {how_long}")
+    if group is not None and hold is None and not restore:
+        show_text(f"note: each node of {group} stays empty until haulier restore NODE, and the next waits: see --hold")
 
 
 def _of(document: dict[str, Any]) -> str:

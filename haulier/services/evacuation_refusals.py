@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
+from haulier.planner.placing.plan import Blocked
 from haulier.services.cluster import Question
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan, plan_moves, to_place
@@ -19,6 +22,9 @@ from haulier.services.policies import may_be_left
 from haulier.settings import LONGEST_S
 from models import Batch, Migration, MigrationState, Node, Vm
 from models.transitions import OPEN_MIGRATION
+
+# So many VMs are named with a reason that they share.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def refusals(asked: Asked, *, spare: bool, deadline: datetime | None) -> tuple[P
     found, plan = list[Problem](), asked.plan
     own = [each for each in plan.blocked if each.guest not in asked.guests]
     if own and all(move.guest in asked.guests for move in plan.moves):
-        found += [each.problem for each in own]
+        found += _each_once(own)
     for each in plan.blocked:
         if each.guest in asked.guests:
             words = f"VM {each.guest}, which is to leave {asked.guests[each.guest]}, has no other place"
@@ -77,6 +83,17 @@ def refusals(asked: Asked, *, spare: bool, deadline: datetime | None) -> tuple[P
     if deadline is not None:
         found += _too_late(plan, deadline)
     return tuple(found)
+
+
+def _each_once(blocked: Sequence[Blocked]) -> Iterator[Problem]:
+    """Each reason once, with the VMs that cannot leave for it."""
+    names = defaultdict[Problem, list[str]](list)
+    for each in blocked:
+        names[each.problem].append(each.guest)
+    for problem, guests in names.items():
+        more = f" and {len(guests) - _NAMED} more" if len(guests) > _NAMED else ""
+        words = f"{', '.join(guests[:_NAMED])}{more} cannot leave: {problem.message}"
+        yield dataclasses.replace(problem, message=words)
 
 
 def _too_late(plan: Plan, deadline: datetime) -> tuple[Problem, ...]:
@@ -91,7 +108,7 @@ def _too_late(plan: Plan, deadline: datetime) -> tuple[Problem, ...]:
 
 def deadline_over(deadline: datetime) -> Problem:
     """Nothing is begun any more."""
-    return Problem("deadline_over", f"the deadline {deadline.isoformat()} is over", "One to come.")
+    return Problem("deadline_over", f"the deadline {deadline.isoformat()} is over", "Give one that is to come.")
 
 
 def before_hold(deadline: datetime | None, hold_s: float | None) -> datetime | None:

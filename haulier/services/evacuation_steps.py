@@ -220,8 +220,13 @@ def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool) ->
 
 
 def note_drained(evacuation: Evacuation, moment: datetime) -> None:
-    """From now on it is held, but not past the moment at which all is brought back anyway."""
+    """From now on it is held."""
     evacuation.drained_at = moment
+    hold_from(evacuation, moment)
+
+
+def hold_from(evacuation: Evacuation, moment: datetime) -> None:
+    """All is brought back so long after a moment, but not past the one at which it is anyway."""
     if evacuation.hold_s is not None:
         held_until = moment + timedelta(seconds=evacuation.hold_s)
         evacuation.restore_at = min(held_until, evacuation.restore_at or held_until)

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Subquery, func, select
+from sqlalchemy import ColumnElement, Subquery, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from haulier.services.alert_duty import closing_alert
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan
-from haulier.services.evacuation_rows import find_evacuation, left_behind, silent_home
+from haulier.services.evacuation_rows import find_evacuation, left_behind, missing, open_evacuation, silent_home
 from haulier.services.forecast import eta_s, spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
 from haulier.services.room import source_node, target_node
 from haulier.services.stopped import NOT_STARTED
 from models import Batch, Evacuation, EvacuationState, EvacuationVm, Migration, MigrationState, Node, Vm
-from models.transitions import OPEN_MIGRATION
+from models.transitions import AT_WORK, OPEN_MIGRATION
 
 _E = EvacuationState
 _HOMEWARD = (_E.RESTORING, _E.RESTORED)
@@ -184,11 +184,12 @@ def _counts(session: Session, evacuations: Collection[int]) -> dict[int, Counter
 
 
 def _of_others(session: Session, evacuation: Evacuation, *, but: Collection[int]) -> list[_Move]:
-    """What somebody else has filed of the VMs on its node: it is waited for."""
-    if _is_homeward(evacuation):
+    """What somebody else has filed of the VMs on its node, or is about to bring there: it is waited for."""
+    if _is_homeward(evacuation) or evacuation.state is _E.CANCELLED:
         return []
-    wishes = (Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None))
-    return _moves(session, Vm.node_id == evacuation.node_id, *wishes, Migration.id.not_in(but))
+    leaves = and_(Vm.node_id == evacuation.node_id, Migration.state.in_(OPEN_MIGRATION))
+    arrives = and_(Migration.target_id == evacuation.node_id, Migration.state.in_(AT_WORK))
+    return _moves(session, or_(leaves, arrives), Migration.replication_id.is_(None), Migration.id.not_in(but))
 
 
 def _head(evacuation: Evacuation, node: str, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -257,12 +258,28 @@ def _waits_for(
             by_itself = f"; all is brought back {' '.join(until)}" if until else ""
             return f"nothing: {empty}{by_itself}; haulier restore {name} brings all back{' now' if until else ''}"
         case _E.CANCELLED | _E.RESTORED:
-            return "nothing: it is over"
+            return _is_over(session, evacuation, open_)
         case _:
             if problem and not open_:
                 return f"{problem['vm']}: {problem['message']} ({problem['hint']})"
             away = silent_home(context, evacuation.node) if _is_homeward(evacuation) and not open_ else None
             return f"{away.message} ({away.hint})" if away else _moves_wait_for(context, session, open_)
+
+
+def _is_over(session: Session, evacuation: Evacuation, open_: Sequence[_Move]) -> str:
+    """What was at work when it was given up goes on; what has left is brought back by nobody but who asks for it."""
+    if at_work := sum(move.state is not MigrationState.QUEUED for move in open_):
+        return f"{_number(at_work, 'move')} at work; it begins no more"
+    node = evacuation.node
+    away = [] if open_evacuation(session, node) else missing(session, node.id)
+    if not away:
+        return "nothing: it is over"
+    return f"nothing: it is over; {_number(len(away), 'VM')} away from {node.name}: haulier restore {node.name}"
+
+
+def _number(count: int, word: str) -> str:
+    """So many are."""
+    return f"{count} {word} is" if count == 1 else f"{count} {word}s are"
 
 
 def held_until(session: Session, evacuation: Evacuation) -> tuple[str, str] | None:
@@ -276,11 +293,12 @@ def held_until(session: Session, evacuation: Evacuation) -> tuple[str, str] | No
 
 def _moves_wait_for(context: Context, session: Session, open_: Sequence[_Move]) -> str:
     waiting = [move for move in open_ if move.state is MigrationState.QUEUED]
-    at_work = len(open_) - len(waiting)
     if stuck := next((move for move in open_ if move.needs_operator), None):
         return f"an operator: haulier migration show {stuck.id}"
+    at_work = [f"{_number(len(open_) - len(waiting), 'move')} at work"] if len(open_) > len(waiting) else []
     if not waiting:
-        return f"{at_work} moves that are at work"
+        return at_work[0] if at_work else "nothing: what is next is decided next"
     first = min(waiting, key=lambda move: (move.rank, move.id))
     hold = holds_of(context, session, [first.id])[first.id]
-    return f"{at_work} moves at work, {len(waiting)} wait; the first of these, {first.vm}, for: {hold.text}"
+    wait = "1 waits" if len(waiting) == 1 else f"{len(waiting)} wait; the first of these"
+    return ", ".join([*at_work, f"{wait}, {first.vm}, for: {hold.text}"])

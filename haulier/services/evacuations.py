@@ -27,7 +27,7 @@ from haulier.services.evacuation_rows import (
     open_evacuation,
     unfinished,
 )
-from haulier.services.evacuation_steps import go_on, move_evacuation, note_drained
+from haulier.services.evacuation_steps import go_on, hold_from, move_evacuation, note_drained
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.group_room import full_groups, hold_groups
 from haulier.services.lookup import find_node
@@ -187,15 +187,23 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
 
 
 def _wish_too(evacuation: Evacuation, wishes: Wishes) -> None:
-    """What is an alert's is another one's from now on; an alert gets only what was just to be filled."""
-    until = evacuation.restore_at
+    """What is an alert's is another one's from now on; an alert gets only what was just to be filled. A person's hold
+    is the one that counts.
+    """
+    until, is_filled = evacuation.restore_at, evacuation.node_was is NodeState.ONLINE
     if wishes.alert is None and is_alerts(evacuation.cause):
-        is_filled = evacuation.node_was is NodeState.ONLINE
         evacuation.cause = wishes.cause
         evacuation.restore_at = wishes.restore_at if is_filled else None
         evacuation.hold_s = wishes.hold_s if is_filled else None
         if evacuation.state is _E.DRAINED:
             note_drained(evacuation, now())
+    elif wishes.cause is None and wishes.hold_s is not None and is_filled:
+        if evacuation.cause is None:
+            # Its end was that of the hold before, and may be put off. One of a window's stands.
+            evacuation.restore_at = None
+        evacuation.hold_s = wishes.hold_s
+        if evacuation.state is _E.DRAINED:
+            hold_from(evacuation, now())
     elif wishes.alert is not None and until is not None and until <= now():
         evacuation.cause, evacuation.restore_at = wishes.cause, None
     elif wishes.window and until is not None:

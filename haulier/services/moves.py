@@ -32,9 +32,10 @@ def move_migration(unit: Unit, migration: Migration, to: MigrationState, **value
     )
     unit.ring(f"migration.{migration.id}")
     if to not in AT_WORK:
-        make_room(unit)
+        # First whoever may send those elsewhere that wait for a target which has failed.
         if to is not MigrationState.QUEUED and migration.batch and migration.batch.evacuation_id:
             unit.send(go_on_message(migration.batch.evacuation_id))
+        make_room(unit)
     return True
 
 

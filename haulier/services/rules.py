@@ -13,6 +13,7 @@ from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services.context import Context
 from haulier.services.lookup import find_node, find_vm, unknown
+from haulier.services.waiting import tell_evacuations
 from haulier.settings import NAME
 from models import PlacementRule, PlacementRuleNode, PlacementRuleVm, RuleKind
 
@@ -37,6 +38,7 @@ def add_rule(
             unit.note(
                 "rule.added", rule=name, rule_kind=kind, vms=sorted(set(vms)), nodes=sorted(set(nodes)), hard=hard
             )
+            tell_evacuations(unit)
             return _document(rule)
     except IntegrityError as error:
         if not any(word in str(error.orig) for word in ("uq_placement_rule_name", "placement_rule.name")):
@@ -78,6 +80,7 @@ def remove_rule(context: Context, name: str) -> dict[str, Any]:
             unit.session.execute(delete(table).where(table.rule_id == rule.id))
         unit.session.execute(delete(PlacementRule).where(PlacementRule.id == rule.id))
         unit.note("rule.removed", rule=name)
+        tell_evacuations(unit)
         return document
 
 

@@ -35,6 +35,7 @@ from haulier.services.operations import (
     require_worker,
 )
 from haulier.services.stopped import is_to_be_started
+from haulier.services.waiting import tell_evacuations
 from haulier.services.way import make_way
 from haulier.settings import LONGEST_S, NAME
 from models import (
@@ -290,6 +291,7 @@ def set_policy(context: Context, name: str, policy: EvacuationPolicy) -> dict[st
         vm = find_vm(unit.session, name)
         vm.evacuation = policy
         unit.note("vm.policy", vm=name, evacuation=policy)
+        tell_evacuations(unit, vm.node_id)
     return show_vm(context, name)
 
 

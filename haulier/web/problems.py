@@ -95,7 +95,11 @@ async def _unreadable(_: Request, error: Exception) -> JSONResponse:
 
 def _problem_of(each: dict[str, Any]) -> Problem:
     place = ".".join(str(part) for part in each["loc"])
-    return Problem("bad_request", f"{place}: {each['msg']}", "See /api/v1/openapi.json.")
+    # A body that is sent as a form is read as text.
+    hint = (
+        "JSON, sent with Content-Type: application/json." if each["loc"] == ("body",) else "See /api/v1/openapi.json."
+    )
+    return Problem("bad_request", f"{place}: {each['msg']}", hint)
 
 
 async def _http(_: Request, error: Exception) -> JSONResponse:

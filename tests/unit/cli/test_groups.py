@@ -16,7 +16,7 @@ from haulier.cli.output import Mode
 from haulier.services import evacuations, groups, roll_view
 from haulier.services.groups import ROLL_WORDS
 from haulier.services.lost_nodes import declare_lost
-from models import Evacuation, Roll, Vm
+from models import Evacuation, Node, Roll, Vm
 from tests.unit.services.hall import play, state_of
 from tests.unit.services.world import World
 
@@ -155,3 +155,26 @@ def test_window_is_of_a_node_or_of_a_group(run: Run, told: Callable[[str], Any])
         assert refusal(run, f"window add {line}") == "bad_window"
     assert run("window add alpha --at 2h")[0] == 64, "without a duration"
     assert run("window remove 1") == (0, "removed window 1 of group rack\n", "")
+
+
+def test_plan_says_first_that_it_would_be_refused(hall: World, run: Run) -> None:
+    hall.change(Node, Node.name != "alpha", state="maintenance")
+    status, out, err = run("evacuate alpha --plan")
+    head, first, *_ = out.splitlines()
+    assert (status, err, head.partition(",")[0]) == (0, "", "0 VMs would leave alpha")
+    assert first.startswith("would be refused: web cannot leave: no node takes it: ")
+    assert run("evacuate alpha")[2].startswith("error[node_in_maintenance]: web cannot leave: no node takes it: ")
+
+
+def test_who_has_emptied_a_node_is_told(hall: World, run: Run) -> None:
+    evacuations.evacuate(hall.context, "alpha", evacuations.Wishes(cause="window 1"))
+    assert run("evacuation show 1")[1].startswith("evacuation 1 of alpha by window 1: running")
+    assert run("evacuation list")[1].splitlines()[1].split()[2:5] == ["running", "window", "1"]
+
+
+def test_window_of_a_group_that_would_keep_its_nodes_empty_says_so(run: Run) -> None:
+    run("group add rack alpha beta")
+    line = "window add --group rack --at 2h --duration 6h"
+    assert "each node of rack stays empty until haulier restore NODE" in run(line)[1]
+    assert "note" not in run(f"{line} --hold 20m")[1]
+    assert "note" not in run(f"{line} --restore")[1]

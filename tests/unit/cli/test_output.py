@@ -88,6 +88,11 @@ def test_table(capsys: Capture) -> None:
     assert lines == [["vm", "s", "pid"], ["web", "1.2", "-"], ["db", "-", "7"]]
 
 
+def test_moment_in_a_table_has_no_parts_of_seconds(capsys: Capture) -> None:
+    show(None, table([{"at": "2026-05-01T12:00:00.123456+00:00"}], {"at": "at"}))
+    assert "2026-05-01T12:00:00+00:00" in capsys.readouterr().out
+
+
 def test_brackets_in_a_table(capsys: Capture) -> None:
     show({}, table([{"name": "[bold]x[/bold]"}], {"vm": "name"}))
     assert "[bold]x[/bold]" in capsys.readouterr().out

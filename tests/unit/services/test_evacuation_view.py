@@ -6,7 +6,7 @@ from haulier.clock import now
 from haulier.services import evacuations
 from haulier.services.evacuation_view import list_evacuations
 from models import Migration, MigrationState
-from tests.unit.services.hall import hold, play, show
+from tests.unit.services.hall import beat, hold, play, show, where
 from tests.unit.services.world import World, statements
 
 
@@ -32,6 +32,37 @@ def test_what_needs_an_operator_is_counted_as_such(hall: World) -> None:
     (document,) = list_evacuations(hall.context)
     assert document["counts"] == show(hall)["counts"] == {"running": 2, "needs_operator": 1}
     assert show(hall)["waiting_for"] == "an operator: haulier migration show 2"
+
+
+def test_in_one_line_what_is_at_work_and_what_waits(hall: World) -> None:
+    hold(hall)
+    evacuations.evacuate(hall.context, "alpha")
+    assert show(hall)["waiting_for"].startswith("3 wait; the first of these, db, for: none may be at work")
+    hall.change(Migration, Migration.id < 3, state=MigrationState.RUNNING)
+    assert show(hall)["waiting_for"].startswith("2 moves are at work, 1 waits, web, for: none may be at work")
+    hall.change(Migration, Migration.id == 3, state=MigrationState.RUNNING)
+    assert show(hall)["waiting_for"] == "3 moves are at work"
+
+
+def test_what_is_about_to_arrive_is_waited_for(hall: World) -> None:
+    """It had begun to come before its target was to be emptied."""
+    filed = evacuations.evacuate(hall.context, "alpha")["plan"]
+    (to_beta,) = [each["vm"] for each in filed if each["target"] == "beta"]
+    assert evacuations.evacuate(hall.context, "beta")["waiting_for"] == "1 move is at work"
+    play(hall)
+    beat(hall)
+    play(hall)
+    assert (show(hall, 2)["state"], where(hall)[to_beta] in ("alpha", "beta")) == ("drained", False)
+
+
+def test_given_up_it_says_what_is_at_work_and_who_is_elsewhere(hall: World) -> None:
+    evacuations.evacuate(hall.context, "alpha")
+    assert evacuations.cancel(hall.context, 1, undo=False)["waiting_for"] == "3 moves are at work; it begins no more"
+    play(hall)
+    assert show(hall)["waiting_for"] == "nothing: it is over; 3 VMs are away from alpha: haulier restore alpha"
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
+    assert show(hall)["waiting_for"] == "nothing: it is over"
 
 
 def test_newest_try_counts(hall: World) -> None:

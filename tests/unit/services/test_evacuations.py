@@ -176,9 +176,40 @@ def test_where_nothing_can_leave_nothing_is_begun(hall: World) -> None:
     hall.change(Node, Node.name != "alpha", facts={"ram_bytes": GIB, "ram_free_bytes": GIB})
     with pytest.raises(Refused) as refused:
         evacuations.evacuate(hall.context, "alpha")
-    assert {problem.code for problem in refused.value.problems} == {"no_ram"}
-    assert "it needs 1.0 GiB" in refused.value.problems[0].message
+    (problem,) = refused.value.problems
+    assert problem.code == "no_ram"
+    assert problem.message.startswith("db, mail, web cannot leave: no node takes it: ")
+    assert "it needs 1.0 GiB" in problem.message
     assert (state_of(hall, "alpha"), hall.kinds("evacuation.")) == ("online", [])
+
+
+def test_of_many_that_cannot_leave_a_few_are_named(hall: World) -> None:
+    hall.change(Node, Node.name != "alpha", facts={"ram_bytes": GIB, "ram_free_bytes": GIB})
+    for number in range(4):
+        hall.add_vm(f"vm{number}", pinned={"ram_kib": 1 << 20})
+    hall.change(Vm, Vm.name == "vm0", pinned={"ram_kib": 2 << 20})
+    refusals = evacuations.plan_evacuation(hall.context, "alpha")["refusals"]
+    assert [each["message"].partition(":")[0] for each in refusals] == [
+        "db, mail, vm1, vm2, vm3 and 1 more cannot leave", "vm0 cannot leave",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["policy", "rule"])
+def test_what_held_a_vm_is_asked_again_when_it_is_changed(hall: World, change: str) -> None:
+    """At once, and not by the next slow beat."""
+    if change == "policy":
+        set_policy(hall.context, "web", EvacuationPolicy.STAY)
+    else:
+        rules.add_rule(hall.context, "here", RuleKind.ONLY_ON, vms=["web"], nodes=["alpha"])
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    assert show(hall)["state"] == "blocked"
+    if change == "policy":
+        set_policy(hall.context, "web", EvacuationPolicy.LIVE)
+    else:
+        rules.remove_rule(hall.context, "here")
+    play(hall)
+    assert show(hall)["state"] == "drained"
 
 
 def test_hard_rule_is_kept_and_blocks(hall: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -240,6 +241,25 @@ def test_hold_begins_anew_where_something_was_started_there(house: World) -> Non
     assert (show(house)["state"], show(house)["restore_at"]) == ("running", None)
     play(house)
     assert show(house)["restore_at"] > show(house)["drained_at"]
+
+
+def test_hold_that_is_wished_later_counts(house: World) -> None:
+    evacuations.evacuate(house.context, "alpha")
+    assert evacuations.evacuate(house.context, "alpha", Wishes(hold_s=1800.0))["hold_s"] == 1800.0
+    play(house)
+    first = show(house)
+    assert first["restore_at"] is not None
+    assert evacuations.evacuate(house.context, "alpha", Wishes(hold_s=3600.0))["restore_at"] > first["restore_at"]
+    assert evacuations.evacuate(house.context, "alpha", Wishes(hold_s=60.0))["restore_at"] < first["restore_at"]
+    assert show(house)["drained_at"] == first["drained_at"]
+
+
+def test_hold_that_is_wished_later_puts_off_no_end_of_a_window(house: World) -> None:
+    end = now() + timedelta(hours=1)
+    evacuations.evacuate(house.context, "alpha", Wishes(restore_at=end, window=True, cause="window 1"))
+    play(house)
+    assert evacuations.evacuate(house.context, "alpha", Wishes(hold_s=7200.0))["restore_at"] == end.isoformat()
+    assert evacuations.evacuate(house.context, "alpha", Wishes(hold_s=60.0))["restore_at"] < end.isoformat()
 
 
 def test_node_that_took_nothing_before_is_not_filled_by_itself(house: World) -> None:

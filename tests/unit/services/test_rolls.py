@@ -620,7 +620,7 @@ def test_node_to_come_is_no_worse_a_place_than_others(rack: World) -> None:
 def test_what_waits_for_the_queue_is_told_by_the_roll(rack: World) -> None:
     hold(rack)
     rolls.begin_roll(rack.context, "rack", HELD)
-    assert shown(rack)["waiting_for"].startswith("alpha: 0 moves at work, 1 wait; the first of these, web")
+    assert shown(rack)["waiting_for"].startswith("alpha: 1 waits, web, for: none may be at work")
 
 
 def test_events_name_the_node_the_roll_and_the_reason(rack: World) -> None:

@@ -176,6 +176,12 @@ def test_who_calls_is_asked_before_what_he_sent_is_read(
     assert post() == (422, "bad_request")
 
 
+def test_body_that_is_sent_as_a_form_is_told_how_to_send_it(writer: TestClient) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = writer.post("/api/v1/evacuations", content='{"node": "alpha"}', headers=headers)
+    assert (answer.status_code, problem_of(answer).hint) == (422, "JSON, sent with Content-Type: application/json.")
+
+
 def test_reader_changes_nothing(reader: TestClient, hall: World) -> None:
     response = reader.post("/api/v1/evacuations", json={"node": "alpha"})
     assert (response.status_code, problem_of(response).code) == (403, "token_scope")
