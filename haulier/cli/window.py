@@ -99,7 +99,7 @@ def _row(document: dict[str, Any]) -> dict[str, Any]:
         "of": _of(document),
         "next": document["next_at"] or "over",
         "for": interval(document["duration_s"]) + _way_back(document),
-        "why": f"skipped: {problem['message']}" if problem else "",
+        "why": f"skipped: {problem['message']}" if problem else document["last"] or "",
     }
 
 

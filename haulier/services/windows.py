@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
@@ -24,10 +24,12 @@ from haulier.services.evacuation_refusals import before_hold, require_hold
 from haulier.services.groups import find_group
 from haulier.services.lookup import find_node, find_numbered
 from haulier.settings import LONGEST_S
-from models import Evacuation, EvacuationState, MaintenanceWindow
+from models import Evacuation, EvacuationState, MaintenanceWindow, Roll
 
 log = structlog.get_logger()
 _E = EvacuationState
+# What an evacuation says that a window has begun.
+_CAUSE = "window "
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,21 @@ def list_windows(context: Context) -> list[dict[str, Any]]:
     """All windows, in the order in which they begin."""
     order = (MaintenanceWindow.next_at.is_(None), MaintenanceWindow.next_at, MaintenanceWindow.id)
     with context.database.read() as session:
-        return [_document(row) for row in session.scalars(select(MaintenanceWindow).order_by(*order))]
+        last = _last(session)
+        rows = session.scalars(select(MaintenanceWindow).order_by(*order))
+        return [{**_document(row), "last": last.get(row.id)} for row in rows]
+
+
+def _last(session: Session) -> dict[int, str]:
+    """The newest evacuation or roll that each window has begun, and how it stands."""
+    newest = select(func.max(Roll.id)).where(Roll.window_id.is_not(None)).group_by(Roll.window_id)
+    rolls_ = session.execute(select(Roll.window_id, Roll.id, Roll.state).where(Roll.id.in_(newest)))
+    found = {row.window_id: f"roll {row.id}: {row.state}" for row in rolls_}
+    begun = select(func.max(Evacuation.id)).where(Evacuation.cause.startswith(_CAUSE)).group_by(Evacuation.cause)
+    of_nodes = session.execute(
+        select(Evacuation.cause, Evacuation.id, Evacuation.state).where(Evacuation.id.in_(begun))
+    )
+    return found | {int(row.cause.removeprefix(_CAUSE)): f"evacuation {row.id}: {row.state}" for row in of_nodes}
 
 
 def remove_window(context: Context, window_id: int) -> dict[str, Any]:
@@ -188,7 +204,7 @@ def _begin(context: Context, begun: _Begun) -> Problem | None:
                 restore_at=restore_at,
                 hold_s=begun.hold_s,
                 window=True,
-                cause=f"window {begun.window_id}",
+                cause=f"{_CAUSE}{begun.window_id}",
             )
             evacuations.evacuate(context, begun.node, of_node)
     except Refused as error:

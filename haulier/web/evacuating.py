@@ -25,10 +25,12 @@ class EvacuationWish(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     node: Text
-    plan: Annotated[bool, Field(description="Only say what would be done, and touch nothing.")] = False
+    plan: Annotated[bool, Field(strict=True, description="Only say what would be done, and touch nothing.")] = False
     deadline: Annotated[Moment | None, Field(description="By when it must be done.")] = None
-    spare: Annotated[bool, Field(description="Only if afterwards any one node may fail.")] = False
-    hold_s: Annotated[float | None, Field(ge=0, le=LONGEST_S, description="Bring all back so long after.")] = None
+    spare: Annotated[bool, Field(strict=True, description="Only if afterwards any one node may fail.")] = False
+    hold_s: Annotated[
+        float | None, Field(strict=True, ge=0, le=LONGEST_S, description="Bring all back so long after.")
+    ] = None
 
 
 @router.post(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Path
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 
 def _is_text(value: str) -> str:
@@ -27,8 +27,15 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("it is too far away") from error
 
 
+def _is_written(value: object) -> object:
+    """Raise ValueError for a number: seconds since 1970 are taken for an interval."""
+    if not isinstance(value, str):
+        raise ValueError("it is written as 2026-05-01T12:00:00+00:00")  # noqa: TRY004 - what a validator is to raise
+    return value
+
+
 AnyText = Annotated[str, AfterValidator(_is_text)]
 Text = Annotated[AnyText, Field(max_length=1000)]
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_is_written), AfterValidator(_in_utc)]
 Name = Annotated[Text, Path()]
 MOST = (1 << 63) - 1

@@ -43,12 +43,13 @@ def the_window(world: World) -> dict[str, Any]:
 def test_node_is_emptied_when_its_window_begins(hall: World) -> None:
     windows.add_window(hall.context, "alpha", EVERY_DAY)
     sweep(hall)
-    assert hall.count(Evacuation) == 0, "not before its time"
+    assert (hall.count(Evacuation), the_window(hall)["last"]) == (0, None), "not before its time"
     come(hall)
     sweep(hall)
     play(hall)
     assert show(hall)["state"] == "drained"
     assert hall.kinds("window.") == ["added", "begun"]
+    assert the_window(hall)["last"] == "evacuation 1: drained"
     assert datetime.fromisoformat(the_window(hall)["next_at"]) > now()
     sweep(hall)
     assert (hall.count(Evacuation), state_of(hall, "alpha")) == (1, "drained"), "nobody asked to bring them back"
@@ -249,6 +250,7 @@ def test_group_is_rolled_through_when_its_window_begins(rack: World) -> None:
     play(rack)
     roll = roll_view.show_roll(rack.context, 1)
     assert (roll["state"], roll["window"], states(rack)) == ("running", 1, ["drained", "waiting"])
+    assert the_window(rack)["last"] == "roll 1: running"
     end = begun_at + timedelta(hours=6)
     assert (roll["deadline"], roll["restore_at"]) == (end.isoformat(), None)
     assert show(rack)["deadline"] == (end - timedelta(seconds=1200)).isoformat(), "it is to stay empty before the end"
