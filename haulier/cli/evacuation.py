@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from haulier.cli.around import context
 from haulier.cli.moments import deadline_of, interval, interval_of
 from haulier.cli.output import show, show_text, size, table
+from haulier.cli.progress import follow
 from haulier.services import consent as consents
 from haulier.services import evacuation_view, evacuations
 from haulier.services.context import Context
@@ -103,11 +104,15 @@ def _show_left(document: dict[str, Any]) -> None:
 
 def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
     """The same when its state changes by itself no more."""
-    with around.signals.listen(f"evacuation.{document['id']}") as bell:
-        while not _is_over(document):
-            bell.wait(0.5)
-            document = evacuation_view.show_evacuation(around, document["id"])
-    return document
+    number = document["id"]
+    return follow(
+        around,
+        f"evacuation.{number}",
+        document,
+        goes_on=lambda document: not _is_over(document),
+        look=lambda: evacuation_view.show_evacuation(around, number),
+        tell=lambda document: f"{document['state']}: {_counts(document)}",
+    )
 
 
 def _begun(around: Context, document: dict[str, Any], *, wait: bool, wanted: str) -> int:

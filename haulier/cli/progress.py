@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from haulier.cli.output import Mode, rate, size, stderr
+from haulier.services.context import Context
 
 _SIGNS = {
     "waiting": ("·", "dim"),
@@ -24,6 +25,27 @@ _SIGNS = {
     "undoing": ("↶", "yellow"),
     "undone": ("↶", "yellow"),
 }
+
+
+def follow(
+    around: Context,
+    event: str,
+    document: dict[str, Any],
+    *,
+    goes_on: Callable[[dict[str, Any]], bool],
+    look: Callable[[], dict[str, Any]],
+    tell: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """What something has come to when it goes on no more. People are told each time that its counts are others."""
+    told = None
+    with around.signals.listen(event) as bell:
+        while goes_on(document):
+            if document["counts"] != told and not Mode.json:
+                stderr.print(tell(document), soft_wrap=True, markup=False)
+            told = document["counts"]
+            bell.wait(0.5)
+            document = look()
+    return document
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from haulier.cli.around import context
 from haulier.cli.batch import migrations_table, standing
 from haulier.cli.moments import interval
 from haulier.cli.output import show, show_text, size, table
+from haulier.cli.progress import follow
 from haulier.services import batches, rebalancing
 from haulier.services.context import Context
 
@@ -83,12 +84,13 @@ def _load(load: dict[str, Any]) -> dict[str, Any]:
 
 def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
     """The same when its batch changes by itself no more."""
-    with around.signals.listen("events") as bell:
-        while _goes_on(document):
-            bell.wait(0.5)
-            batch = batches.show_batch(around, document["batch"])
-            document |= {name: batch[name] for name in ("state", "counts", "eta_s", "migrations")}
-    return document
+    plan = document
+
+    def look() -> dict[str, Any]:
+        batch = batches.show_batch(around, plan["batch"])
+        return plan | {name: batch[name] for name in ("state", "counts", "eta_s", "migrations")}
+
+    return follow(around, "events", document, goes_on=_goes_on, look=look, tell=standing)
 
 
 def _goes_on(document: dict[str, Any]) -> bool:

@@ -9,7 +9,8 @@ from cyclopts import App, Parameter
 
 from haulier.cli.around import context
 from haulier.cli.moments import deadline_of, interval, interval_of
-from haulier.cli.output import show, show_text, stderr, table
+from haulier.cli.output import show, show_text, table
+from haulier.cli.progress import follow
 from haulier.services import roll_view, rolls
 from haulier.services.context import Context
 
@@ -68,16 +69,15 @@ def _is_whole(document: dict[str, Any]) -> bool:
 
 def _awaited(around: Context, document: dict[str, Any]) -> dict[str, Any]:
     """The same when it is over or paused. What it waits for is told each time that a node is in another state."""
-    told: list[str] = []
-    with around.signals.listen(f"roll.{document['id']}") as bell:
-        while document["state"] not in _ENDS:
-            now = [each["state"] for each in document["nodes"]]
-            if now != told:
-                stderr.print(f"waits for: {document['waiting_for']}", soft_wrap=True, markup=False)
-                told = now
-            bell.wait(0.5)
-            document = roll_view.show_roll(around, document["id"])
-    return document
+    number = document["id"]
+    return follow(
+        around,
+        f"roll.{number}",
+        document,
+        goes_on=lambda document: document["state"] not in _ENDS,
+        look=lambda: roll_view.show_roll(around, number),
+        tell=lambda document: f"waits for: {document['waiting_for']}",
+    )
 
 
 def _show_plan(document: dict[str, Any]) -> None:
