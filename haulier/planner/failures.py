@@ -34,9 +34,8 @@ class ClassRule:
 
 _PASSING = """
     block_job_running copy_failed database_failed given_up merge_failed mirror_failed node_draining node_in_maintenance
-    node_silent
-    operation_open qemu_img_failed qemu_img_silent qmp_silent stalled stream_failed timed_out tool_silent
-    tpm_state_unstable vm_moved worker_lost
+    node_silent operation_open partner_leaving qemu_img_failed qemu_img_silent qmp_silent stalled stream_failed
+    timed_out tool_silent tpm_state_unstable vm_moved worker_lost
 """
 _TARGET = """
     bridge_missing carrier_gone carrier_not_started device_in_use device_missing device_not_empty device_too_small

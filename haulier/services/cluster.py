@@ -26,6 +26,7 @@ from haulier.services.cluster_rows import (
     NodeRow,
     VmRow,
     VolumeRow,
+    WayRow,
     cpus_of,
     load_incoming,
     load_near,
@@ -33,8 +34,8 @@ from haulier.services.cluster_rows import (
     load_rules,
     load_starting,
     load_staying,
-    load_targets,
     load_vms,
+    load_ways,
     load_windows,
     ram_bytes_of,
 )
@@ -48,8 +49,8 @@ _HOST_CPUS = ("host", "max")
 # What is free moves by some MiB from one heartbeat to the next, and no place should change by that.
 _STEP = 256 << 20
 _NONE: Mapping[str, Mapping[str, Problem]] = MappingProxyType({})
-# The targets of those that are on their way, and those that are off and to be started.
-_ToCome = tuple[Mapping[int, int], Collection[int]]
+# The ways of those that are on one, and those that are off and to be started.
+_ToCome = tuple[Mapping[int, WayRow], Collection[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ class _Taken:
 @dataclass(frozen=True, slots=True)
 class Movable:
     """A guest that is to be placed, unless it has to stay: then it has its room on `node_id`, and on its way to
-    `target_id` already, where `own` of its bytes are to be written to each storage.
+    `target_id` already, where `own` of its bytes are to be written to each storage. `is_held`: it does not get there by
+    itself.
     """
 
     id: int
@@ -115,6 +117,7 @@ class Movable:
     node_id: int
     target_id: int | None
     own: Mapping[str, int]
+    is_held: bool = False
 
     def take(self, taken: Mapping[int, _Taken]) -> None:
         """It stays."""
@@ -170,19 +173,21 @@ class Census:
         )
 
     def _at_its_place(self, each: Movable) -> Guest:
-        place = each.node_id if each.target_id is None else each.target_id
-        return dataclasses.replace(each.guest, host=self.nodes[place])
+        if each.target_id is None:
+            return each.guest
+        here, there = self.nodes[each.node_id], self.nodes[each.target_id]
+        return dataclasses.replace(each.guest, host=there, leaving=here, is_held=each.is_held)
 
 
 def load_census(context: Context, session: Session, question: Question) -> Census:
     """Read what there is to be known when these VMs are to be placed, all of it as it is now. Which nodes each of them
     avoids is left to `Census.cluster`: it changes while a plan is made.
     """
-    nodes, targets = load_nodes(session), load_targets(session)
+    nodes, ways = load_nodes(session), load_ways(session)
     names = {node.id: node.name for node in nodes}
     starting = load_starting(session)
-    staying, taken = _staying(context.settings, session, question, (targets, starting), nodes)
-    movable = _movable(context.settings, session, question, (targets, starting), nodes)
+    staying, taken = _staying(context.settings, session, question, (ways, starting), nodes)
+    movable = _movable(context.settings, session, question, (ways, starting), nodes)
     vms = {each.guest.name: each for each in movable}
     if question.in_place:
         for each in vms.values():
@@ -207,20 +212,28 @@ def _staying(
 ) -> tuple[list[Guest], Mapping[int, _Taken]]:
     """Those that are not to be placed, and what they take of each node."""
     staying, taken, of_id = list[Guest](), defaultdict[int, _Taken](_Taken), {node.id: node for node in nodes}
-    targets, starting = to_come
+    ways, starting = to_come
     for row in load_staying(session, but=question.vms, starting=starting):
-        target = targets.get(row.id)
-        place = of_id[row.node_id if target is None else target].name
-        ram_bytes = _needed(settings, of_id[row.node_id], row.name, row.ram_bytes)
-        guest = Guest(row.name, place, ram_bytes=ram_bytes, cpus=row.cpus, runs=row.runs)
+        way, here = ways.get(row.id), of_id[row.node_id]
+        ram_bytes = _needed(settings, here, row.name, row.ram_bytes)
+        guest = Guest(row.name, here.name, ram_bytes=ram_bytes, cpus=row.cpus, runs=row.runs)
         # What one that is off will need is not in what was measured.
-        taken[row.node_id].add(guest, leaving=target is not None, incoming=row.starts and target is None)
-        if target is not None:
-            taken[target].add(guest, incoming=True)
+        taken[row.node_id].add(guest, leaving=way is not None, incoming=row.starts and way is None)
+        if way is not None:
+            taken[way.target_id].add(guest, incoming=True)
+            target = of_id[way.target_id]
+            held = _is_held(way, target, question)
+            guest = dataclasses.replace(guest, host=target.name, leaving=here.name, is_held=held)
         staying.append(guest)
     for node_id, sizes in load_incoming(session, but=question.vms).items():
         taken[node_id].add_volumes(sizes)
     return staying, taken
+
+
+def _is_held(way: WayRow, target: NodeRow, question: Question) -> bool:
+    """Whether waiting alone brings it nowhere: to a node that takes nothing nobody is begun."""
+    is_closed = target.state is not NodeState.ONLINE or target.name in question.closed
+    return way.is_held or (way.waits and is_closed)
 
 
 def _needed(settings: Settings, node: NodeRow, vm: str, configured_bytes: int) -> int:
@@ -231,14 +244,16 @@ def _needed(settings: Settings, node: NodeRow, vm: str, configured_bytes: int) -
 def _movable(
     settings: Settings, session: Session, question: Question, to_come: _ToCome, nodes: Sequence[NodeRow]
 ) -> Iterator[Movable]:
-    targets, starting = to_come
+    ways, starting = to_come
     of_id, near = {node.id: node for node in nodes}, load_near(session, question.vms, nodes)
     for row in load_vms(session, question.vms):
         own = _sizes(volume for volume in row.volumes if not volume.shared)
         guest = _guest(settings, row, of_id[row.node_id], near.get(row.id, frozenset()))
         if row.id in starting:
             guest = dataclasses.replace(guest, runs=True)
-        yield Movable(row.id, guest, row.node_id, targets.get(row.id), own)
+        way = ways.get(row.id)
+        held = way is not None and _is_held(way, of_id[way.target_id], question)
+        yield Movable(row.id, guest, row.node_id, way.target_id if way is not None else None, own, held)
 
 
 def _sizes(volumes: Iterable[VolumeRow]) -> Mapping[str, int]:

@@ -18,9 +18,12 @@ from sqlalchemy.orm import QueryableAttribute, Session
 from haulier.planner.placing.cluster import Rule, RuleKind
 from haulier.planner.refusals import STARTED
 from models import (
+    Batch,
+    BatchState,
     EvacuationVm,
     MaintenanceWindow,
     Migration,
+    MigrationState,
     Node,
     NodeState,
     PlacementRule,
@@ -170,10 +173,27 @@ def cpus_of(cores: str | int | None, sockets: str | int | None) -> int:
     return int(cores or 1) * int(sockets or 1)
 
 
-def load_targets(session: Session) -> dict[int, int]:
-    """The VMs that are on their way, or wait for it, with the ids of their targets."""
-    rows = session.execute(select(Migration.vm_id, Migration.target_id).where(*_on_the_way()))
-    return {row.vm_id: row.target_id for row in rows}
+@dataclass(frozen=True, slots=True)
+class WayRow:
+    """Where a VM is on its way to, or `waits` to be. It `is_held` where a person has to do something first."""
+
+    target_id: int
+    waits: bool
+    is_held: bool
+
+
+def load_ways(session: Session) -> dict[int, WayRow]:
+    """The VMs that are on their way, or wait for it, each with its way."""
+    columns = (Migration.vm_id, Migration.target_id, Migration.state, Migration.needs_operator, Batch.state)
+    query = select(*columns).outerjoin(Batch, Batch.id == Migration.batch_id).where(*_on_the_way())
+    return {
+        vm_id: _way(target_id, waits=state is MigrationState.QUEUED, stuck=stuck, batch=batch)
+        for vm_id, target_id, state, stuck, batch in session.execute(query)
+    }
+
+
+def _way(target_id: int, *, waits: bool, stuck: bool, batch: BatchState | None) -> WayRow:
+    return WayRow(target_id, waits, stuck or (waits and batch not in (None, BatchState.OPEN)))
 
 
 def _on_the_way() -> tuple[ColumnElement[bool], ...]:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
+from haulier.planner.placing.cluster import PARTNER_LEAVING
 from haulier.planner.placing.plan import Blocked
 from haulier.services.cluster import Question
 from haulier.services.context import Context
@@ -67,12 +68,13 @@ def _coming(session: Session, node: Node) -> list[tuple[Migration, Vm]]:
 
 
 def refusals(asked: Asked, *, spare: bool, deadline: datetime | None) -> tuple[Problem, ...]:
-    """Why it is not begun: nothing can leave, others lose their only place, there would be no spare, or it takes too
-    long.
+    """Why it is not begun: nothing can leave, now or when others have, others lose their only place, there would be no
+    spare, or it takes too long.
     """
     found, plan = list[Problem](), asked.plan
     own = [each for each in plan.blocked if each.guest not in asked.guests]
-    if own and all(move.guest in asked.guests for move in plan.moves):
+    waits = any(each.problem.code == PARTNER_LEAVING for each in own)
+    if own and not waits and all(move.guest in asked.guests for move in plan.moves):
         found += _each_once(own)
     for each in plan.blocked:
         if each.guest in asked.guests:

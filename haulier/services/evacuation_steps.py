@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from haulier.clock import now
 from haulier.errors import Problem
 from haulier.planner.failures import FailureClass, class_of
+from haulier.planner.placing.cluster import PARTNER_LEAVING
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm, to_place
 from haulier.services.evacuation_rows import Situation, look, silent_home
@@ -108,7 +109,9 @@ def _write(unit: Unit, evacuation_id: int, seen: Situation, plan: Plan | None, *
     problems = _note_blocked(unit, evacuation, problems)
     first = next(iter(sorted(problems.items())), None)
     evacuation.problem = {"vm": first[0], **first[1].as_dict()} if first else None
-    goes_on = bool(late or seen.on_way or (plan and plan.moves))
+    # Such a place becomes free by itself; for any other somebody is to look.
+    waits = any(problem.code == PARTNER_LEAVING for problem in problems.values())
+    goes_on = bool(late or waits or seen.on_way or (plan and plan.moves))
     if seen.homeward:
         # What passes by itself is waited for: a host that is still booting is silent, also where nothing comes back.
         passing = any(class_of(problem.code) is FailureClass.PASSING for problem in problems.values())

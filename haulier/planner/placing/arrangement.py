@@ -100,15 +100,17 @@ class Arrangement:
     def kind(self, guest: Guest) -> int:
         """Guests with the same number may run on the same hosts, as far as only a guest and a host are asked."""
         if guest.name not in self._kinds:
-            kind = kind_of(guest, self.cluster.rules_of.get(guest.name, ()))
+            kept_from = frozenset(self.cluster.kept_from.get(guest.name, {}).items())
+            kind = kind_of(guest, self.cluster.rules_of.get(guest.name, ())), kept_from
             self._kinds[guest.name] = self._numbers.setdefault(kind, len(self._numbers))
         return self._kinds[guest.name]
 
     def never(self, guest: Guest, host: Host) -> Problem | None:
-        """Why it may not run there, whoever else is there."""
+        """Why it may not run there, whoever else of those to be placed is there."""
         key = (self.kind(guest), host.name)
         if key not in self._unfit:
-            self._unfit[key] = unfit(guest, host, self.cluster.rules_of.get(guest.name, ()))
+            problem = unfit(guest, host, self.cluster.rules_of.get(guest.name, ()))
+            self._unfit[key] = problem or self.cluster.kept_from.get(guest.name, {}).get(host.name)
         return self._unfit[key]
 
     def problem(self, guest: Guest, host: Host) -> Problem | None:

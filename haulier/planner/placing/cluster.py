@@ -11,6 +11,8 @@ from math import inf
 from haulier.errors import Problem
 
 GIB = 1 << 30
+# A place is kept from a guest by one that is about to leave it: it may be asked for again.
+PARTNER_LEAVING = "partner_leaving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Guest:
 
     `storages` are the bytes that it has on each, `bridges` those that its cards need. `cpu_model` is the host's, if the
     guest sees that one. `near` are hosts where most of it lies already, `avoids` those that it cannot go to, and why.
+    One that stays may be `leaving` another host for its own: there it is until then, and longer if that fails. It does
+    not get away by itself if it `is_held`.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Guest:
     has_tpm: bool = False
     near: frozenset[str] = frozenset()
     avoids: Mapping[str, Problem] = field(default_factory=dict)
+    leaving: str | None = None
+    is_held: bool = False
 
     def needs(self, host: str) -> Mapping[str, int]:
         """The bytes that it needs on each storage of a host: where a replica is, that has its room already."""
@@ -128,9 +134,28 @@ class Cluster:
         return tuple(guest for guest in self.staying if guest.name in self.rules_of)
 
     @cached_property
+    def kept_from(self) -> Mapping[str, Mapping[str, Problem]]:
+        """The hosts that a hard rule keeps guests from only because another one has not left there, and why."""
+        found: dict[str, dict[str, Problem]] = {}
+        for guest in self.staying_by_rule:
+            for rule in self.rules_of[guest.name] if guest.leaving else ():
+                if rule.hard and rule.kind is RuleKind.APART:
+                    for name in rule.guests - {guest.name}:
+                        found.setdefault(name, {}).setdefault(str(guest.leaving), _still_there(rule, guest))
+        return found
+
+    @cached_property
     def ram_bytes(self) -> int:
         return sum(host.ram_bytes for host in self.hosts)
 
     @cached_property
     def bytes(self) -> int:
         return sum(guest.bytes for guest in self.guests)
+
+
+def _still_there(rule: Rule, guest: Guest) -> Problem:
+    words = f"rule {rule.name} ({rule.kind}) keeps it from {guest.leaving}"
+    if guest.is_held:
+        words += f", which {guest.name} is to leave for {guest.host}, and does not by itself"
+        return Problem("rule", words, "haulier queue")
+    return Problem(PARTNER_LEAVING, f"{words} until {guest.name} has left for {guest.host}", "haulier queue")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from haulier.errors import Problem
 from haulier.planner.placing.arrangement import Arrangement
-from haulier.planner.placing.cluster import Cluster, Guest, Host, RuleKind
+from haulier.planner.placing.cluster import PARTNER_LEAVING, Cluster, Guest, Host, RuleKind
 from haulier.planner.placing.greedy import arrange
 from haulier.planner.placing.loads import Load, loads
 from haulier.planner.placing.search import improve
@@ -88,7 +88,9 @@ def _percent(taken: float, host: Host) -> str:
 
 
 def _why_not(arrangement: Arrangement, guest: Guest) -> Problem:
-    """The reasons of all hosts in one, first those that take guests; the code is that of these' most frequent one."""
+    """The reasons of all hosts in one, first those that take guests; the code is that of these' most frequent one, but
+    where one of them passes by itself that says so.
+    """
     cluster = arrangement.cluster
     others = [host for host in cluster.hosts if host.name != guest.host]
     if not others:
@@ -103,7 +105,8 @@ def _why_not(arrangement: Arrangement, guest: Guest) -> Problem:
         return found[0][1]
     found.sort(key=lambda each: each[0].closed is not None)
     telling = [problem for host, problem in found if host.closed is None] or [problem for _, problem in found]
-    code = Counter(problem.code for problem in telling).most_common(1)[0][0]
+    codes = Counter(problem.code for problem in telling)
+    code = PARTNER_LEAVING if PARTNER_LEAVING in codes else codes.most_common(1)[0][0]
     hint = next(problem.hint for problem in telling if problem.code == code)
     words = _each_once(found)
     more = f"; and {len(words) - _NAMED} more" if len(words) > _NAMED else ""

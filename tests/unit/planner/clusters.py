@@ -65,11 +65,13 @@ def rules(draw: st.DrawFn, name: str) -> Rule:
 def clusters(draw: st.DrawFn) -> Cluster:
     there = [draw(guests(name)) for name in NAMES[: draw(st.integers(1, len(NAMES)))]]
     moving = draw(st.integers(1, len(there)))
-    # Those that stay are somewhere, and count as taken where they are.
+    # Those that stay are somewhere, and count as taken where they are; some are still elsewhere.
+    leaving = st.sampled_from((None, *HOSTS))
+    staying = [replace(guest, leaving=draw(leaving), is_held=draw(st.booleans())) for guest in there[moving:]]
     return Cluster(
         tuple(draw(hosts(name)) for name in HOSTS[: draw(st.integers(1, len(HOSTS)))]),
         tuple(there[:moving]),
-        tuple(there[moving:]),
+        tuple(staying),
         tuple(draw(rules(f"r{number}")) for number in range(draw(st.integers(0, 3)))),
     )
 
@@ -90,5 +92,6 @@ def inhabited(draw: st.DrawFn) -> Cluster:
     ]
     placed = [replace(draw(guests(name)), host=draw(st.sampled_from(homes))) for name in NAMES]
     moving = draw(st.integers(1, len(placed)))
+    staying = [replace(guest, leaving=draw(st.sampled_from((None, *homes)))) for guest in placed[moving:]]
     some = tuple(draw(rules(f"r{number}")) for number in range(draw(st.integers(0, 3))))
-    return Cluster(tuple(there), tuple(placed[:moving]), tuple(placed[moving:]), some)
+    return Cluster(tuple(there), tuple(placed[:moving]), tuple(staying), some)

@@ -54,6 +54,11 @@ def require_sound(found: Arrangement) -> None:
             require_kept(rule, found, placed)
 
 
+def left_by_others(rule: Rule, cluster: Cluster) -> set[str | None]:
+    """Where those of a rule are that stay, until they have got away."""
+    return {guest.leaving for guest in cluster.staying if guest.name in rule.guests}
+
+
 def require_kept(rule: Rule, found: Arrangement, placed: dict[str, Guest]) -> None:
     moved = [found.places[name] for name in placed if name in rule.guests]
     staying = [guest.host for guest in found.cluster.staying if guest.name in rule.guests]
@@ -62,6 +67,7 @@ def require_kept(rule: Rule, found: Arrangement, placed: dict[str, Guest]) -> No
     if rule.kind is RuleKind.APART:
         assert len(set(moved)) == len(moved)
         assert not set(moved) & set(staying)
+        assert not set(moved) & left_by_others(rule, found.cluster)
     if rule.kind is RuleKind.TOGETHER and moved:
         assert len(set(moved)) == 1
         assert not staying or moved[0] in staying
@@ -152,6 +158,22 @@ def test_soft_rule_gives_way_and_hard_one_does_not() -> None:
     two = (*one, Host("b", 8 * GIB, ram_taken_bytes=6 * GIB))
     wished = place(Cluster(two, pair, rules=(replace(apart, hard=False),)), clock=still, time_s=FOREVER)
     assert {move.target for move in wished.moves} == {"a", "b"}
+
+
+@pytest.mark.parametrize(("is_held", "code"), [(False, "partner_leaving"), (True, "rule")])
+def test_one_that_is_about_to_leave_keeps_those_away_that_must_be_apart(is_held: bool, code: str) -> None:
+    """Its move may fail. Whom a wish keeps apart does not wait."""
+    hosts = (Host("a", 8 * GIB, closed=Problem("closed", "closed")), Host("b", 8 * GIB), Host("c", 8 * GIB))
+    mail = Guest("mail", "c", GIB, leaving="b", is_held=is_held)
+    rule = Rule("pair", RuleKind.APART, frozenset(("web", "mail")))
+    cluster = Cluster(hosts, (Guest("web", "a", GIB),), (mail,), (rule,))
+    (blocked,) = place(cluster, clock=still, time_s=FOREVER).blocked
+    assert blocked.problem.code == code
+    assert "rule pair (apart) keeps it from b" in blocked.problem.message
+    wish = replace(cluster, rules=(replace(rule, hard=False),))
+    assert [move.target for move in place(wish, clock=still, time_s=FOREVER).moves] == ["b"]
+    only_b = (hosts[0], hosts[1])
+    assert place(replace(cluster, hosts=only_b), clock=still, time_s=FOREVER).blocked[0].problem.code == code
 
 
 def test_group_that_must_be_together_goes_as_one_or_not_at_all() -> None:

@@ -19,6 +19,7 @@ from haulier.planner.placing.cluster import GIB, Cluster, Guest, Host, Rule, Rul
 from haulier.planner.placing.fitting import breaks_by_itself, unfit
 from haulier.planner.placing.rebalance import GainfulMove, Rebalancing, least_balance, price, rebalance, settled
 from tests.unit.planner.clusters import inhabited
+from tests.unit.planner.test_placing import left_by_others
 
 MOVES = st.integers(1, 5)
 
@@ -81,6 +82,15 @@ def test_no_hard_rule_is_broken_more_often_in_any_order(cluster: Cluster, most: 
         for move in moves:
             hosts[move.guest] = move.target
             assert all(now <= then for then, now in zip(first, (broken(rule, hosts) for rule in hard), strict=True))
+
+
+@given(inhabited(), MOVES)
+@settings(max_examples=60)
+def test_no_move_goes_where_one_is_still_that_it_must_be_apart_from(cluster: Cluster, most: int) -> None:
+    apart = [rule for rule in cluster.rules if rule.hard and rule.kind is RuleKind.APART]
+    for move in rebalance(cluster, most=most).moves:
+        for rule in (rule for rule in apart if move.guest in rule.guests):
+            assert move.target not in left_by_others(rule, cluster)
 
 
 @given(inhabited(), MOVES)

@@ -55,6 +55,21 @@ def let_run(world: World) -> None:
     world.change(Vm, state=VmState.RUNNING)
 
 
+def test_no_move_goes_where_one_is_still_that_it_must_be_apart_from(hall: World) -> None:
+    hall.change(Vm, Vm.name == "mail", node_id=2)
+    hall.change(Vm, Vm.name == "db", state=VmState.STOPPED)
+    for number in range(4):
+        hall.add_vm(f"m{number}", pinned={"ram_kib": 1 << 20}, evacuation=EvacuationPolicy.STAY)
+    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["web", "mail"])
+    rules.add_rule(hall.context, "near", RuleKind.ONLY_ON, vms=["web"], nodes=["alpha", "beta"])
+    hold(hall)
+    file_migration(hall.context, "mail", target="gamma")
+    assert plan_rebalance(hall.context)["plan"] == []
+    hall.change(Migration, state=MigrationState.DONE)
+    hall.change(Vm, Vm.name == "mail", node_id=3)
+    assert [(move["vm"], move["target"]) for move in plan_rebalance(hall.context)["plan"]] == [("web", "beta")]
+
+
 def test_plan_touches_nothing_and_is_what_is_done(hall: World) -> None:
     plan = plan_rebalance(hall.context)
     assert (hall.count(Batch), hall.count(Migration), hall.kinds("")) == (0, 0, [])
