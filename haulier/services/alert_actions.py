@@ -27,22 +27,26 @@ log = structlog.get_logger()
 
 
 def alerts_message(*, held_too: bool) -> Message:
-    """Have the control worker act on all alerts that wait, and if wanted on those that were refused."""
+    """Have the control worker act on all alerts that wait, and if wanted on those that were refused, and on those whose
+    node is open though they have closed it.
+    """
     return Message("haulier.alerts", CONTROL_QUEUE, int(held_too))
 
 
 def ask_for_alerts(context: Context, *, held_too: bool) -> None:
     """Have alerts looked at, if there is one to act on."""
-    if _waiting(context, held_too=held_too):
+    if _waiting(context, held_too=held_too) or (held_too and _opened(context)):
         with context.unit() as unit:
             unit.send(alerts_message(held_too=held_too))
 
 
 def act_on_all(context: Context, *, held_too: bool) -> None:
-    """Do what alerts ask for that wait for it, one after the other."""
-    for alert_id in _waiting(context, held_too=held_too):
+    """Do what alerts ask for that wait for it, one after the other; with `held_too` also what no person has undone."""
+    acts = [(act, alert_id) for alert_id in _waiting(context, held_too=held_too)]
+    acts += [(_close_again, alert_id) for alert_id in (_opened(context) if held_too else ())]
+    for do, alert_id in acts:
         try:
-            act(context, alert_id)
+            do(context, alert_id)
         except (Refused, ValueError, LookupError):
             # A row that was spoilt: it must hold no other alert.
             log.exception("alert.broken", alert=alert_id)
@@ -52,6 +56,16 @@ def _waiting(context: Context, *, held_too: bool) -> list[int]:
     with context.database.read() as session:
         rows = session.scalars(select(Alert).where(Alert.state == AlertState.WAITING).order_by(Alert.id))
         return [row.id for row in rows if held_too or row.problem is None]
+
+
+def _opened(context: Context) -> list[int]:
+    """Those that have closed their node, or found it closed, which is open now. Whoever opens it as a person overrules
+    them: it was the end of an evacuation.
+    """
+    done = (Alert.state == AlertState.DONE, Alert.action == AlertAction.CORDON, Node.state == NodeState.ONLINE)
+    query = select(Alert.id).join(Node, Node.id == Alert.node_id).where(*done).order_by(Alert.id)
+    with context.database.read() as session:
+        return list(session.scalars(query))
 
 
 def act(context: Context, alert_id: int) -> None:
@@ -78,6 +92,17 @@ def _cordon(context: Context, alert_id: int) -> None:
         if is_open:
             set_maintenance(unit, node, on=True, by=cause_of(alert_id))
         note_done(unit, row, was_so=not is_open)
+
+
+def _close_again(context: Context, alert_id: int) -> None:
+    with context.unit() as unit:
+        exclude_others(unit)
+        row = unit.session.get_one(Alert, alert_id)
+        if row.state is not AlertState.DONE:
+            return
+        node = unit.session.get_one(Node, row.node_id, with_for_update=True, populate_existing=True)
+        if node.state is NodeState.ONLINE:
+            set_maintenance(unit, node, on=True, by=cause_of(alert_id))
 
 
 def _hold(context: Context, alert_id: int, problem: Problem) -> None:

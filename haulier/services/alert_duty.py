@@ -24,6 +24,8 @@ _CAUSE = "alert "
 _HEIRS = (Alert.restore.desc(), Alert.id)
 # Its node is being emptied, or is empty.
 HOLDS = tuple(state for state in OPEN_EVACUATION if state is not EvacuationState.RESTORING)
+# It would open its node at its end: one that was given up for that may not have been filled.
+_TO_END = (*HOLDS, EvacuationState.CANCELLED)
 
 
 def exclude_others(unit: Unit) -> None:
@@ -110,7 +112,7 @@ def keep_for_alert(context: Context, evacuation_id: int) -> bool:
 def closing_alert(session: Session, evacuation: Evacuation) -> Alert | None:
     """An alert that fires and wants the node closed of an evacuation whose end has come."""
     is_due = evacuation.restore_at is not None and evacuation.restore_at <= now()
-    return heir_of_node(session, evacuation.node) if is_due and evacuation.state in HOLDS else None
+    return heir_of_node(session, evacuation.node) if is_due and evacuation.state in _TO_END else None
 
 
 def overrule(unit: Unit, node: Node) -> None:

@@ -490,6 +490,75 @@ def test_end_of_a_window_opens_no_node_that_an_alert_wants_closed(hall: World) -
     assert (show(hall)["state"], state_of(hall, "alpha")) == ("restored", "online")
 
 
+def close_again(hall: World) -> None:
+    """Beat looks, every half minute."""
+    ask_for_alerts(hall.context, held_too=True)
+    work(hall)
+
+
+AGES = replace(OTHER, alertname="DiskAges")
+AGES_OVER = replace(AGES, is_resolved=True)
+
+
+@pytest.mark.parametrize("opened_by", ["cancel", "end"])
+def test_node_that_was_opened_while_an_alert_wants_it_closed_is_closed_again(hall: World, opened_by: str) -> None:
+    """It was closed already when that fired, and nobody has overruled it since."""
+    add_rule(hall.context, "DiskAges", CORDON_IT)
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    receive(hall.context, [FIRED])
+    work(hall)
+    if opened_by == "cancel":
+        receive(hall.context, [AGES])
+        work(hall)
+        evacuations.cancel(hall.context, 1, undo=False)
+    else:
+        receive(hall.context, [OVER])
+        # Between the look of who ends it and its act.
+        receive(hall.context, [AGES])
+        act_on_all(hall.context, held_too=False)
+        evacuations.restore(hall.context, "alpha", only=1)
+    assert (state_of(hall, "alpha"), newest(hall)["state"]) == ("online", "done")
+    close_again(hall)
+    assert (state_of(hall, "alpha"), newest(hall)["state"]) == ("maintenance", "done")
+    hall.sent.clear()
+    ask_for_alerts(hall.context, held_too=True)
+    assert asked(hall) == []
+    receive(hall.context, [AGES_OVER])
+    work(hall)
+    assert state_of(hall, "alpha") == "online"
+
+
+def test_end_that_somebody_died_in_opens_no_node_that_an_alert_wants_closed(hall: World) -> None:
+    """It was given up to be filled, and not filled."""
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    begin_window(hall)
+    hall.change(Evacuation, restore_at=now() - timedelta(seconds=1))
+    evacuations.cancel(hall.context, 1, undo=False, to_restore=True)
+    receive(hall.context, [FIRED])
+    act_on_all(hall.context, held_too=False)
+    windows.sweep_windows(hall.context)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("cancelled", "maintenance")
+    receive(hall.context, [OVER])
+    windows.sweep_windows(hall.context)
+    work(hall)
+    assert (show(hall)["state"], state_of(hall, "alpha")) == ("restored", "online")
+
+
+@pytest.mark.parametrize("act_of_a_person", ["maintenance", "restore"])
+def test_node_that_a_person_has_opened_is_not_closed_again(hall: World, act_of_a_person: str) -> None:
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    if act_of_a_person == "restore":
+        evacuations.evacuate(hall.context, "alpha")
+    receive(hall.context, [FIRED])
+    work(hall)
+    if act_of_a_person == "restore":
+        evacuations.restore(hall.context, "alpha")
+    else:
+        change_node(hall.context, "alpha", NodeChange(maintenance=False))
+    close_again(hall)
+    assert (state_of(hall, "alpha"), newest(hall)["state"]) == ("online", "overruled")
+
+
 def test_person_fills_a_node_that_an_alert_wants_closed(hall: World) -> None:
     add_rule(hall.context, "DiskFails", CORDON_IT)
     begin_window(hall)
