@@ -30,6 +30,8 @@ log = structlog.get_logger()
 _E = EvacuationState
 # What an evacuation says that a window has begun.
 _CAUSE = "window "
+# It was blocked when all were read, and moves again: it is given up by the next look. Or its node may be back one day.
+_ASKED_AGAIN = ("evacuation_open", "node_lost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,21 +231,27 @@ def _end_those_over(context: Context, moment: datetime) -> None:
     with context.database.read() as session:
         over = _over(session, moment)
     for evacuation_id, node, state in over:
-        if keep_for_alert(context, evacuation_id):
-            continue
-        # What is refused now was done by somebody else, or cannot be done.
-        with suppress(Refused):
-            if state in (_E.PLANNED, _E.RUNNING, _E.PAUSED):
-                evacuations.cancel(context, evacuation_id, undo=False, to_restore=True)
         try:
-            evacuations.restore(context, node, only=evacuation_id)
-        except Refused as error:
-            if error.code == "evacuation_open":
-                # It was blocked when all were read, and moves again: it is given up by the next look.
-                continue
-        with context.database.write() as write:
-            same = (Evacuation.id == evacuation_id, Evacuation.restore_at <= moment)
-            write.execute(update(Evacuation).where(*same).values(restore_at=None))
+            if not keep_for_alert(context, evacuation_id):
+                _end(context, evacuation_id, node, state, moment=moment)
+        except (Refused, ValueError, LookupError):
+            # A row that was spoilt: it must hold no other node.
+            log.exception("window.end_broken", evacuation=evacuation_id)
+
+
+def _end(context: Context, evacuation_id: int, node: str, state: EvacuationState, *, moment: datetime) -> None:
+    # What is refused now was done by somebody else, or cannot be done.
+    with suppress(Refused):
+        if state in (_E.PLANNED, _E.RUNNING, _E.PAUSED):
+            evacuations.cancel(context, evacuation_id, undo=False, to_restore=True)
+    try:
+        evacuations.restore(context, node, only=evacuation_id)
+    except Refused as error:
+        if error.code in _ASKED_AGAIN:
+            return
+    with context.database.write() as write:
+        same = (Evacuation.id == evacuation_id, Evacuation.restore_at <= moment)
+        write.execute(update(Evacuation).where(*same).values(restore_at=None))
 
 
 def _over(session: Session, moment: datetime) -> list[tuple[int, str, EvacuationState]]:

@@ -6,15 +6,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from haulier.clock import now
 from haulier.errors import Refused
-from haulier.services import evacuations, groups, roll_view, rolls, windows
+from haulier.services import evacuations, groups, nodes, roll_view, rolls, windows
 from haulier.services.evacuation_steps import go_on
 from haulier.services.evacuations import Wishes
+from haulier.services.lost_nodes import declare_lost
 from haulier.services.vms import set_policy
 from haulier.services.windows import Times
-from models import Evacuation, EvacuationPolicy, MaintenanceWindow, Node, Roll, Vm
+from models import Evacuation, EvacuationPolicy, EvacuationVm, MaintenanceWindow, Node, Roll, Vm
 from tests.unit.services.hall import beat, play, show, state_of, where
 from tests.unit.services.world import World, between
 
@@ -214,6 +216,46 @@ def test_window_that_is_broken_holds_no_other(hall: World) -> None:
     sweep(hall)
     assert hall.count(Evacuation) == 2
     assert datetime.fromisoformat(str(windows.list_windows(hall.context)[1]["next_at"])) > now()
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_node_that_is_lost_at_its_end_is_filled_when_it_is_back(hall: World, is_empty: bool) -> None:
+    if not is_empty:
+        set_policy(hall.context, "web", EvacuationPolicy.STAY)
+    windows.add_window(hall.context, "alpha", EVERY_DAY, restore=True)
+    come(hall)
+    sweep(hall)
+    play(hall)
+    if not is_empty:
+        evacuations.pause(hall.context, 1)
+    hall.silence("alpha")
+    declare_lost(hall.context, "alpha", is_off=True)
+    hall.change(Evacuation, restore_at=now() - timedelta(seconds=1))
+    for _ in range(2):
+        sweep(hall)
+        play(hall)
+    assert (state_of(hall, "alpha"), show(hall)["restore_at"] is None) == ("lost", False)
+    nodes.beat(hall.context, 1)
+    for _ in range(2):
+        sweep(hall)
+        play(hall)
+    assert (state_of(hall, "alpha"), show(hall)["restore_at"]) == ("online", None)
+    assert (show(hall)["state"], set(where(hall).values())) == ("restored", {"alpha"})
+
+
+def test_end_that_is_broken_holds_no_other(hall: World) -> None:
+    """A VM of it whose row was spoilt."""
+    evacuations.evacuate(hall.context, "alpha")
+    play(hall)
+    evacuations.evacuate(hall.context, "beta")
+    play(hall)
+    (gone,) = (name for name, node in where(hall).items() if node == "gamma")
+    with hall.context.database.write() as session:
+        session.execute(delete(EvacuationVm).where(EvacuationVm.evacuation_id == 2))
+    hall.change(Vm, Vm.name == gone, definition={"x": 1})
+    hall.change(Evacuation, restore_at=now() - timedelta(seconds=1))
+    sweep(hall)
+    assert [show(hall, number)["state"] for number in (1, 2)] == ["restoring", "restored"]
 
 
 # -- of a group --------------------------------------------------------------------------------------------------------
