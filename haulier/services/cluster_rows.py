@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, true
+from sqlalchemy import ColumnElement, Select, func, or_, select, true
 from sqlalchemy.orm import QueryableAttribute, Session
 
 from haulier.planner.placing.cluster import Rule, RuleKind
@@ -20,6 +20,8 @@ from haulier.planner.refusals import STARTED
 from models import (
     Batch,
     BatchState,
+    Evacuation,
+    EvacuationState,
     EvacuationVm,
     MaintenanceWindow,
     Migration,
@@ -36,9 +38,10 @@ from models import (
     Volume,
     VolumeRole,
 )
-from models.transitions import OPEN_MIGRATION
+from models.transitions import OPEN_EVACUATION, OPEN_MIGRATION
 
 _STARTED = tuple(map(VmState, STARTED))
+_OUTWARD = tuple(state for state in OPEN_EVACUATION if state is not EvacuationState.RESTORING)
 # SQLite takes some more numbers than these in one statement, and PostgreSQL twice as many.
 _MOST_NUMBERS = 30_000
 
@@ -183,10 +186,15 @@ class WayRow:
 
 
 def load_ways(session: Session) -> dict[int, WayRow]:
-    """The VMs that are on their way, or wait for it, each with its way."""
+    """The VMs that are on their way, or wait for it, each with its way; also those that are stopped for that first."""
     columns = (Migration.vm_id, Migration.target_id, Migration.state, Migration.needs_operator, Batch.state)
     query = select(*columns).outerjoin(Batch, Batch.id == Migration.batch_id).where(*_on_the_way())
-    return {
+    promised = {
+        vm_id: WayRow(target_id, waits=True, is_held=False)
+        for vm_id, target_id in session.execute(_promised())
+        if target_id is not None
+    }
+    return promised | {
         vm_id: _way(target_id, waits=state is MigrationState.QUEUED, stuck=stuck, batch=batch)
         for vm_id, target_id, state, stuck, batch in session.execute(query)
     }
@@ -196,18 +204,35 @@ def _way(target_id: int, *, waits: bool, stuck: bool, batch: BatchState | None) 
     return WayRow(target_id, waits, stuck or (waits and batch not in (None, BatchState.OPEN)))
 
 
+def _promised() -> Select[int, int | None]:
+    """The VMs that are being stopped for their moves, or were just now, and their targets: nothing is filed yet."""
+    filed = select(Migration.vm_id).where(*_on_the_way())
+    return (
+        select(EvacuationVm.vm_id, EvacuationVm.target_id)
+        .join(Evacuation, Evacuation.id == EvacuationVm.evacuation_id)
+        .join(Vm, Vm.id == EvacuationVm.vm_id)
+        .where(
+            EvacuationVm.stopped_at.is_not(None), EvacuationVm.problem.is_(None), EvacuationVm.target_id.is_not(None)
+        )
+        .where(Evacuation.state.in_(_OUTWARD), Vm.node_id == Evacuation.node_id, Vm.id.not_in(filed))
+    )
+
+
 def _on_the_way() -> tuple[ColumnElement[bool], ...]:
     return Migration.state.in_(OPEN_MIGRATION), Migration.replication_id.is_(None)
 
 
 def load_incoming(session: Session, *, but: Collection[int]) -> Mapping[int, Mapping[str, int]]:
     """The bytes that are to be written to each storage of each target, but for these VMs: nothing to what is shared."""
+    filed = select(Migration.vm_id, Migration.target_id).where(*_on_the_way())
+    ways = filed.union_all(_promised()).subquery()
     query = (
-        select(Migration.vm_id, Migration.target_id, Storage.name, func.sum(Volume.size_bytes))
-        .join(Volume, Volume.vm_id == Migration.vm_id)
+        select(ways.c.vm_id, ways.c.target_id, Storage.name, func.sum(Volume.size_bytes))
+        .select_from(ways)
+        .join(Volume, Volume.vm_id == ways.c.vm_id)
         .join(Storage, Storage.id == Volume.storage_id)
-        .where(*_on_the_way(), Storage.shared.is_(False))
-        .group_by(Migration.vm_id, Migration.target_id, Storage.name)
+        .where(Storage.shared.is_(False))
+        .group_by(ways.c.vm_id, ways.c.target_id, Storage.name)
     )
     found, chosen = defaultdict[int, Counter[str]](Counter), frozenset(but)
     for vm_id, target_id, storage, size_bytes in session.execute(query):
