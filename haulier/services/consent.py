@@ -22,6 +22,7 @@ from haulier.services.evacuation_plan import plan_moves, to_place
 from haulier.services.evacuation_rows import find_evacuation, look
 from haulier.services.evacuation_view import show_evacuation
 from haulier.services.lookup import find_vm
+from haulier.services.operations import require_no_operation
 from haulier.services.room import ADMISSION
 from haulier.services.stopped import STOP_IS_OPEN
 from haulier.services.waiting import go_on_message
@@ -140,6 +141,33 @@ def _follow(context: Context, evacuation_id: int, vm_id: int, *, slow_beat: bool
         case = Case(unit, *_lock(unit, evacuation_id, vm_id), place)
         if case.is_open:
             ACTS[decide_consent(finding_of(case, slow_beat=slow_beat))](case)
+
+
+def leave_off(context: Context, name: str) -> bool:
+    """Have a VM that was stopped for its move, and is off, started no more; its move goes on. False if there is none
+    that would be started, and nothing was changed then. Raises Refused for an unknown one, and for one that is just
+    being stopped or started.
+    """
+    with context.database.read() as session:
+        vm_id = find_vm(session, name).id
+        query = select(EvacuationVm.evacuation_id).where(
+            EvacuationVm.vm_id == vm_id, EvacuationVm.stopped_at.is_not(None)
+        )
+        found = session.scalars(query.order_by(EvacuationVm.evacuation_id)).all()
+    left = [evacuation_id for evacuation_id in found if _leave_off(context, evacuation_id, vm_id)]
+    return bool(left)
+
+
+def _leave_off(context: Context, evacuation_id: int, vm_id: int) -> bool:
+    with context.unit() as unit:
+        _, vm, row = _lock(unit, evacuation_id, vm_id)
+        if row.stopped_at is None or vm.state is not VmState.STOPPED:
+            return False
+        require_no_operation(unit, vm)
+        row.stopped_at, row.problem = None, None
+        unit.note("evacuation.left_off", vm=vm.name, node=vm.node.name, evacuation=evacuation_id)
+        unit.send(go_on_message(evacuation_id))
+        return True
 
 
 def _place_now(context: Context, evacuation_id: int, vm_id: int) -> str | Problem | None:

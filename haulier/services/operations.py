@@ -59,6 +59,11 @@ def require_free(unit: Unit, vm: Vm) -> None:
             f"VM {vm.name} is in migration {open_migration}",
             f"haulier migration show {open_migration}",
         )
+    require_no_operation(unit, vm)
+
+
+def require_no_operation(unit: Unit, vm: Vm) -> None:
+    """Raise Refused if an operation of this VM is open."""
     busy = unit.session.scalar(
         select(Operation.kind).where(Operation.vm_id == vm.id, Operation.state.in_(OPEN_OPERATION))
     )

@@ -21,6 +21,7 @@ from haulier.definition.storage import KINDS, StorageKind, StoragePlace, name_on
 from haulier.definition.storage_cfg import StorageSpec
 from haulier.errors import Refused
 from haulier.planner.refusals import refuse_host_access
+from haulier.services.consent import leave_off
 from haulier.services.context import Context, Unit
 from haulier.services.liveness import silent_s
 from haulier.services.lookup import find_node, find_vm
@@ -258,13 +259,16 @@ def start_vm(context: Context, name: str) -> dict[str, Any]:
 def stop_vm(context: Context, name: str, *, now_: bool, grace_s: float) -> dict[str, Any]:
     """Ask the guest to power off, and end it when it has not within `grace_s`.
 
-    With `now_` it is ended at once, also when it is being asked already.
+    With `now_` it is ended at once, also when it is being asked already. One that is off because it was stopped for its
+    move is left off: it is not started again.
 
     Raises Refused for a time that is none; nothing is written then.
     """
     if not 0 <= grace_s <= LONGEST_S:
         hint = f"Give seconds, at most {LONGEST_S:.0f}; --now waits for nothing."
         raise Refused("bad_grace", f"{grace_s:g} s is no time to wait", hint)
+    if leave_off(context, name):
+        return show_vm(context, name)
     make_way(context, name)
     with context.unit() as unit:
         vm = find_vm(unit.session, name, lock=True)

@@ -13,15 +13,17 @@ from haulier.errors import Problem, Refused
 from haulier.services import evacuation_rows, evacuation_steps, evacuations, vms
 from haulier.services.admission import admit
 from haulier.services.consent import consent, follow_consents
+from haulier.services.limits import LimitChange, set_limits
 from haulier.services.lost_nodes import declare_lost
 from haulier.services.operations import end_operation
 from haulier.services.replications import sweep_replications
 from haulier.services.vm_rows import record_state
-from haulier.services.vms import set_policy, start_vm
+from haulier.services.vms import set_policy, start_vm, stop_vm
 from models import (
     EvacuationPolicy,
     EvacuationVm,
     Event,
+    LimitScope,
     Migration,
     Node,
     Operation,
@@ -33,7 +35,7 @@ from models import (
     VmState,
 )
 from tests.unit.services.hall import beat, hold, play, show, where
-from tests.unit.services.world import World
+from tests.unit.services.world import World, between
 
 # It does not go while it runs, wherever it is sent to.
 BROKEN = Problem("not_converging", "it dirties its RAM too fast", "")
@@ -559,6 +561,64 @@ def test_a_person_may_start_it_on_a_node_that_is_emptied(hall: World, monkeypatc
     monkeypatch.setattr(vms, "await_operation", lambda *_: None)
     start_vm(hall.context, "web")
     assert operations(hall) == ["stop done", "start failed", "start ready"]
+
+
+def stop(hall: World) -> None:
+    stop_vm(hall.context, "web", now_=False, grace_s=1.0)
+
+
+def told(hall: World, kind: str) -> int:
+    return hall.kinds("evacuation.").count(kind)
+
+
+@pytest.mark.parametrize("since", ["stop", "filed", "moved", "not_started"])
+def test_a_person_may_leave_it_off(hall: World, since: str) -> None:
+    """It moves as one that is off, and stays off."""
+    off(hall)
+    if since == "filed":
+        hold(hall)
+        look(hall)
+    elif since == "moved":
+        beat(hall, blocked_too=True)
+        play(hall)
+    elif since == "not_started":
+        look(hall, broken=True)
+        operate(hall, code="qemu_failed")
+        look(hall)
+        assert show(hall)["blocked"][0]["code"] == "not_started"
+    before = operations(hall)
+    stop(hall)
+    assert (row_of(hall).stopped_at, row_of(hall).problem, told(hall, "left_off")) == (None, None, 1)
+    if since == "filed":
+        set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
+        admit(hall.context)
+    elif since == "not_started":
+        evacuations.resume(hall.context, 1)
+    assert work(hall) == []
+    assert (operations(hall), state(hall), where(hall)["web"] != "alpha") == (before, "stopped", True)
+    assert show(hall)["state"] == "drained"
+    with pytest.raises(Refused) as error:
+        stop(hall)
+    assert error.value.code == "vm_stopped"
+
+
+def test_one_that_is_just_being_started_is_not_left_off(hall: World) -> None:
+    off(hall)
+    look(hall, broken=True)
+    with pytest.raises(Refused) as error:
+        stop(hall)
+    assert (error.value.code, row_of(hall).stopped_at is None) == ("operation_open", False)
+    assert operations(hall) == ["stop done", "start ready"]
+
+
+def test_one_that_is_left_off_in_this_moment_is_not_started(hall: World) -> None:
+    """By beat, which has found it to be started."""
+    off(hall)
+    evacuations.pause(hall.context, 1)
+    hall.change(Operation, Operation.kind == "start", state="failed")
+    with between(hall, "BEGIN IMMEDIATE", lambda: stop(hall)):
+        follow_consents(hall.context, failed_too=True)
+    assert (operations(hall), state(hall)) == (["stop done", "start failed"], "stopped")
 
 
 def test_one_that_ran_and_was_stopped_by_a_person_stays_off(hall: World) -> None:
