@@ -30,10 +30,12 @@ from models import (
     Evacuation,
     EvacuationState,
     EvacuationVm,
+    MaintenanceWindow,
     Migration,
     MigrationState,
     Node,
     NodeState,
+    Roll,
     Vm,
 )
 from models.transitions import OPEN_MIGRATION, require_legal
@@ -233,6 +235,22 @@ def hold_from(evacuation: Evacuation, moment: datetime) -> None:
     if evacuation.hold_s is not None:
         held_until = moment + timedelta(seconds=evacuation.hold_s)
         evacuation.restore_at = min(held_until, evacuation.restore_at or held_until)
+
+
+def end_beside_hold(session: Session, evacuation: Evacuation) -> datetime | None:
+    """The end of the window or roll that has begun one that is held: when all is brought back at the latest, though its
+    hold was over before. None where there is none, or it was taken away since.
+    """
+    kind, _, number = (evacuation.cause or "").partition(" ")
+    if kind == "roll" and number.isdecimal():
+        return session.scalar(select(Roll.restore_at).where(Roll.id == int(number)))
+    if kind != "window" or not number.isdecimal() or evacuation.deadline is None:
+        return None
+    window = session.get(MaintenanceWindow, int(number))
+    if window is None or not window.restore:
+        return None
+    # It was to be empty so long before the end.
+    return evacuation.deadline + timedelta(seconds=window.hold_s or 0)
 
 
 def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:

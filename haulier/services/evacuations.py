@@ -27,7 +27,7 @@ from haulier.services.evacuation_rows import (
     open_evacuation,
     unfinished,
 )
-from haulier.services.evacuation_steps import go_on, hold_from, move_evacuation, note_drained
+from haulier.services.evacuation_steps import end_beside_hold, go_on, hold_from, move_evacuation, note_drained
 from haulier.services.evacuation_view import plan_document, show_evacuation
 from haulier.services.group_room import full_groups, hold_groups
 from haulier.services.lookup import find_node
@@ -181,7 +181,7 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
         move_evacuation(unit, evacuation, _E.RUNNING)
         if evacuation.hold_s is not None:
             # That begins anew when it is drained again.
-            evacuation.restore_at = None
+            evacuation.restore_at = end_beside_hold(unit.session, evacuation)
     _wish_too(evacuation, wishes)
     unit.send(go_on_message(evacuation.id))
 

@@ -374,6 +374,33 @@ def test_what_is_at_work_at_the_end_of_a_window_of_a_group_comes_home_and_pauses
     assert (roll_view.show_roll(rack.context, 1)["state"], states(rack)) == ("done", ["left_out", "left_out"])
 
 
+@pytest.mark.parametrize("of_group", [False, True])
+@pytest.mark.parametrize("restore", [False, True])
+def test_end_of_a_window_is_not_lost_when_a_held_node_is_asked_for_again(
+    rack: World, of_group: bool, restore: bool
+) -> None:
+    """Somebody has started a VM there: its hold begins anew, and does not go past the end."""
+    windows.remove_window(rack.context, 1)
+    long = Times(6 * HOUR, cron="0 2 * * *", hold_s=5 * HOUR)
+    one = {"node": None, "group": "rack"} if of_group else {"node": "alpha", "group": None}
+    windows.add_window(rack.context, times=long, restore=restore, **one)
+    come(rack)
+    sweep(rack)
+    end = show(rack)["restore_at"]
+    play(rack)
+    held = show(rack)["restore_at"]
+    assert (end is not None, held is not None) == (restore, True)
+    rack.change(Vm, Vm.name == "web", node_id=1, evacuation=EvacuationPolicy.STAY)
+    evacuations.evacuate(rack.context, "alpha")
+    beat(rack)
+    assert (show(rack)["state"], show(rack)["restore_at"]) == ("blocked", end), "it is not held yet"
+    rack.change(Vm, Vm.name == "web", node_id=2)
+    rack.change(Evacuation, hold_s=7 * HOUR)
+    beat(rack, blocked_too=True)
+    assert show(rack)["state"] == "drained"
+    assert show(rack)["restore_at"] == end if restore else show(rack)["restore_at"] > held
+
+
 def test_window_of_a_group_closes_none_of_its_nodes(rack: World) -> None:
     """It empties one at a time, and the others are where its VMs go."""
     rack.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
