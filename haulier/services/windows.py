@@ -30,8 +30,6 @@ log = structlog.get_logger()
 _E = EvacuationState
 # What an evacuation says that a window has begun.
 _CAUSE = "window "
-# It was blocked when all were read, and moves again: it is given up by the next look. Or its node may be back one day.
-_ASKED_AGAIN = ("evacuation_open", "node_lost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +245,8 @@ def _end(context: Context, evacuation_id: int, node: str, state: EvacuationState
     try:
         evacuations.restore(context, node, only=evacuation_id)
     except Refused as error:
-        if error.code in _ASKED_AGAIN:
+        if error.code == "evacuation_open":
+            # It was blocked when all were read, and moves again: it is given up by the next look.
             return
     with context.database.write() as write:
         same = (Evacuation.id == evacuation_id, Evacuation.restore_at <= moment)

@@ -218,28 +218,24 @@ def test_window_that_is_broken_holds_no_other(hall: World) -> None:
     assert datetime.fromisoformat(str(windows.list_windows(hall.context)[1]["next_at"])) > now()
 
 
-@pytest.mark.parametrize("is_empty", [True, False])
-def test_node_that_is_lost_at_its_end_is_filled_when_it_is_back(hall: World, is_empty: bool) -> None:
-    if not is_empty:
-        set_policy(hall.context, "web", EvacuationPolicy.STAY)
+def test_node_that_is_lost_at_its_end_is_filled_by_nobody_but_a_person(hall: World) -> None:
+    """When it is back somebody is to look at it first."""
     windows.add_window(hall.context, "alpha", EVERY_DAY, restore=True)
     come(hall)
     sweep(hall)
     play(hall)
-    if not is_empty:
-        evacuations.pause(hall.context, 1)
     hall.silence("alpha")
     declare_lost(hall.context, "alpha", is_off=True)
     hall.change(Evacuation, restore_at=now() - timedelta(seconds=1))
-    for _ in range(2):
-        sweep(hall)
-        play(hall)
-    assert (state_of(hall, "alpha"), show(hall)["restore_at"] is None) == ("lost", False)
+    sweep(hall)
     nodes.beat(hall.context, 1)
     for _ in range(2):
         sweep(hall)
+        beat(hall)
         play(hall)
-    assert (state_of(hall, "alpha"), show(hall)["restore_at"]) == ("online", None)
+    assert (state_of(hall, "alpha") != "online", show(hall)["state"]) == (True, "drained")
+    evacuations.restore(hall.context, "alpha")
+    play(hall)
     assert (show(hall)["state"], set(where(hall).values())) == ("restored", {"alpha"})
 
 
