@@ -13,6 +13,7 @@ from haulier.cli.progress import follow
 from haulier.services import consent as consents
 from haulier.services import evacuation_view, evacuations
 from haulier.services.context import Context
+from haulier.services.evacuation_wishes import Wishes
 
 app = App(name="evacuation", help="Show, pause, resume and cancel what empties and fills nodes.")
 _MOVES = {"vm": "vm", "target": "target", "state": "state", "now on": "now_on", "why there": "reason"}
@@ -50,7 +51,7 @@ def evacuate(
         Refuse if afterwards there is a node that may not fail, because its VMs would find no RAM on the others.
     """
     hold_s = None if hold is None else interval_of(hold)
-    wishes = evacuations.Wishes(spare=spare, deadline=deadline_of(deadline) if deadline else None, hold_s=hold_s)
+    wishes = Wishes(spare=spare, deadline=deadline_of(deadline) if deadline else None, hold_s=hold_s)
     around = context()
     if plan:
         return _show_plan(evacuations.plan_evacuation(around, node, wishes))

@@ -20,6 +20,7 @@ from haulier.services.alert_duty import (
 )
 from haulier.services.context import CONTROL_QUEUE, Context, Message, Unit
 from haulier.services.evacuation_rows import open_evacuation
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.nodes import set_maintenance
 from models import Alert, AlertAction, AlertState, Evacuation, Node, NodeState
 
@@ -79,7 +80,7 @@ def act(context: Context, alert_id: int) -> None:
         if action is AlertAction.CORDON:
             _cordon(context, alert_id)
         else:
-            evacuations.evacuate(context, name, evacuations.Wishes(cause=cause_of(alert_id), alert=alert_id))
+            evacuations.evacuate(context, name, Wishes(cause=cause_of(alert_id), alert=alert_id))
     except Refused as error:
         _hold(context, alert_id, error.problem)
 

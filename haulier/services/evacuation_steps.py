@@ -6,7 +6,7 @@ Asked at its begin, when one of its migrations has ended, and by beat; who dies 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
@@ -19,6 +19,7 @@ from haulier.planner.placing.cluster import PARTNER_LEAVING
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_plan import Plan, plan_moves, terms_of_vm, to_place
 from haulier.services.evacuation_rows import Situation, look, silent_home
+from haulier.services.evacuation_wishes import note_drained
 from haulier.services.filing import Wanted, meets_another
 from haulier.services.placed_moves import PLACED_AGAIN, PLACING, ToPlace, newest_promise, still_there, write_moves
 from haulier.services.roll_turns import tell_rolls
@@ -30,12 +31,10 @@ from models import (
     Evacuation,
     EvacuationState,
     EvacuationVm,
-    MaintenanceWindow,
     Migration,
     MigrationState,
     Node,
     NodeState,
-    Roll,
     Vm,
 )
 from models.transitions import OPEN_MIGRATION, require_legal
@@ -222,35 +221,6 @@ def _follow(unit: Unit, evacuation: Evacuation, node: Node, *, goes_on: bool) ->
     if state is _E.DRAINED:
         note_drained(evacuation, now())
     move_evacuation(unit, evacuation, state)
-
-
-def note_drained(evacuation: Evacuation, moment: datetime) -> None:
-    """From now on it is held."""
-    evacuation.drained_at = moment
-    hold_from(evacuation, moment)
-
-
-def hold_from(evacuation: Evacuation, moment: datetime) -> None:
-    """All is brought back so long after a moment, but not past the one at which it is anyway."""
-    if evacuation.hold_s is not None:
-        held_until = moment + timedelta(seconds=evacuation.hold_s)
-        evacuation.restore_at = min(held_until, evacuation.restore_at or held_until)
-
-
-def end_beside_hold(session: Session, evacuation: Evacuation) -> datetime | None:
-    """The end of the window or roll that has begun one that is held: when all is brought back at the latest, though its
-    hold was over before. None where there is none, or it was taken away since.
-    """
-    kind, _, number = (evacuation.cause or "").partition(" ")
-    if kind == "roll" and number.isdecimal():
-        return session.scalar(select(Roll.restore_at).where(Roll.id == int(number)))
-    if kind != "window" or not number.isdecimal() or evacuation.deadline is None:
-        return None
-    window = session.get(MaintenanceWindow, int(number))
-    if window is None or not window.restore:
-        return None
-    # It was to be empty so long before the end.
-    return evacuation.deadline + timedelta(seconds=window.hold_s or 0)
 
 
 def _end_restore(unit: Unit, evacuation: Evacuation, *, is_over: bool) -> None:

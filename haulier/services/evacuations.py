@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -15,7 +13,7 @@ from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import batches
 from haulier.services.admission import AT_ONCE_S, admit
-from haulier.services.alert_duty import exclude_others, is_alerts, note_done, overrule, take_up
+from haulier.services.alert_duty import exclude_others, note_done, overrule, take_up
 from haulier.services.consent import follow_consents
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_refusals import ask, leaving, refusals, require_hold
@@ -27,8 +25,9 @@ from haulier.services.evacuation_rows import (
     open_evacuation,
     unfinished,
 )
-from haulier.services.evacuation_steps import end_beside_hold, go_on, hold_from, move_evacuation, note_drained
+from haulier.services.evacuation_steps import go_on, move_evacuation
 from haulier.services.evacuation_view import plan_document, show_evacuation
+from haulier.services.evacuation_wishes import USUAL_WISHES, Wishes, end_beside_hold, wish_too
 from haulier.services.group_room import full_groups, hold_groups
 from haulier.services.lookup import find_node
 from haulier.services.placed_moves import newest_promise
@@ -40,27 +39,6 @@ from models.transitions import OPEN_EVACUATION
 _E = EvacuationState
 # Its batch begins nothing meanwhile.
 _AT_WORK = (_E.PLANNED, _E.RUNNING)
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """How a node is to be emptied. With `spare` any one node may fail afterwards, and its VMs find RAM on the others.
-    It must be done by the `deadline`. At `restore_at` all is brought back, and `hold_s` after the node was drained.
-    `window`: nobody asks but a window. `roll_id`: it is the node's turn in a roll. `cause`: who asks, if no person;
-    `alert` which alert, which is done then.
-    """
-
-    spare: bool = False
-    deadline: datetime | None = None
-    restore_at: datetime | None = None
-    hold_s: float | None = None
-    window: bool = False
-    cause: str | None = None
-    roll_id: int | None = None
-    alert: int | None = None
-
-
-USUAL_WISHES = Wishes()
 
 
 def plan_evacuation(context: Context, name: str, wishes: Wishes = USUAL_WISHES) -> dict[str, Any]:
@@ -182,32 +160,8 @@ def _ask_again(unit: Unit, evacuation: Evacuation, wishes: Wishes) -> None:
         if evacuation.hold_s is not None:
             # That begins anew when it is drained again.
             evacuation.restore_at = end_beside_hold(unit.session, evacuation)
-    _wish_too(evacuation, wishes)
+    wish_too(evacuation, wishes)
     unit.send(go_on_message(evacuation.id))
-
-
-def _wish_too(evacuation: Evacuation, wishes: Wishes) -> None:
-    """What is an alert's is another one's from now on; an alert gets only what was just to be filled. A person's hold
-    is the one that counts.
-    """
-    until, is_filled = evacuation.restore_at, evacuation.node_was is NodeState.ONLINE
-    if wishes.alert is None and is_alerts(evacuation.cause):
-        evacuation.cause = wishes.cause
-        evacuation.restore_at = wishes.restore_at if is_filled else None
-        evacuation.hold_s = wishes.hold_s if is_filled else None
-        if evacuation.state is _E.DRAINED:
-            note_drained(evacuation, now())
-    elif wishes.cause is None and wishes.hold_s is not None and is_filled:
-        if evacuation.cause is None:
-            # Its end was that of the hold before, and may be put off. One of a window's stands.
-            evacuation.restore_at = None
-        evacuation.hold_s = wishes.hold_s
-        if evacuation.state is _E.DRAINED:
-            hold_from(evacuation, now())
-    elif wishes.alert is not None and until is not None and until <= now():
-        evacuation.cause, evacuation.restore_at = wishes.cause, None
-    elif wishes.window and until is not None:
-        evacuation.restore_at = wishes.restore_at and max(until, wishes.restore_at)
 
 
 def _set_node(evacuation: Evacuation, to: NodeState) -> None:

@@ -18,7 +18,8 @@ from haulier.errors import Problem, Refused
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_refusals import before_hold
 from haulier.services.evacuation_rows import lost_node
-from haulier.services.evacuations import Wishes, evacuate
+from haulier.services.evacuation_wishes import Wishes
+from haulier.services.evacuations import evacuate
 from haulier.services.group_room import Out, group_full, out_of
 from haulier.services.roll_turns import roll_message
 from models import Evacuation, EvacuationState, NodeGroupNode, Roll, RollNode, RollNodeState, RollState

@@ -14,7 +14,8 @@ from haulier.clock import now
 from haulier.errors import Problem, Refused
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_refusals import before_hold, deadline_over, require_hold
-from haulier.services.evacuations import Wishes, plan_evacuation
+from haulier.services.evacuation_wishes import Wishes
+from haulier.services.evacuations import plan_evacuation
 from haulier.services.groups import find_group, open_roll_id
 from haulier.services.roll_steps import go_on, move_roll, pause_roll
 from haulier.services.roll_turns import roll_message

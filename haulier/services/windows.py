@@ -21,6 +21,7 @@ from haulier.services import evacuations, rolls
 from haulier.services.alert_duty import keep_for_alert
 from haulier.services.context import CONTROL_QUEUE, Context, Message
 from haulier.services.evacuation_refusals import before_hold, require_hold
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.groups import find_group
 from haulier.services.lookup import find_node, find_numbered
 from haulier.settings import LONGEST_S
@@ -199,7 +200,7 @@ def _begin(context: Context, begun: _Begun) -> Problem | None:
             wishes = rolls.RollWishes(begun.hold_s, begun.end, restore_at, begun.window_id)
             rolls.begin_roll(context, begun.group, wishes)
         elif begun.node is not None:
-            of_node = evacuations.Wishes(
+            of_node = Wishes(
                 deadline=before_hold(begun.end, begun.hold_s),
                 restore_at=restore_at,
                 hold_s=begun.hold_s,

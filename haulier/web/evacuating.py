@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from haulier.services import evacuations
-from haulier.services.evacuations import Wishes
+from haulier.services.evacuation_wishes import Wishes
 from haulier.settings import LONGEST_S
 from haulier.web import documents
 from haulier.web.access import Around, CallerFirst, may_write

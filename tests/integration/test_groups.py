@@ -10,7 +10,7 @@ import pytest
 
 from haulier.errors import Refused
 from haulier.services import evacuations, groups, roll_steps, rolls
-from haulier.services.evacuations import Wishes
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.rolls import RollWishes
 from models import Database, Evacuation, Roll, RollNode
 from tests.unit.services.world import World, between, neighbour, open_world

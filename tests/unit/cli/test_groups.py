@@ -14,6 +14,7 @@ from haulier.cli import around, roll
 from haulier.cli import main as cli
 from haulier.cli.output import Mode
 from haulier.services import evacuations, groups, roll_view
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.groups import ROLL_WORDS
 from haulier.services.lost_nodes import declare_lost
 from models import Evacuation, Node, Roll, Vm
@@ -167,7 +168,7 @@ def test_plan_says_first_that_it_would_be_refused(hall: World, run: Run) -> None
 
 
 def test_who_has_emptied_a_node_is_told(hall: World, run: Run) -> None:
-    evacuations.evacuate(hall.context, "alpha", evacuations.Wishes(cause="window 1"))
+    evacuations.evacuate(hall.context, "alpha", Wishes(cause="window 1"))
     assert run("evacuation show 1")[1].startswith("evacuation 1 of alpha by window 1: running")
     assert run("evacuation list")[1].splitlines()[1].split()[2:5] == ["running", "window", "1"]
 

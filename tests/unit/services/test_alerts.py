@@ -16,6 +16,7 @@ from haulier.services import evacuations, windows
 from haulier.services.alert_actions import act, act_on_all, ask_for_alerts
 from haulier.services.alert_rules import Answer, add_rule, list_rules, remove_rule
 from haulier.services.alerts import Fired, forget, list_alerts, receive, rehearse
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.nodes import NodeChange, change_node, register_node
 from models import Alert, AlertAction, AlertRule, Evacuation, MaintenanceWindow, Node
 from tests.unit.services.hall import play, show, state_of, where
@@ -619,7 +620,7 @@ def test_who_takes_a_node_over_holds_it_as_long_as_he_wishes(hall: World) -> Non
     add_rule(hall.context, "DiskFails", EMPTY_IT)
     receive(hall.context, [FIRED])
     work(hall)
-    evacuations.evacuate(hall.context, "alpha", evacuations.Wishes(hold_s=600.0, cause="roll 1"))
+    evacuations.evacuate(hall.context, "alpha", Wishes(hold_s=600.0, cause="roll 1"))
     receive(hall.context, [OVER])
     work(hall)
     assert (show(hall)["state"], show(hall)["cause"]) == ("drained", "roll 1")

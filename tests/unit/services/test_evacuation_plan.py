@@ -13,7 +13,7 @@ from sqlalchemy import delete, select
 from haulier.definition import Role, VmDefinition, VolumeSpec
 from haulier.services import evacuation_plan, evacuation_steps, evacuations, placed_moves, rules
 from haulier.services.evacuation_steps import go_on
-from haulier.services.evacuations import Wishes
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.migrations import file_migration
 from models import Migration, Node, RuleKind, Storage, TpmLedger, Vm, VmState, Volume, VolumeRole
 from tests.unit.services.hall import GIB, beat, play, show, where

@@ -15,7 +15,7 @@ from haulier.errors import Problem, Refused
 from haulier.services import batch_filing, evacuation_steps, evacuations, rules
 from haulier.services.admission import admit
 from haulier.services.evacuation_steps import go_on
-from haulier.services.evacuations import Wishes
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.filing import Terms
 from haulier.services.limits import LimitChange, set_limits
 from haulier.services.lost_nodes import declare_lost

@@ -12,7 +12,7 @@ import pytest
 from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import evacuations, groups, rolls, windows
-from haulier.services.evacuations import Wishes
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.groups import GroupChange
 from haulier.services.lost_nodes import declare_lost
 from haulier.services.windows import Times

@@ -12,7 +12,7 @@ from haulier.clock import now
 from haulier.errors import Refused
 from haulier.services import evacuations, groups, nodes, roll_view, rolls, windows
 from haulier.services.evacuation_steps import go_on
-from haulier.services.evacuations import Wishes
+from haulier.services.evacuation_wishes import Wishes
 from haulier.services.lost_nodes import declare_lost
 from haulier.services.vms import set_policy
 from haulier.services.windows import Times
