@@ -74,8 +74,7 @@ def _receive(unit: Unit, fired: Fired, known: _Known) -> dict[str, Any]:
         if fired.is_resolved:
             _resolve(unit, row)
             del known.rows[fired.fingerprint]
-        elif rule is not None and row.state is AlertState.REFUSED:
-            # Since then the node may have been added, or the rule mended.
+        elif rule is not None and _is_open_still(row, rule):
             _decide(unit, row, fired, rule, known.nodes)
     elif fired.is_resolved:
         row = _that_was_over(unit.session, fired)
@@ -84,6 +83,11 @@ def _receive(unit: Unit, fired: Fired, known: _Known) -> dict[str, Any]:
         _decide(unit, row, fired, rule, known.nodes)
         known.rows[fired.fingerprint] = row
     return _outcome(fired, row)
+
+
+def _is_open_still(row: Alert, rule: AlertRule) -> bool:
+    """Since then the node may have been added, the rule mended, or made one that is carried out."""
+    return row.state is AlertState.REFUSED or (row.state is AlertState.DRY_RUN and not rule.dry_run)
 
 
 def _that_was_over(session: Session, fired: Fired) -> Alert | None:
@@ -187,9 +191,11 @@ def rehearse(context: Context, fired: Sequence[Fired]) -> list[dict[str, Any]]:
 
 def _plan(context: Context, name: str) -> dict[str, Any]:
     try:
-        return {"plan": plan_evacuation(context, name)}
+        plan = plan_evacuation(context, name)
     except Refused as error:
         return {"outcome": AlertState.REFUSED, "message": error.problem.message}
+    # It would be tried again for as long as the alert fires.
+    return {"plan": plan, "message": next((f"would wait: {each['message']}" for each in plan["refusals"]), None)}
 
 
 def _rehearsed(fired: Fired, rule: AlertRule | None, nodes: Mapping[str, Node]) -> dict[str, Any]:

@@ -669,6 +669,23 @@ def test_rule_that_was_mended_is_asked_again(hall: World) -> None:
     assert newest(hall)["action"] == "cordon"
 
 
+def test_dry_run_of_a_rule_that_is_carried_out_since_is_done(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", replace(CORDON_IT, dry_run=True))
+    assert outcome(hall, FIRED) == ["dry_run"]
+    remove_rule(hall.context, "DiskFails")
+    add_rule(hall.context, "DiskFails", CORDON_IT)
+    assert outcome(hall, FIRED) == ["waiting"]
+    work(hall)
+    assert (state_of(hall, "alpha"), hall.count(Alert)) == ("maintenance", 1)
+
+
+def test_rehearsal_says_that_it_would_wait(hall: World) -> None:
+    add_rule(hall.context, "DiskFails", EMPTY_IT)
+    hall.change(Node, Node.name != "alpha", state="maintenance")
+    (found,) = rehearse(hall.context, [FIRED])
+    assert found["message"].startswith("would wait: db, mail, web cannot leave: no node takes it: ")
+
+
 def test_rehearsal_says_of_each_why_not(hall: World) -> None:
     add_rule(hall.context, "DiskFails", EMPTY_IT)
     hall.change(Node, Node.name == "beta", state="lost")
