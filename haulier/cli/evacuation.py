@@ -16,7 +16,7 @@ from haulier.services.context import Context
 from haulier.services.evacuation_wishes import Wishes
 
 app = App(name="evacuation", help="Show, pause, resume and cancel what empties and fills nodes.")
-_MOVES = {"vm": "vm", "target": "target", "state": "state", "now on": "now_on", "why there": "reason"}
+_MOVES = {"vm": "vm", "target": "target", "state": "state", "now on": "now_on"}
 _ENDS = frozenset({"drained", "blocked", "cancelled", "restored", "paused"})
 _YES = Parameter(negative=())
 
@@ -65,8 +65,9 @@ def _show_plan(document: dict[str, Any]) -> int:
     show(document, f"{count}{takes}")
     for problem in document["refusals"]:
         show_text(f"would be refused: {_words(problem)}")
-    if rows := [{**each, "bytes": size(each["bytes"])} for each in document["plan"]]:
-        show_text(table(rows, {"vm": "vm", "target": "target", "bytes": "bytes", "why there": "reason"}))
+    if rows := [{**each, "bytes": size(each["bytes"]), "in": _in(each)} for each in document["plan"]]:
+        columns = {"vm": "vm", "target": "target", "bytes": "bytes", "done in": "in", "why there": "reason"}
+        show_text(table(rows, columns))
     _show_blocked(document)
     _show_left(document)
     show_text(table([_load(each) for each in document["loads"]], _LOADS))
@@ -136,10 +137,15 @@ def _show(document: dict[str, Any]) -> None:
     head = f"evacuation {document['id']} of {document['node']}{by}"
     show(document, f"{head}: {document['state']}; {_counts(document)}{left}")
     show_text(f"waits for: {document['waiting_for']}")
-    if document["plan"]:
-        show_text(table(document["plan"], _MOVES))
+    if rows := [{**each, "in": _in(each)} for each in document["plan"]]:
+        goes_on = {"done in": "in"} if any(each["in"] for each in rows) else {}
+        show_text(table(rows, {**_MOVES, **goes_on, "why there": "reason"}))
     _show_blocked(document)
     _show_left(document)
+
+
+def _in(move: dict[str, Any]) -> str | None:
+    return None if move["eta_s"] is None else interval(move["eta_s"])
 
 
 def _counts(document: dict[str, Any]) -> str:

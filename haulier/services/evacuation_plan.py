@@ -18,7 +18,8 @@ from haulier.planner.refusals import STARTED
 from haulier.services.cluster import Question, load_census
 from haulier.services.context import Context
 from haulier.services.filing import Terms
-from haulier.services.placed_moves import Known, ToPlace, find_places, moves_eta_s
+from haulier.services.forecast import end_s, eta_s
+from haulier.services.placed_moves import Known, ToPlace, find_places, moves_spans
 from haulier.services.policies import kept_by_policy
 from models import EvacuationPolicy, Vm
 
@@ -31,7 +32,8 @@ _NONE: Mapping[str, int] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The moves in their order, with the bytes of each VM, and who cannot go. `eta_s`: when all of them would be done,
+    """The moves in their order, with the bytes of each VM and when it would be done (`ends`, seconds; None where nobody
+    can say), and who cannot go. `eta_s`: when all of them would be done,
     None if something else holds one of them.
     """
 
@@ -42,6 +44,7 @@ class Plan:
     spare: tuple[Problem, ...]
     gap: float | None
     cut_short: bool
+    ends: Mapping[str, float | None]
     eta_s: float | None
 
 
@@ -80,6 +83,7 @@ def plan_moves(context: Context, wanted: ToPlace, *, time_s: float | None = None
     searching_s = context.settings.placement_time_s if time_s is None else time_s
     placing, known = find_places(context, wanted, lambda cluster: place(cluster, clock=steady_s, time_s=searching_s))
     moves = known.agreed(placing.moves)
+    spans = moves_spans(context, wanted, moves, known)
     return Plan(
         moves,
         tuple(sorted(_blocked(placing, known), key=lambda each: each.guest)),
@@ -88,7 +92,8 @@ def plan_moves(context: Context, wanted: ToPlace, *, time_s: float | None = None
         placing.spare,
         placing.gap,
         placing.cut_short,
-        moves_eta_s(context, wanted, moves, known),
+        {move.guest: end_s(span) for move, span in zip(moves, spans, strict=True)},
+        eta_s(spans),
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Subquery, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from haulier.planner.forecast import Span
 from haulier.services.alert_duty import closing_alert
 from haulier.services.context import Context
 from haulier.services.evacuation_plan import Plan
 from haulier.services.evacuation_rows import find_evacuation, left_behind, missing, open_evacuation, silent_home
-from haulier.services.forecast import eta_s, spans
+from haulier.services.forecast import end_s, eta_s, spans
 from haulier.services.holds import blocked_now, holds_of
 from haulier.services.migrations import shown_state
 from haulier.services.room import source_node, target_node
@@ -37,7 +38,7 @@ def plan_document(node: Node, plan: Plan, *, but: Collection[str] = ()) -> dict[
         "state": "planned",
         "plan": [
             {"vm": move.guest, "source": node.name, "target": move.target, "reason": move.reason,
-             "bytes": plan.bytes[move.guest]}
+             "bytes": plan.bytes[move.guest], "eta_s": plan.ends[move.guest]}
             for move in moves
         ],
         "blocked": [{"vm": each.guest, **each.problem.as_dict()} for each in blocked],
@@ -68,15 +69,15 @@ def show_evacuation(context: Context, evacuation_id: int) -> dict[str, Any]:
         own = [move for move in newest.values() if move.state in OPEN_MIGRATION]
         open_ = [*own, *_of_others(session, evacuation, but=[move.id for move in own])]
         left = [] if _is_homeward(evacuation) else [vm.name for vm in left_behind(session, evacuation.node)]
-        rows = _rows(session, evacuation)
+        rows, ends = _rows(session, evacuation), _ends(context, session, open_)
         return {
             **_head(evacuation, evacuation.node.name, _counts(session, [evacuation.id])[evacuation.id]),
-            "plan": [_entry(evacuation, row, newest[row.vm_id]) for row in rows if row.vm_id in newest],
+            "plan": [_entry(evacuation, row, newest[row.vm_id], ends) for row in rows if row.vm_id in newest],
             "blocked": [
                 {"vm": row.vm, "now_on": row.node, **(row.problem or {})} for row in rows if _is_held(evacuation, row)
             ],
             "left": left,
-            "eta_s": _eta_s(context, session, open_),
+            "eta_s": eta_s([ends.get(move.id) for move in open_]),
             "waiting_for": _stops(evacuation, rows, open_) or _waits_for(context, session, evacuation, open_, left),
         }
 
@@ -208,7 +209,7 @@ def _head(evacuation: Evacuation, node: str, counts: Mapping[str, int]) -> dict[
     }
 
 
-def _entry(evacuation: Evacuation, row: _Row, move: _Move) -> dict[str, Any]:
+def _entry(evacuation: Evacuation, row: _Row, move: _Move, ends: Mapping[int, Span]) -> dict[str, Any]:
     return {
         "vm": row.vm,
         "source": move.source,
@@ -217,14 +218,13 @@ def _entry(evacuation: Evacuation, row: _Row, move: _Move) -> dict[str, Any]:
         "migration": move.id,
         "state": shown_state(move.state, needs_operator=move.needs_operator),
         "now_on": row.node,
+        "eta_s": end_s(ends.get(move.id)),
     }
 
 
-def _eta_s(context: Context, session: Session, open_: Sequence[_Move]) -> float | None:
-    if not open_:
-        return 0.0
-    expected = spans(context, session, blocked=blocked_now(session))
-    return eta_s([expected.get(move.id) for move in open_])
+def _ends(context: Context, session: Session, open_: Sequence[_Move]) -> Mapping[int, Span]:
+    """When those that have not ended will, by their numbers; not of such as are held."""
+    return spans(context, session, blocked=blocked_now(session)) if open_ else {}
 
 
 def _stops(evacuation: Evacuation, rows: Sequence[_Row], open_: Sequence[_Move]) -> str | None:

@@ -96,6 +96,11 @@ def eta_s(ends: Sequence[Span | None]) -> float | None:
     return round(max(known, default=0.0), 1) if len(known) == len(ends) else None
 
 
+def end_s(span: Span | None) -> float | None:
+    """When one will be done, in seconds; None where nobody can say."""
+    return None if span is None else round(span.end_s, 1)
+
+
 def _left_s(rates: Rates, migration: Migration, moment: datetime) -> float:
     """One that takes longer than it should is about to end, as far as anybody knows."""
     whole_s = rates.seconds(migration.planned_bytes, (migration.source_id, migration.target_id))

@@ -19,14 +19,14 @@ from sqlalchemy.orm import Session
 from haulier.errors import Problem
 from haulier.planner.admission import Wish
 from haulier.planner.failures import FailureClass, class_of, lasting
-from haulier.planner.forecast import Waiting, forecast
+from haulier.planner.forecast import Span, Waiting, forecast
 from haulier.planner.placing.cluster import Cluster
 from haulier.planner.placing.plan import Move
 from haulier.planner.refusals import FilingFacts, refuse_filing
 from haulier.services.cluster import Census
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, Wanted, plan_migrations, values_of
-from haulier.services.forecast import eta_s, measured_rates
+from haulier.services.forecast import measured_rates
 from haulier.services.room import load_room
 from models import Batch, Evacuation, Gate, Migration, Node, Vm, VmState
 
@@ -149,9 +149,9 @@ def still_there(session: Session, nodes: Mapping[int, int]) -> dict[str, Vm]:
     return {vm.name: vm for vm in found if vm.node_id == nodes[vm.id]}
 
 
-def moves_eta_s(context: Context, wanted: ToPlace, moves: Sequence[Move], known: Known) -> float | None:
-    """When the last of them would be done if they were filed now, before all that waits; None if something else holds
-    one of them.
+def moves_spans(context: Context, wanted: ToPlace, moves: Sequence[Move], known: Known) -> list[Span | None]:
+    """When each of them would begin and be done if they were filed now, in this order and before all that waits; None
+    for one that something else holds.
     """
     names, sources = wanted.census.nodes, {name: vm.node_id for name, vm in wanted.census.vms.items()}
     ids = {name: node_id for node_id, name in names.items()}
@@ -165,7 +165,7 @@ def moves_eta_s(context: Context, wanted: ToPlace, moves: Sequence[Move], known:
         for number, move in enumerate(moves)
     ]
     spans = forecast(waiting, (), room)
-    return eta_s([spans.get(number) for number in range(len(moves))])
+    return [spans.get(number) for number in range(len(moves))]
 
 
 def newest_promise(session: Session) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from haulier.services.batches import show_batch
 from haulier.services.cluster import Movable, Question, load_census
 from haulier.services.context import Context, Unit
 from haulier.services.filing import Terms, Wanted, meets_another
+from haulier.services.forecast import eta_s
 from haulier.services.liveness import silent_s
 from haulier.services.placed_moves import (
     PLACED_AGAIN,
@@ -31,7 +32,7 @@ from haulier.services.placed_moves import (
     Known,
     ToPlace,
     find_places,
-    moves_eta_s,
+    moves_spans,
     newest_promise,
     write_moves,
 )
@@ -139,7 +140,7 @@ def _plan(context: Context, moves: int, *, alone: bool) -> _Plan:
         _refused(known, {move.guest for move in agreed}),
         wanted.census.vms,
         known.bytes,
-        moves_eta_s(context, wanted, agreed, known),
+        eta_s(moves_spans(context, wanted, agreed, known)),
         newest,
     )
 

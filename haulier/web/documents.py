@@ -178,7 +178,9 @@ class Held(Reason):
 
 
 class Move(BaseModel):
-    """A VM, where it goes and why; as long as it is only planned without a migration."""
+    """A VM, where it goes and why; as long as it is only planned without a migration. `eta_s`: it will be done then, in
+    seconds from now; none of one that is done, or held.
+    """
 
     vm: str
     source: str
@@ -188,6 +190,7 @@ class Move(BaseModel):
     migration: int | None = None
     state: str | None = None
     now_on: str | None = None
+    eta_s: float | None = None
 
 
 class Plan(BaseModel):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from haulier.clock import now
 from haulier.services import evacuations
 from haulier.services.evacuation_view import list_evacuations
-from models import Migration, MigrationState
+from haulier.services.limits import LimitChange, set_limits
+from models import LimitScope, Migration, MigrationState
 from tests.unit.services.hall import beat, hold, play, show, where
 from tests.unit.services.world import World, statements
 
@@ -42,6 +45,21 @@ def test_in_one_line_what_is_at_work_and_what_waits(hall: World) -> None:
     assert show(hall)["waiting_for"].startswith("2 moves are at work, 1 waits, web, for: none may be at work")
     hall.change(Migration, Migration.id == 3, state=MigrationState.RUNNING)
     assert show(hall)["waiting_for"] == "3 moves are at work"
+
+
+def test_when_each_and_all_will_be_done_is_told(hall: World) -> None:
+    """One at a time, two seconds each."""
+    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), 1)])
+    planned = evacuations.plan_evacuation(hall.context, "alpha")
+    ends = [each["eta_s"] for each in planned["plan"]]
+    assert ends == sorted(ends)
+    assert (ends[0] >= 2, ends[1] >= ends[0] + 2, ends[2] >= ends[1] + 2) == (True, True, True)
+    assert planned["eta_s"] == ends[2]
+    begun = evacuations.evacuate(hall.context, "alpha")
+    left = sorted(each["eta_s"] for each in begun["plan"])
+    assert (left[0] <= ends[0], left[2], begun["eta_s"]) == (True, pytest.approx(ends[2], abs=2), left[2])
+    play(hall)
+    assert ({each["eta_s"] for each in show(hall)["plan"]}, show(hall)["eta_s"]) == ({None}, 0.0)
 
 
 def test_what_is_about_to_arrive_is_waited_for(hall: World) -> None:
