@@ -249,6 +249,15 @@ def test_any_moment_of_the_switch_over(model: Model, beginnings: Beginnings, kin
     assert {"running", "handed_over"} <= seen, "the commit was not among these moments"
 
 
+def test_undo_finds_the_monitor_free_that_a_worker_which_died_had_open(model: Model, beginnings: Beginnings) -> None:
+    """A kernel closes what a process had open; the model did not always, and the undo was begun again for ever."""
+    machine = type("Disorder", (Disorder,), {"model": model, "beginnings": beginnings})()
+    machine.begin(beginning=Phase.HAND_OVER, paused=False, ahead=28)
+    machine.play(numbers=[0, 0], writes=False)
+    machine.disaster(kind="worker dies", number=1)
+    machine.teardown()
+
+
 @pytest.mark.timeout(0 if RUNS > USUAL_RUNS else 600)
 @pytest.mark.parametrize("share", range(SHARES))
 def test_any_disorder_ends_well(model: Model, beginnings: Beginnings, share: int) -> None:

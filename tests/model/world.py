@@ -256,6 +256,10 @@ class Model:
         for strand in worker.strands:
             strand.kill()
         worker.strands.clear()
+        for qemu in self.pair.running(FakeQemu, worker.queue.removeprefix("node.")):
+            # The kernel closes what a process had open: its monitor takes another client.
+            qemu.client, qemu.tell = None, []
+            qemu.client_left.ring()
 
     def start_worker(self, worker: Worker) -> None:
         """As tasks/node_worker.py does. One that fails here ends, and its supervisor begins it again."""
