@@ -10,7 +10,6 @@ from haulier.errors import Problem, Refused
 from haulier.services import evacuations
 from haulier.services.alert_duty import (
     HOLDS,
-    cause_of,
     exclude_others,
     heir_of_evacuation,
     heir_of_node,
@@ -18,6 +17,7 @@ from haulier.services.alert_duty import (
     note_done,
     take_up,
 )
+from haulier.services.causes import ALERT, cause_of
 from haulier.services.context import CONTROL_QUEUE, Context, Message, Unit
 from haulier.services.evacuation_rows import open_evacuation
 from haulier.services.evacuation_wishes import Wishes
@@ -80,7 +80,7 @@ def act(context: Context, alert_id: int) -> None:
         if action is AlertAction.CORDON:
             _cordon(context, alert_id)
         else:
-            evacuations.evacuate(context, name, Wishes(cause=cause_of(alert_id), alert=alert_id))
+            evacuations.evacuate(context, name, Wishes(cause=cause_of(ALERT, alert_id), alert=alert_id))
     except Refused as error:
         _hold(context, alert_id, error.problem)
 
@@ -91,7 +91,7 @@ def _cordon(context: Context, alert_id: int) -> None:
         node = unit.session.get_one(Node, row.node_id, with_for_update=True, populate_existing=True)
         is_open = node.state is NodeState.ONLINE
         if is_open:
-            set_maintenance(unit, node, on=True, by=cause_of(alert_id))
+            set_maintenance(unit, node, on=True, by=cause_of(ALERT, alert_id))
         note_done(unit, row, was_so=not is_open)
 
 
@@ -103,7 +103,7 @@ def _close_again(context: Context, alert_id: int) -> None:
             return
         node = unit.session.get_one(Node, row.node_id, with_for_update=True, populate_existing=True)
         if node.state is NodeState.ONLINE:
-            set_maintenance(unit, node, on=True, by=cause_of(alert_id))
+            set_maintenance(unit, node, on=True, by=cause_of(ALERT, alert_id))
 
 
 def _hold(context: Context, alert_id: int, problem: Problem) -> None:
@@ -134,13 +134,13 @@ def take_back(unit: Unit, row: Alert) -> None:
 def _bring_back(unit: Unit, row: Alert) -> None:
     """As at the end of a window: whoever looks after those does it."""
     # By the cause: an alert that is over before its act was told of has begun none.
-    its = (Evacuation.node_id == row.node_id, Evacuation.cause == cause_of(row.id), Evacuation.state.in_(HOLDS))
+    its = (Evacuation.node_id == row.node_id, Evacuation.cause == cause_of(ALERT, row.id), Evacuation.state.in_(HOLDS))
     evacuation = unit.session.scalar(select(Evacuation).where(*its).with_for_update(of=Evacuation))
     if evacuation is None:
         return
     heir = heir_of_evacuation(unit.session, evacuation)
     if heir is not None:
-        evacuation.cause = cause_of(heir.id)
+        evacuation.cause = cause_of(ALERT, heir.id)
     elif evacuation.node_was is NodeState.ONLINE:
         _fill(unit, evacuation)
 
@@ -156,10 +156,10 @@ def _open(unit: Unit, row: Alert, node_id: int) -> None:
     # The evacuation before its node, as everywhere.
     evacuation = there and session.get_one(Evacuation, there.id, with_for_update=True, populate_existing=True)
     node = session.get_one(Node, node_id, with_for_update=True, populate_existing=True)
-    if node.closed_by != cause_of(row.id):
+    if node.closed_by != cause_of(ALERT, row.id):
         return
     heir = heir_of_node(session, node)
-    node.closed_by = cause_of(heir.id) if heir is not None else None
+    node.closed_by = cause_of(ALERT, heir.id) if heir is not None else None
     if heir is not None:
         return
     if node.state is NodeState.MAINTENANCE:

@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from haulier.clock import now
 from haulier.errors import Refused
+from haulier.services.causes import ALERT, cause_of, number_of
 from haulier.services.context import Context, Unit
 from models import Alert, AlertAction, AlertState, Evacuation, EvacuationState, Node
 from models.transitions import OPEN_EVACUATION
 
 # Which alert a node belongs to next is decided by one at a time.
 _ALERTS = 4
-_CAUSE = "alert "
 # The first of them is the heir: one that gives the node back at its end before one that does not.
 _HEIRS = (Alert.restore.desc(), Alert.id)
 # Its node is being emptied, or is empty.
@@ -31,16 +31,6 @@ _TO_END = (*HOLDS, EvacuationState.CANCELLED)
 def exclude_others(unit: Unit) -> None:
     """Nobody else writes alerts before the end of this transaction. Before all other locks of it."""
     unit.context.database.exclude_others(unit.session, _ALERTS)
-
-
-def cause_of(alert_id: int) -> str:
-    """What an evacuation, and a node, says that an alert has emptied or closed."""
-    return f"{_CAUSE}{alert_id}"
-
-
-def is_alerts(cause: str | None) -> bool:
-    """Whether that is an alert."""
-    return cause is not None and cause.startswith(_CAUSE)
 
 
 def take_up(unit: Unit, alert_id: int) -> Alert:
@@ -79,8 +69,8 @@ def heir_of_evacuation(session: Session, evacuation: Evacuation) -> Alert | None
 def is_over(session: Session, evacuation: Evacuation) -> bool:
     """Whether an evacuation is that of an alert which is over and was to be taken back, and no other one wants it."""
     ended = (Alert.node_id == evacuation.node_id, Alert.action == AlertAction.EVACUATE, Alert.restore.is_(True))
-    rows = session.scalars(select(Alert.id).where(*ended, Alert.state == AlertState.RESOLVED))
-    is_its = any(cause_of(alert_id) == evacuation.cause for alert_id in rows)
+    own = (Alert.id == number_of(evacuation.cause, ALERT), Alert.state == AlertState.RESOLVED)
+    is_its = session.scalar(select(Alert.id).where(*ended, *own)) is not None
     return is_its and heir_of_evacuation(session, evacuation) is None
 
 
@@ -104,7 +94,7 @@ def keep_for_alert(context: Context, evacuation_id: int) -> bool:
         if heir is None:
             # To fill it would open it. Beat asks again.
             return closing_alert(unit.session, evacuation) is not None
-        evacuation.cause, evacuation.restore_at = cause_of(heir.id), None
+        evacuation.cause, evacuation.restore_at = cause_of(ALERT, heir.id), None
         unit.note("evacuation.kept", node=evacuation.node.name, evacuation=evacuation.id, cause=evacuation.cause)
         return True
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from haulier.clock import now
-from haulier.services.alert_duty import is_alerts
+from haulier.services.causes import ALERT, ROLL, WINDOW, number_of
 from models import Evacuation, EvacuationState, MaintenanceWindow, NodeState, Roll
 
 _E = EvacuationState
@@ -43,7 +43,7 @@ def wish_too(evacuation: Evacuation, wishes: Wishes) -> None:
     is the one that counts.
     """
     until, is_filled = evacuation.restore_at, evacuation.node_was is NodeState.ONLINE
-    if wishes.alert is None and is_alerts(evacuation.cause):
+    if wishes.alert is None and number_of(evacuation.cause, ALERT) is not None:
         evacuation.cause = wishes.cause
         evacuation.restore_at = wishes.restore_at if is_filled else None
         evacuation.hold_s = wishes.hold_s if is_filled else None
@@ -79,13 +79,11 @@ def end_beside_hold(session: Session, evacuation: Evacuation) -> datetime | None
     """The end of the window or roll that has begun one that is held: when all is brought back at the latest, though its
     hold was over before. None where there is none, or it was taken away since.
     """
-    kind, _, number = (evacuation.cause or "").partition(" ")
-    if kind == "roll" and number.isdecimal():
-        return session.scalar(select(Roll.restore_at).where(Roll.id == int(number)))
-    if kind != "window" or not number.isdecimal() or evacuation.deadline is None:
-        return None
-    window = session.get(MaintenanceWindow, int(number))
-    if window is None or not window.restore:
+    if (roll_id := number_of(evacuation.cause, ROLL)) is not None:
+        return session.scalar(select(Roll.restore_at).where(Roll.id == roll_id))
+    window_id = number_of(evacuation.cause, WINDOW)
+    window = None if window_id is None else session.get(MaintenanceWindow, window_id)
+    if window is None or not window.restore or evacuation.deadline is None:
         return None
     # It was to be empty so long before the end.
     return evacuation.deadline + timedelta(seconds=window.hold_s or 0)

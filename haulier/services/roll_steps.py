@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from haulier.clock import now
 from haulier.errors import Problem, Refused
+from haulier.services.causes import ROLL, cause_of
 from haulier.services.context import Context, Unit
 from haulier.services.evacuation_refusals import before_hold
 from haulier.services.evacuation_rows import lost_node
@@ -129,7 +130,7 @@ def wishes_of(roll: Roll) -> Wishes:
         restore_at=roll.restore_at,
         hold_s=roll.hold_s,
         roll_id=roll.id,
-        cause=f"roll {roll.id}",
+        cause=cause_of(ROLL, roll.id),
     )
 
 

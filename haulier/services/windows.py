@@ -19,6 +19,7 @@ from haulier.errors import Problem, Refused
 from haulier.planner.windows import find_zone, next_start
 from haulier.services import evacuations, rolls
 from haulier.services.alert_duty import keep_for_alert
+from haulier.services.causes import WINDOW, cause_of, number_of
 from haulier.services.context import CONTROL_QUEUE, Context, Message
 from haulier.services.evacuation_refusals import before_hold, require_hold
 from haulier.services.evacuation_wishes import Wishes
@@ -29,8 +30,6 @@ from models import Evacuation, EvacuationState, MaintenanceWindow, Roll
 
 log = structlog.get_logger()
 _E = EvacuationState
-# What an evacuation says that a window has begun.
-_CAUSE = "window "
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,11 @@ def _last(session: Session) -> dict[int, str]:
     newest = select(func.max(Roll.id)).where(Roll.window_id.is_not(None)).group_by(Roll.window_id)
     rolls_ = session.execute(select(Roll.window_id, Roll.id, Roll.state).where(Roll.id.in_(newest)))
     found = {row.window_id: f"roll {row.id}: {row.state}" for row in rolls_}
-    begun = select(func.max(Evacuation.id)).where(Evacuation.cause.startswith(_CAUSE)).group_by(Evacuation.cause)
+    begun = select(func.max(Evacuation.id)).where(Evacuation.cause.startswith(f"{WINDOW} ")).group_by(Evacuation.cause)
     of_nodes = session.execute(
         select(Evacuation.cause, Evacuation.id, Evacuation.state).where(Evacuation.id.in_(begun))
     )
-    return found | {int(row.cause.removeprefix(_CAUSE)): f"evacuation {row.id}: {row.state}" for row in of_nodes}
+    return found | {number_of(row.cause, WINDOW): f"evacuation {row.id}: {row.state}" for row in of_nodes}
 
 
 def remove_window(context: Context, window_id: int) -> dict[str, Any]:
@@ -205,7 +204,7 @@ def _begin(context: Context, begun: _Begun) -> Problem | None:
                 restore_at=restore_at,
                 hold_s=begun.hold_s,
                 window=True,
-                cause=f"{_CAUSE}{begun.window_id}",
+                cause=cause_of(WINDOW, begun.window_id),
             )
             evacuations.evacuate(context, begun.node, of_node)
     except Refused as error:
