@@ -16,8 +16,8 @@ from haulier.services.alert_rules import add_rule
 from haulier.services.alerts import list_alerts, receive
 from haulier.services.nodes import NodeChange, change_node
 from models import Alert, Database, Evacuation
+from tests.unit.services.alarms import CORDON_IT, EMPTY_IT, FIRED, OTHER, OTHER_OVER, OVER, work
 from tests.unit.services.hall import open_hall, show, state_of
-from tests.unit.services.test_alerts import CORDON_IT, EMPTY_IT, FIRED, OTHER, OTHER_OVER, OVER, work
 from tests.unit.services.world import World, between, neighbour, open_world
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from haulier.services.consent import consent, follow_consents
 from models import Database, Operation, QueueLimit
+from tests.unit.services.consents import hold_web, state, work
 from tests.unit.services.hall import hold, open_hall, where
-from tests.unit.services.test_consent import hold_web, state, work
 from tests.unit.services.world import between, neighbour, open_world
 
 

@@ -10,9 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from haulier.clock import now
-from haulier.definition.batch_file import BatchEntry, BatchFile
 from haulier.errors import Problem, Refused
-from haulier.services import batch_filing, evacuation_steps, evacuations, rules
+from haulier.services import evacuation_steps, evacuations, rules
 from haulier.services.admission import admit
 from haulier.services.evacuation_steps import go_on
 from haulier.services.evacuation_wishes import Wishes
@@ -23,8 +22,6 @@ from haulier.services.migrations import cancel_migration, file_migration
 from haulier.services.nodes import NodeChange, change_node
 from haulier.services.vms import set_policy
 from models import (
-    Batch,
-    BatchState,
     EvacuationPolicy,
     LimitScope,
     Migration,
@@ -34,7 +31,6 @@ from models import (
     Storage,
     Vm,
     VmState,
-    Volume,
 )
 from tests.unit.services.hall import GIB, beat, hold, play, show, state_of, where
 from tests.unit.services.world import World, between, neighbour
@@ -64,108 +60,6 @@ def test_plan_touches_nothing_and_is_what_is_done(hall: World) -> None:
     planned = {each["vm"]: each["target"] for each in plan["plan"]}
     assert {each["vm"]: each["target"] for each in document["plan"]} == planned
     assert plan["refusals"] == []
-
-
-def pair_apart(hall: World) -> None:
-    """`web` may leave alpha for beta only, and `mail` is to be elsewhere: it is on beta, about to leave."""
-    hall.change(Vm, Vm.name == "mail", node_id=2)
-    hall.change(Volume, Volume.vm_id == 3, storage_id=2)
-    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["web", "mail"])
-    rules.add_rule(hall.context, "near", RuleKind.ONLY_ON, vms=["web"], nodes=["alpha", "beta"])
-    hold(hall)
-
-
-def free(hall: World) -> None:
-    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_place_is_taken_when_whoever_must_be_apart_has_left_it(hall: World, alone: bool) -> None:
-    if alone:
-        set_policy(hall.context, "db", EvacuationPolicy.LIVE)
-        hall.change(Vm, Vm.name == "db", state=VmState.STOPPED)
-    pair_apart(hall)
-    file_migration(hall.context, "mail", target="gamma")
-    document = evacuations.evacuate(hall.context, "alpha")
-    assert "web" not in {each["vm"] for each in document["plan"]}
-    assert [(each["vm"], each["code"]) for each in document["blocked"]] == [("web", "partner_leaving")]
-    beat(hall)
-    assert show(hall)["state"] == "running", "it waits, and nobody has to look"
-    free(hall)
-    hall.sent.clear()
-    admit(hall.context)
-    play(hall)
-    assert where(hall)["mail"] == "gamma"
-    beat(hall)
-    play(hall)
-    assert (show(hall)["state"], where(hall)["web"]) == ("drained", "beta")
-
-
-def test_place_is_given_up_when_whoever_must_be_apart_stays_there(hall: World) -> None:
-    pair_apart(hall)
-    file_migration(hall.context, "mail", target="gamma")
-    evacuations.evacuate(hall.context, "alpha")
-    free(hall)
-    play(hall, broken={"gamma": Problem("disk_broken", "it is broken", "Mend it.")})
-    beat(hall)
-    play(hall)
-    document = show(hall)
-    assert (document["state"], where(hall)["web"], where(hall)["mail"]) == ("blocked", "alpha", "beta")
-    assert [each["code"] for each in document["blocked"]] == ["rule"]
-
-
-def test_pair_apart_that_leaves_one_node_does_not_wait_for_each_other(hall: World) -> None:
-    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["web", "mail", "db"])
-    evacuations.evacuate(hall.context, "alpha")
-    play(hall)
-    assert (show(hall)["state"], len(set(where(hall).values()))) == ("drained", 3)
-
-
-@pytest.mark.parametrize("by", ["target", "batch", "operator"])
-def test_who_cannot_leave_by_itself_is_not_waited_for(hall: World, by: str) -> None:
-    """Two that are to change places would wait for each other for ever: the reason is told."""
-    pair_apart(hall)
-    file_migration(hall.context, "mail", target="alpha" if by == "target" else "gamma")
-    if by == "batch":
-        with hall.context.database.write() as session:
-            batch = Batch(key="k", name="k", forgiven=0, created_at=now(), state=BatchState.PAUSED)
-            session.add(batch)
-            session.flush()
-            session.get_one(Migration, 1).batch_id = batch.id
-    if by == "operator":
-        hall.change(Migration, needs_operator=True)
-    (blocked,) = evacuations.plan_evacuation(hall.context, "alpha")["blocked"]
-    evacuations.evacuate(hall.context, "alpha")
-    free(hall)
-    play(hall)
-    beat(hall, blocked_too=True)
-    play(hall)
-    document = show(hall)
-    assert (document["state"], where(hall)["web"]) == ("blocked", "alpha")
-    assert blocked["code"] == document["blocked"][0]["code"] == "rule"
-    assert "which mail is to leave for" in document["waiting_for"]
-
-
-def test_one_that_comes_home_waits_for_whoever_must_be_apart_to_leave_there(hall: World) -> None:
-    evacuations.evacuate(hall.context, "alpha")
-    play(hall)
-    hall.change(Vm, Vm.name == "mail", node_id=1)
-    home = where(hall)
-    rules.add_rule(hall.context, "pair", RuleKind.APART, vms=["web", "mail"])
-    hall.change(Node, Node.name == "alpha", state="online")
-    hold(hall)
-    file_migration(hall.context, "mail", target=home["db"])
-    hall.change(Node, Node.name == "alpha", state="drained")
-    document = evacuations.restore(hall.context, "alpha")
-    assert [(each["vm"], each["code"]) for each in document["blocked"]] == [("web", "partner_leaving")]
-    beat(hall)
-    assert show(hall)["state"] == "restoring"
-    free(hall)
-    for _ in range(2):
-        admit(hall.context)
-        play(hall)
-        beat(hall)
-    assert (show(hall)["state"], where(hall)["web"], where(hall)["mail"]) == ("restored", "alpha", home["db"])
 
 
 def test_asked_twice_it_is_the_one_that_runs(hall: World) -> None:
@@ -398,61 +292,6 @@ def test_whoever_dies_while_he_cancels_leaves_nothing_that_begins(hall: World, m
     assert set(where(hall).values()) == {"alpha"}
 
 
-def test_restore_brings_home_who_is_away_and_nobody_else(hall: World) -> None:
-    evacuations.evacuate(hall.context, "alpha")
-    play(hall)
-    away = where(hall)["mail"]
-    target = next(each for each in ("beta", "gamma") if each != away)
-    batch_filing.submit(hall.context, BatchFile((BatchEntry(1, "mail", target, None, (), None),)))
-    play(hall)
-    by_hand = where(hall)["mail"]
-    assert by_hand != away
-    evacuations.restore(hall.context, "alpha")
-    play(hall)
-    assert show(hall)["state"] == "restored"
-    assert where(hall) == {"web": "alpha", "db": "alpha", "mail": by_hand}
-    assert state_of(hall, "alpha") == "online"
-    with pytest.raises(Refused) as refused:
-        evacuations.restore(hall.context, "alpha")
-    assert refused.value.code == "nothing_to_restore"
-
-
-def test_restore_remembers_across_evacuations(hall: World) -> None:
-    """What came from alpha to beta, and left beta when that was emptied, goes home to alpha, and not to beta again."""
-    hall.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
-    evacuations.evacuate(hall.context, "alpha")
-    play(hall)
-    assert set(where(hall).values()) == {"beta"}
-    hall.change(Node, Node.name == "gamma", state="online")
-    evacuations.evacuate(hall.context, "beta")
-    play(hall)
-    assert set(where(hall).values()) == {"gamma"}
-    evacuations.restore(hall.context, "alpha")
-    play(hall)
-    assert set(where(hall).values()) == {"alpha"}
-    evacuations.restore(hall.context, "beta")
-    play(hall)
-    assert set(where(hall).values()) == {"alpha"}
-    assert show(hall, 2)["state"] == "restored"
-
-
-def test_restore_brings_what_fits_and_tells_of_the_rest(hall: World) -> None:
-    evacuations.evacuate(hall.context, "alpha")
-    play(hall)
-    facts = {"swtpm_version": "0.7.1", "libtpms_version": "0.9.2", "ram_bytes": 3 * GIB, "ram_free_bytes": 3 * GIB}
-    hall.change(Node, Node.name == "alpha", facts=facts)
-    evacuations.restore(hall.context, "alpha")
-    play(hall)
-    document = show(hall)
-    assert document["state"] == "restored"
-    assert [each["code"] for each in document["blocked"]] == ["no_ram"]
-    assert sorted(where(hall).values()).count("alpha") == 2
-    hall.change(Node, Node.name == "alpha", facts=facts | {"ram_bytes": 16 * GIB, "ram_free_bytes": 16 * GIB})
-    evacuations.restore(hall.context, "alpha")
-    play(hall)
-    assert set(where(hall).values()) == {"alpha"}
-
-
 def test_two_evacuations_that_want_each_others_nodes_do_not_meet(hall: World) -> None:
     evacuations.evacuate(hall.context, "alpha")
     with neighbour(hall) as other:
@@ -606,45 +445,6 @@ def test_node_that_is_back_belongs_to_its_evacuation_again(hall: World) -> None:
         change_node(hall.context, "alpha", NodeChange(maintenance=False))
     beat(hall)
     assert state_of(hall, "alpha") == "draining"
-
-
-def test_restore_ends_what_waits_to_leave(hall: World) -> None:
-    """Only beta is open, then none is; what waited for it does not leave when it is back."""
-    hall.change(Node, Node.name.in_(("gamma", "delta")), state="maintenance")
-    hold(hall)
-    evacuations.evacuate(hall.context, "alpha")
-    hall.change(Node, Node.name == "beta", state="maintenance")
-    beat(hall)
-    assert show(hall)["state"] == "blocked"
-    evacuations.restore(hall.context, "alpha")
-    hall.change(Node, Node.name == "beta", state="online")
-    set_limits(hall.context, [LimitChange(LimitScope.CLUSTER, (), None)])
-    play(hall)
-    beat(hall)
-    assert show(hall)["state"] == "restored"
-    assert set(where(hall).values()) == {"alpha"}
-    assert {each.state for each in _migrations(hall)} == {"cancelled"}
-
-
-def test_what_waits_to_come_home_is_waited_for(hall: World) -> None:
-    """The node is silent for a while: it boots."""
-    evacuations.evacuate(hall.context, "alpha")
-    play(hall)
-    hall.silence("alpha")
-    assert evacuations.restore(hall.context, "alpha")["state"] == "restoring"
-    beat(hall)
-    assert {each["code"] for each in show(hall)["blocked"]} == {"node_silent"}
-    assert "the worker of node alpha does not run" in show(hall)["waiting_for"]
-    hall.change(Node, Node.name == "alpha", heartbeat_at=now())
-    beat(hall)
-    admit(hall.context)
-    hall.silence("alpha")
-    beat(hall)
-    assert show(hall)["state"] == "restoring"
-    hall.change(Node, Node.name == "alpha", heartbeat_at=now())
-    beat(hall)
-    play(hall)
-    assert (show(hall)["state"], set(where(hall).values())) == ("restored", {"alpha"})
 
 
 def test_what_a_user_has_sent_to_a_closed_node_is_left_to_him_and_named(hall: World) -> None:
