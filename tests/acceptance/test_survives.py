@@ -147,6 +147,15 @@ class TestClock:
         all_arrive(stack, guests, numbers)
 
 
+# Seen with 7.2, which stands still, and with 10.0, which does not.
+_GOES_ON_SINCE = (10,)
+
+
+def qemu_of(stack: Stack, node: str) -> tuple[int, ...]:
+    """The version of a node's QEMU."""
+    return tuple(map(int, stack.table("node", name=node)[0]["facts"]["qemu_version"].split(".")))
+
+
 @pytest.mark.usefixtures("right_at_last")
 class TestStream:
     """QEMU 7.2 waits for its rate limit until a moment of the day, and an hour too long if the clock is put back."""
@@ -161,6 +170,12 @@ class TestStream:
             stack.haulier("migration", "cancel", str(other)).done()
         clock.put(HOUR_S)
         stack.haulier("queue", "set", "--link", "alpha:beta=usual").done()
+        if qemu_of(stack, "alpha") >= _GOES_ON_SINCE:
+            wait_until("it has arrived", lambda: states(stack, [number]) == ["done"])
+            assert guests[0].row()["node"] == "beta"
+            guests[0].wait_ticks(10)
+            assert_all_is_well(stack, guests[0])
+            return
         wait_until("it is given up", lambda: stack.table("migration", id=number)[0]["problems"])
         (migration,) = stack.table("migration", id=number)
         assert (migration["state"], migration["problems"][0]["code"]) == ("rolling_back", "stalled")
